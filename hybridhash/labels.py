@@ -1,0 +1,110 @@
+"""Labels of images: what "similar" means, everywhere in the package.
+
+Two forms are accepted wherever labels are: class ids ``(N,)`` and multi-hot rows ``(N, C)``. Two items are
+similar (relevant to each other) if they share at least one label; an item without any label (id -1, or a row
+of zeros) is similar to nothing, itself included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_labels", "shared_labels", "similar"]
+
+
+def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels") -> Tensor:
+    """Check labels and bring them into one of the two canonical forms.
+
+    Args:
+        labels: class ids, integers ``(N,)`` with values >= 0, or -1 for "no label"; or multi-hot rows
+            ``(N, C)`` of any dtype with values 0 and 1.
+        length: the required number of rows ``N``, None if any.
+        name: how an error message calls the argument.
+
+    Returns:
+        int64 ``(N,)`` or bool ``(N, C)``, on the device of ``labels``; never the caller's tensor written to.
+
+    Raises:
+        TypeError: not a tensor, or class ids that are not integers.
+        ValueError: wrong number of dimensions or rows, no class column, an id below -1, an entry that is
+            neither 0 nor 1.
+
+    Example:
+        >>> as_labels(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([[ True, False],
+                [False,  True]])
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}: wrap it in torch.as_tensor")
+    if labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} must be class ids (N,) or multi-hot rows (N, C), got shape {tuple(labels.shape)}"
+        )
+    if length is not None and labels.shape[0] != length:
+        raise ValueError(f"{name} has {labels.shape[0]} rows, expected {length}: one row for each code")
+    if labels.ndim == 1:
+        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+            raise TypeError(
+                f"{name} of shape (N,) are class ids and must be integers, got {labels.dtype}: "
+                "use labels.long(), or give multi-hot rows (N, C)"
+            )
+        ids = labels.to(torch.int64)
+        if ids.numel() and int(ids.min()) < -1:
+            raise ValueError(f"{name} must be class ids >= 0 (or -1 for no label), got {int(ids.min())}")
+        return ids
+    if labels.shape[1] == 0:
+        raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
+    hot = labels != 0
+    if labels.dtype != torch.bool and not torch.equal(hot.to(labels.dtype), labels):
+        odd = labels[hot.to(labels.dtype) != labels][0].item()
+        raise ValueError(f"{name} of shape (N, C) must be multi-hot (0 or 1), got the entry {odd}")
+    return hot
+
+
+def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
+    """Number of labels that each query shares with each database item.
+
+    Args:
+        query_labels: ``(Nq,)`` class ids or ``(Nq, C)`` multi-hot, as :func:`as_labels` returns them.
+        database_labels: ``(Nd,)`` or ``(Nd, C)``; may be of the other form than ``query_labels``.
+
+    Returns:
+        float32 ``(Nq, Nd)``, whole numbers 0..C (0 or 1 if both sides are class ids).
+
+    Raises:
+        ValueError: the two sides have different numbers of classes, or an id beyond the other side's columns.
+
+    Example:
+        >>> shared_labels(torch.tensor([[True, True, False]]), torch.tensor([[True, True, True], [False] * 3]))
+        tensor([[2., 0.]])
+    """
+    if query_labels.ndim == 1 and database_labels.ndim == 1:
+        equal = query_labels[:, None] == database_labels[None, :]
+        return (equal & (query_labels >= 0)[:, None]).float()
+    classes = (query_labels if query_labels.ndim == 2 else database_labels).shape[1]
+    query, database = _multi_hot(query_labels, classes), _multi_hot(database_labels, classes)
+    return query @ database.T
+
+
+def similar(query_labels: Tensor, database_labels: Tensor) -> Tensor:
+    """Which pairs share at least one label: bool ``(Nq, Nd)``; arguments as :func:`shared_labels`.
+
+    Example:
+        >>> similar(torch.tensor([0, 1, -1]), torch.tensor([0, 1, -1]))
+        tensor([[ True, False, False],
+                [False,  True, False],
+                [False, False, False]])
+    """
+    return shared_labels(query_labels, database_labels) > 0
+
+
+def _multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """float32 ``(N, classes)``; a row of zeros where the id is -1."""
+    if labels.ndim == 2:
+        if labels.shape[1] != classes:
+            raise ValueError(f"labels of {labels.shape[1]} and of {classes} classes cannot be compared")
+        return labels.float()
+    if labels.numel() and int(labels.max()) >= classes:
+        raise ValueError(f"class id {int(labels.max())} does not fit multi-hot labels of {classes} classes")
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
