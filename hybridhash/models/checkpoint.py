@@ -1,0 +1,192 @@
+"""One mapping from every known checkpoint layout to the network's own."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from math import isqrt
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blocks import Attention, merge_blocks, split_blocks
+
+if TYPE_CHECKING:
+    from .hybridhash import HybridHash
+
+__all__ = ["checkpoint_filter_fn"]
+
+_logger = logging.getLogger(__name__)
+
+# Public names (timm's NesT, the HybridHash reference) to ours, applied in this order.
+_RENAME = (
+    (r"^(levels\.\d+)\.transformer_encoder\.", r"\1.blocks."),
+    (r"^(levels\.\d+)\.pool\.conv_glo\.", r"\1.interaction.global_branch.reduce."),
+    (r"^(levels\.\d+)\.pool\.conv\.", r"\1.interaction.local."),
+    (r"^(levels\.\d+)\.pool\.norm\.", r"\1.interaction.norm."),
+    (r"^(levels\.\d+)\.pool\.global_attention\.", r"\1.interaction.global_branch.attn."),
+    (r"^hashlayer_train\.convS1\.", "head.interaction.local_row."),
+    (r"^hashlayer_train\.convS2\.", "head.interaction.local_col."),
+    (r"^hashlayer_train\.conv2\.", "head.fc."),
+    (r"^hashlayer_train\.global_attention\.", "head.interaction.global_branch.attn."),
+    (r"global_branch\.attn\.pos_embed_glo$", "global_branch.pos_embed"),
+)
+# What NesT does not have, and HybridHash adds.
+_NEW_IN_HYBRIDHASH = re.compile(r"\.global_branch\.|^head\.")
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
+    """Map a checkpoint of any known layout to the model's state dict.
+
+    Known are: the model's own layout; timm's NesT (``nest_*_jx``), whose classifier and surplus layers are
+    dropped and whose missing parts (global branches, hash layer) are filled so that ``forward_features``
+    computes what NesT computes; and the layout of the public HybridHash reference. Position embeddings are
+    resampled to the model's grid. ``head.fc`` is passed on as it is: timm drops it if the bits differ.
+
+    Args:
+        state_dict: the checkpoint's tensors; not written to.
+        model: the model to load into.
+
+    Returns:
+        A new state dict in the model's layout.
+
+    Raises:
+        ValueError: keys missing, left over or of the wrong shape, or a layout that is none of the three; the
+            message names the keys.
+    """
+    if any(key.startswith("hashlayer_train.") for key in state_dict):
+        mapped = _from_reference(state_dict, model)
+    elif any(".transformer_encoder." in key for key in state_dict):
+        mapped = _from_nest(state_dict, model)
+    elif any(re.match(r"levels\.\d+\.blocks\.", key) for key in state_dict):
+        mapped = dict(state_dict)
+    else:
+        some = ", ".join(sorted(state_dict)[:5]) or "no tensor at all"
+        raise ValueError(
+            f"this is neither HybridHash nor timm's NesT nor the HybridHash reference, it has: {some}"
+        )
+    _resample_pos_embeds(mapped, model)
+    _check(mapped, model)
+    return mapped
+
+
+def _rename(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
+    mapped = {}
+    for key, value in state_dict.items():
+        for pattern, name in _RENAME:
+            key = re.sub(pattern, name, key)
+        if key.endswith((".reduce.weight", "head.fc.weight")) and value.ndim == 4:
+            value = value.flatten(1)  # a 1x1 convolution is a Linear
+        if key.endswith(".attn.proj.weight"):
+            value = _merge_heads_naturally(value, _num_heads(key, model))
+        mapped[key] = value
+    return mapped
+
+
+def _num_heads(key: str, model: HybridHash) -> int:
+    """Heads of the attention that a key belongs to, in a layer that the model has or in a surplus one."""
+    try:
+        attention = model.get_submodule(_in_first_layer(key).removesuffix(".proj.weight"))
+    except AttributeError:
+        return 1  # of a module that the model does not have: the check names it
+    return attention.num_heads if isinstance(attention, Attention) else 1
+
+
+def _in_first_layer(key: str) -> str:
+    return re.sub(r"\.blocks\.\d+\.", ".blocks.0.", key)
+
+
+def _merge_heads_naturally(weight: Tensor, num_heads: int) -> Tensor:
+    """Output projection of NesT, whose input columns run (channel, head), to columns in (head, channel)."""
+    out_dim, in_dim = weight.shape
+    return weight.reshape(out_dim, in_dim // num_heads, num_heads).transpose(1, 2).reshape(out_dim, in_dim)
+
+
+def _from_reference(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
+    # FcLayer is created but never used by the reference.
+    mapped = _rename({k: v for k, v in state_dict.items() if not k.startswith("FcLayer.")}, model)
+    if not model.legacy_token_order:
+        warnings.warn(
+            "this checkpoint has the layout of the public HybridHash reference, which mixes channels and "
+            "positions of the block tokens; weights that were trained there give their own codes only with "
+            "create_model(..., legacy_token_order=True, pad_type='')",
+            stacklevel=2,
+        )
+    return mapped
+
+
+def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
+    mapped = _rename({k: v for k, v in state_dict.items() if not k.startswith("head.")}, model)
+    expected = model.state_dict()
+    surplus = [key for key in mapped if key not in expected and _in_first_layer(key) in expected]
+    if surplus:
+        layers = sorted({key.split(".attn.")[0] for key in surplus if ".attn.qkv.weight" in key})
+        _logger.info("NesT's surplus layers are dropped: %s", ", ".join(layers))
+    for key in surplus:
+        del mapped[key]
+    for key, value in expected.items():
+        if key not in mapped and _NEW_IN_HYBRIDHASH.search(key):
+            # Silent until trained; the maps before it keep their random start, so that all of it learns.
+            silent = ".global_branch.attn.proj." in key
+            mapped[key] = torch.zeros_like(value) if silent else value.clone()
+    if model.num_classes > 0:
+        warnings.warn(
+            "the weights are NesT's backbone: the hash layer is untrained, so train the model (see "
+            "hybridhash.losses) before its codes are used for retrieval",
+            stacklevel=2,
+        )
+    return mapped
+
+
+def _resample_pos_embeds(mapped: dict[str, Tensor], model: HybridHash) -> None:
+    """Fit position embeddings of another image size or token grid, bicubically, in place of ``mapped``."""
+    for key, target in model.state_dict().items():
+        source = mapped.get(key)
+        if not key.endswith("pos_embed") or source is None or source.shape == target.shape:
+            continue
+        if source.ndim != target.ndim or source.shape[-1] != target.shape[-1]:
+            continue  # another architecture: _check names it
+        shape = source.shape if source.ndim == 4 else (1, 1, *source.shape[1:])
+        new_shape = target.shape if target.ndim == 4 else (1, 1, *target.shape[1:])
+        grid, edge = isqrt(shape[1]), isqrt(shape[2])
+        new_grid, new_edge = isqrt(new_shape[1]), isqrt(new_shape[2])
+        if (grid * grid, edge * edge) != tuple(shape[1:3]):
+            continue
+        plane = merge_blocks(source.reshape(shape).float(), grid, edge).permute(0, 3, 1, 2)
+        size = new_grid * new_edge
+        plane = F.interpolate(plane, size=(size, size), mode="bicubic", align_corners=False)
+        resized = split_blocks(plane.permute(0, 2, 3, 1), new_grid, new_edge)
+        mapped[key] = resized.reshape(target.shape).to(source.dtype)
+        _logger.info("%s resampled from %s to %s", key, tuple(source.shape), tuple(target.shape))
+
+
+def _check(mapped: dict[str, Tensor], model: HybridHash) -> None:
+    """Every key there, none left over, every shape right; but what timm adapts afterwards may differ."""
+    expected = model.state_dict()
+    adapted_later = {"head.fc.weight", "head.fc.bias"}
+    missing = sorted(set(expected) - set(mapped) - adapted_later)
+    unexpected = sorted(set(mapped) - set(expected) - adapted_later)
+    wrong = sorted(
+        f"{key} {tuple(mapped[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in set(expected) & set(mapped) - adapted_later
+        if not _fits(key, mapped[key], expected[key])
+    )
+    problems = [
+        f"{what}: {', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            "the checkpoint does not fit the model (check embed_dims, depths, patch_size): "
+            + "; ".join(problems)
+        )
+
+
+def _fits(key: str, source: Tensor, target: Tensor) -> bool:
+    if key == "patch_embed.proj.weight":  # the number of input channels is adapted by the loader
+        return source.ndim == 4 and (source.shape[0], source.shape[2:]) == (target.shape[0], target.shape[2:])
+    return source.shape == target.shape
