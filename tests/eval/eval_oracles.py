@@ -1,0 +1,59 @@
+"""Slow, literal definitions of the metrics on one ranked list, and all orders of tied items."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+
+BITS = 6
+
+
+def orders(distances: list[int], grades: list[int]) -> Iterator[list[int]]:
+    """The ranked grades of every order of items at equal distance (each order once for each permutation)."""
+    levels = [
+        [g for d, g in zip(distances, grades, strict=True) if d == level] for level in sorted(set(distances))
+    ]
+    for choice in itertools.product(*(itertools.permutations(level) for level in levels)):
+        yield [grade for level in choice for grade in level]
+
+
+def stable_order(distances: list[int], grades: list[int]) -> list[int]:
+    return [grade for _, _, grade in sorted(zip(distances, range(len(distances)), grades, strict=True))]
+
+
+def average_precision(ranked: list[int], k: int, denominator: str = "hits", weighted: bool = False) -> float:
+    total, hits, gain = 0.0, 0, 0
+    for rank, grade in enumerate(ranked[:k], start=1):
+        hits += grade > 0
+        gain += grade if weighted else grade > 0
+        if grade > 0:
+            total += gain / rank
+    divisor = hits if denominator == "hits" else min(k, sum(grade > 0 for grade in ranked))
+    return total / divisor if divisor else 0.0
+
+
+def over_orders(
+    metric: Callable[[list[int]], float], distances: list[int], grades: list[int]
+) -> dict[str, float]:
+    values = [metric(ranked) for ranked in orders(distances, grades)]
+    return {
+        "expected": sum(values) / len(values),
+        "best": max(values),
+        "worst": min(values),
+        "stable": metric(stable_order(distances, grades)),
+    }
+
+
+def instance(
+    distances: list[int], grades: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes and multi-hot labels of one query and its database with these distances and shared labels."""
+    query = torch.ones(1, BITS)
+    database = torch.ones(len(distances), BITS)
+    for item, distance in enumerate(distances):
+        database[item, :distance] = -1
+    classes = 4
+    labels = torch.arange(classes) < torch.tensor(grades)[:, None]
+    return query, torch.ones(1, classes, dtype=torch.bool), database, labels
