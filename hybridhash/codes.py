@@ -7,19 +7,31 @@ exactly 0 is bit 0. This is the layout that FAISS, usearch (``b1``), Milvus and 
 
 from __future__ import annotations
 
-import operator
 import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .bits import (
+    MAX_BITS,
+    binarize,
+    check_packed,
+    check_width,
+    pack_bits,
+    pack_codes,
+    packed_distances,
+    packed_topk,
+    unpack_bits,
+    unpack_codes,
+)
+from .labels import as_labels
 
 __all__ = [
     "MAX_BITS",
@@ -34,80 +46,8 @@ __all__ = [
     "unpack_codes",
 ]
 
-MAX_BITS = 512
-
 _FORMAT, _VERSION = "hybridhash.codes", "1"
-_PAIRS = 1 << 21  # pairs of a block of distances: 2 MiB of them on the CPU
-_TILE = 1 << 15  # pairs of a tile of the CPU kernel: its words stay in the second-level cache
-
-
-def binarize(codes: Tensor) -> Tensor:
-    """Binary codes of real-valued ones: +1 where ``code > 0``, -1 elsewhere (so 0 gives -1, infinities their sign).
-
-    Args:
-        codes: ``(..., bits)`` of any real dtype except uint8, which means packed codes here.
-
-    Returns:
-        A new tensor of the same shape with values -1 and +1: in the dtype of ``codes`` if that is floating,
-        else int8. It carries no gradient.
-
-    Raises:
-        TypeError: not a tensor, complex, or uint8.
-        ValueError: a code is NaN.
-
-    Example:
-        >>> binarize(torch.tensor([[0.3, -2.0, 0.0, 0.1]]))
-        tensor([[ 1., -1., -1.,  1.]])
-    """
-    _check_unpacked(codes)
-    _check_not_nan(codes, "codes")
-    dtype = codes.dtype if codes.dtype.is_floating_point else torch.int8
-    return (codes.detach() > 0).to(dtype).mul_(2).sub_(1)
-
-
-def pack_codes(codes: Tensor) -> Tensor:
-    """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
-
-    Args:
-        codes: ``(N, bits)`` real-valued or ±1, any real dtype except uint8; 1 to 512 bits.
-
-    Returns:
-        uint8 ``(N, ceil(bits / 8))`` on the device of ``codes``.
-
-    Raises:
-        TypeError: not a tensor, complex, or uint8 (packed already).
-        ValueError: not ``(N, bits)``, too few or too many bits, or a code is NaN.
-
-    Example:
-        >>> pack_codes(torch.tensor([[1.0, -1, -1, -1, -1, -1, -1, 1, 1]]))
-        tensor([[129, 128]], dtype=torch.uint8)
-    """
-    return _pack(codes, "codes")
-
-
-def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The ±1 codes that packed bits stand for; inverse of :func:`pack_codes`.
-
-    Args:
-        packed: uint8 ``(N, ceil(bits / 8))`` with zero padding bits.
-        bits: code length, 1 to 512.
-        dtype: dtype of the result: floating, or a signed integer.
-
-    Returns:
-        ``(N, bits)`` of ``dtype`` with values -1 and +1, on the device of ``packed``.
-
-    Raises:
-        TypeError: ``packed`` is not a uint8 tensor, ``bits`` not an integer, or ``dtype`` cannot hold -1.
-        ValueError: the shape does not fit ``bits``, or a padding bit is set.
-
-    Example:
-        >>> unpack_codes(torch.tensor([[0b10100000]], dtype=torch.uint8), 3)
-        tensor([[ 1., -1.,  1.]])
-    """
-    if dtype in (torch.bool, torch.uint8) or dtype.is_complex or (not dtype.is_signed):
-        raise TypeError(f"dtype must hold -1 and +1 (floating or signed integer), got {dtype}")
-    _check_packed(packed, bits, "packed")
-    return _unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1)
+_KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
 
 
 def as_packed(
@@ -144,9 +84,9 @@ def as_packed(
     if codes.dtype == torch.uint8:
         if bits is None:
             raise ValueError(f"{name} is uint8, which means packed codes: say how many bits with bits=")
-        _check_packed(codes, bits, name)
+        check_packed(codes, bits, name)
         return codes, bits
-    packed = _pack(codes, name)
+    packed = pack_codes(codes, name=name)
     if bits is not None and bits != codes.shape[1]:
         raise ValueError(
             f"{name} has {codes.shape[1]} bits (columns), but bits={bits} was given: leave bits out"
@@ -191,43 +131,13 @@ def as_packed_pair(
     return query, database, bits
 
 
-def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -> Tensor:
-    """Hamming distances of a chunk of packed queries to a chunk of packed database items, unchecked and exact.
-
-    The one kernel behind every distance, ranking and metric of the package. On the CPU it counts the bits of
-    the exclusive or of machine words; elsewhere it is a product of ±1 matrices in half precision, which is
-    exact because all sums are whole numbers up to 512. The caller checks (:func:`as_packed_pair`) and chunks:
-    the whole result is held in memory.
-
-    Args:
-        query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
-        database_packed: uint8 ``(n, ceil(bits / 8))`` on the same device.
-        bits: code length, 1 to 512.
-
-    Returns:
-        ``(q, n)`` with values 0..bits: uint8 if ``bits <= 255``, else int16.
-
-    Example:
-        >>> packed_distances(*torch.tensor([[[0b11000000]], [[0b10100000]]], dtype=torch.uint8), bits=3)
-        tensor([[2]], dtype=torch.uint8)
-    """
-    dtype = torch.uint8 if bits <= 255 else torch.int16
-    if query_packed.device.type != "cpu":
-        query = unpack_codes(query_packed, bits, dtype=torch.float16)
-        database = unpack_codes(database_packed, bits, dtype=torch.float16)
-        return (query @ database.T).neg_().add_(bits).mul_(0.5).to(dtype)
-    out = torch.empty((query_packed.shape[0], database_packed.shape[0]), dtype=dtype)
-    _count_differing_bits(_words(query_packed), _words(database_packed), out.numpy())
-    return out
-
-
 def hamming_distance(
     query_codes: Tensor | HashCodes, database_codes: Tensor | HashCodes, *, bits: int | None = None
 ) -> Tensor:
-    """Hamming distance of each query to each database item: the number of bits in which the codes differ.
+    """Hamming distance of each query to each database item: the number of bits that differ.
 
-    ``d(a, b) = (bits - <a, b>) / 2`` for ±1 codes ``a`` and ``b``. The result holds all ``Nq * Nd`` pairs; use
-    :func:`hamming_topk` for the nearest only.
+    ``d(a, b) = (bits - <a, b>) / 2`` for ±1 codes ``a`` and ``b``. The result holds all ``Nq * Nd`` pairs;
+    :func:`hamming_topk` gives the nearest only.
 
     Args:
         query_codes: real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`.
@@ -241,15 +151,11 @@ def hamming_distance(
         TypeError, ValueError: see :func:`as_packed_pair`.
 
     Example:
-        >>> hamming_distance(torch.tensor([[1.0, 1.0, -1.0]]), torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]))
+        >>> query, database = torch.tensor([[0.9, 0.2, -0.1]]), torch.tensor([[1, 1, 1], [-1, -1, 1]])
+        >>> hamming_distance(query, database)
         tensor([[1, 3]], dtype=torch.int16)
     """
-    query, database, bits = as_packed_pair(query_codes, database_codes, bits=bits)
-    out = torch.empty((query.shape[0], database.shape[0]), dtype=torch.int16, device=query.device)
-    rows = max(1, _PAIRS // database.shape[0])
-    for start in range(0, query.shape[0], rows):
-        out[start : start + rows] = packed_distances(query[start : start + rows], database, bits)
-    return out
+    return packed_distances(*as_packed_pair(query_codes, database_codes, bits=bits)).to(torch.int16)
 
 
 def hamming_topk(
@@ -260,7 +166,7 @@ def hamming_topk(
     bits: int | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The nearest database items of each query, exactly: by Hamming distance, equal distances by database index.
+    """The nearest database items of each query: by Hamming distance, equal distances by database index.
 
     Streams over the database in chunks: no ``(Nq, Nd)`` tensor is kept.
 
@@ -288,114 +194,9 @@ def hamming_topk(
     query, database, bits = as_packed_pair(query_codes, database_codes, bits=bits)
     size = database.shape[0]
     top_k = size if top_k is None else min(_positive(top_k, "top_k", "use None for the whole database"), size)
-    chunk = 1 << 16 if query.device.type == "cpu" else 1 << 20
     if chunk_size is not None:
-        chunk = _positive(chunk_size, "chunk_size", "use None for the default")
-    chunk = max(chunk, top_k)
-    distances = torch.empty((query.shape[0], top_k), dtype=torch.int16, device=query.device)
-    indices = torch.empty((query.shape[0], top_k), dtype=torch.int64, device=query.device)
-    rows = min(max(1, _PAIRS // min(chunk, size)), 65536 // (bits + 1))
-    select = _topk_words if query.device.type == "cpu" else _topk_keys
-    for start in range(0, query.shape[0], rows):
-        part = slice(start, start + rows)
-        distances[part], indices[part] = select(query[part], database, bits, top_k, chunk)
-    return distances, indices
-
-
-def _topk_words(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Top-k of a few queries on the CPU: sort the first items, then sort in only what is nearer than the k-th."""
-    rows = query.shape[0]
-    size = min(chunk, max(4 * top_k, 4096))
-    block = packed_distances(query, database[:size], bits).numpy()
-    indices = np.argsort(block, axis=1, kind="stable")[:, :top_k]
-    distances = np.take_along_axis(block, indices, axis=1)
-    start = block.shape[1]
-    while start < database.shape[0]:
-        size = min(2 * size, chunk)
-        block = packed_distances(query, database[start : start + size], bits).numpy()
-        # A later item at the distance of the k-th loses the tie, so "nearer" is strict.
-        row, column = np.nonzero(block < distances[:, -1:])
-        row = np.concatenate([np.repeat(np.arange(rows), top_k), row])
-        distance = np.concatenate([distances.ravel(), block[row[rows * top_k :], column]])
-        index = np.concatenate([indices.ravel(), column + start])
-        # Stable and by (row, distance): a radix sort on 16 bits, and the index order survives.
-        order = np.argsort((row * (bits + 1) + distance).astype(np.uint16), kind="stable")
-        counts = np.bincount(row, minlength=rows)
-        order = order[(np.cumsum(counts) - counts)[:, None] + np.arange(top_k)]
-        distances, indices = distance[order], index[order]
-        start += block.shape[1]
-    return torch.from_numpy(distances), torch.from_numpy(indices)
-
-
-def _topk_keys(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Top-k of a few queries on an accelerator: the smallest keys ``distance * Nd + index``."""
-    size = database.shape[0]
-    best = torch.empty((query.shape[0], 0), dtype=torch.int64, device=query.device)
-    for start in range(0, size, chunk):
-        block = packed_distances(query, database[start : start + chunk], bits)
-        index = torch.arange(start, start + block.shape[1], device=query.device)
-        keys = torch.cat([best, block * size + index], dim=1)
-        best = keys.topk(min(top_k, keys.shape[1]), dim=1, largest=False).values
-    return best // size, best % size
-
-
-def _words(packed: Tensor) -> np.ndarray[Any, Any]:
-    """Packed rows as machine words ``(words, N)``: of 1, 2 or 4 bytes, else as many of 8 as needed."""
-    array = np.ascontiguousarray(packed.numpy())
-    width = array.shape[1]
-    word = next((size for size in (1, 2, 4) if width <= size), 8)
-    if width % word:
-        array = np.pad(array, ((0, 0), (0, -width % word)))
-    return np.ascontiguousarray(array.view(f"u{word}").T)
-
-
-def _count_differing_bits(
-    query: np.ndarray[Any, Any], database: np.ndarray[Any, Any], out: np.ndarray[Any, Any]
-) -> None:
-    """Write the Hamming distances of words ``(words, q)`` and ``(words, n)`` into ``out (q, n)``, tile by tile."""
-    columns = min(_TILE, out.shape[1])
-    if not columns:
-        return
-    rows = max(1, _TILE // columns)
-    words = np.empty((rows, columns), query.dtype)
-    counts = np.empty((rows, columns), np.uint8)
-    for top in range(0, out.shape[0], rows):
-        for left in range(0, out.shape[1], columns):
-            tile = out[top : top + rows, left : left + columns]
-            word, count = (buffer[: tile.shape[0], : tile.shape[1]] for buffer in (words, counts))
-            for i in range(query.shape[0]):
-                np.bitwise_xor(
-                    query[i, top : top + rows, None], database[i, None, left : left + columns], out=word
-                )
-                if i == 0:
-                    np.bitwise_count(word, out=tile)
-                else:
-                    np.add(tile, np.bitwise_count(word, out=count), out=tile)
-
-
-def _pack(codes: Tensor, name: str) -> Tensor:
-    """:func:`pack_codes` with the argument's name for errors."""
-    _check_unpacked(codes, name)
-    if codes.ndim != 2:
-        raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
-    _check_bits(codes.shape[1], f"the number of columns of {name}")
-    _check_not_nan(codes, name)
-    return _pack_bits(codes.detach() > 0)
-
-
-def _pack_bits(bits: Tensor) -> Tensor:
-    """bool ``(N, width)`` to uint8 ``(N, ceil(width / 8))``, big-endian, zero-padded on the right."""
-    packed = bits.new_zeros((bits.shape[0], -(-bits.shape[1] // 8)), dtype=torch.uint8)
-    for offset in range(min(8, bits.shape[1])):
-        column = bits[:, offset::8].to(torch.uint8)
-        packed[:, : column.shape[1]] |= column << (7 - offset)
-    return packed
-
-
-def _unpack_bits(packed: Tensor, width: int) -> Tensor:
-    """uint8 ``(N, ceil(width / 8))`` to uint8 ``(N, width)`` of 0 and 1."""
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
-    return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width]
+        _positive(chunk_size, "chunk_size", "use None for the default")
+    return packed_topk(query, database, bits, top_k, chunk_size)
 
 
 def _known_bits(codes: object) -> int | None:
@@ -407,48 +208,6 @@ def _known_bits(codes: object) -> int | None:
     return None
 
 
-def _check_unpacked(codes: Tensor, name: str = "codes") -> None:
-    if not isinstance(codes, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
-    if codes.dtype == torch.uint8:
-        raise TypeError(
-            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
-        )
-    if codes.dtype.is_complex:
-        raise TypeError(f"{name} must be real, got {codes.dtype}")
-
-
-def _check_not_nan(codes: Tensor, name: str) -> None:
-    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
-        count = int(torch.isnan(codes).flatten(1).any(1).sum()) if codes.ndim > 1 else 1
-        raise ValueError(
-            f"{name} has NaN in {count} of {len(codes)} rows: NaN has no sign; did training diverge?"
-        )
-
-
-def _check_bits(bits: int, name: str = "bits") -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{name} must be an integer, got {bits!r}")
-    if not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"{name} must be 1 to {MAX_BITS}, got {bits}")
-
-
-def _check_packed(packed: Tensor, bits: int, name: str) -> None:
-    _check_bits(bits)
-    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
-        kind = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
-        raise TypeError(f"{name} must be a uint8 tensor of packed codes, got {kind}: use pack_codes")
-    width = -(-bits // 8)
-    if packed.ndim != 2 or packed.shape[1] != width:
-        raise ValueError(
-            f"{name} of {bits} bits must be (N, {width}), got shape {tuple(packed.shape)}: is bits right?"
-        )
-    if bits % 8 and bool((packed[:, -1] & (0xFF >> bits % 8)).any()):
-        raise ValueError(
-            f"{name} has bits set in the padding after bit {bits} of its last byte: is bits={bits} right?"
-        )
-
-
 def _positive(value: int, name: str, advice: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer >= 1, got {value!r}: {advice}")
@@ -457,18 +216,30 @@ def _positive(value: int, name: str, advice: str) -> int:
     return value
 
 
-Index: TypeAlias = "int | slice | Sequence[int] | Sequence[bool] | Tensor"
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class HashCodes:
-    """Packed binary codes of images, with their labels and ids if known.
+    """Packed binary codes of images, with their labels and ids where known; all tensors on one device.
+
+    ``codes[index]`` takes an int, a slice, a list, a bool mask or an integer tensor and always gives
+    HashCodes (an int gives one row); ``len(codes)`` is the number of images, ``==`` compares the content.
 
     Attributes:
         packed: uint8 ``(N, ceil(bits / 8))``.
-        bits: code length.
-        labels: None, int64 class ids ``(N,)``, or bool multi-hot ``(N, C)``.
-        ids: None, or int64 ``(N,)``: which image each row is (a row number of the data set, say).
+        bits: code length, 1 to 512.
+        labels: None, or class ids int64 ``(N,)`` or multi-hot bool ``(N, C)``, as
+            :func:`hybridhash.labels.as_labels` makes them of what is given.
+        ids: None, or int64 ``(N,)``: which image each row is, a row number of the data set, say.
+
+    Raises:
+        TypeError, ValueError: ``packed`` does not fit ``bits``, labels or ids of a wrong shape, dtype or
+            length, or on another device.
+
+    Example:
+        >>> codes = HashCodes.from_codes(torch.randn(5, 12), labels=torch.tensor([0, 1, 2, 0, 1]))
+        >>> codes
+        HashCodes(size=5, bits=12, bytes=10, labels=class ids, ids=None)
+        >>> len(codes[codes.labels == 0])
+        2
     """
 
     packed: Tensor
@@ -476,14 +247,236 @@ class HashCodes:
     labels: Tensor | None = None
     ids: Tensor | None = None
 
+    # Without it, Python would iterate by calling __getitem__ with 0, 1, 2 ...: one object for each row.
+    __iter__ = None
+
+    def __post_init__(self) -> None:
+        check_packed(self.packed, self.bits, "packed")
+        if self.labels is not None:
+            labels = as_labels(self.labels, length=len(self))
+            object.__setattr__(self, "labels", _beside(labels, self.packed, "labels"))
+        if self.ids is not None:
+            ids = _as_ids(self.ids, len(self))
+            object.__setattr__(self, "ids", _beside(ids, self.packed, "ids"))
+
     @classmethod
     def from_codes(cls, codes: Tensor, labels: Tensor | None = None, ids: Tensor | None = None) -> HashCodes:
-        """HashCodes of real-valued or ±1 codes ``(N, bits)``."""
+        """Pack real-valued or ±1 codes ``(N, bits)``; raises as :func:`pack_codes` and the class do.
+
+        Example:
+            >>> HashCodes.from_codes(torch.tensor([[0.5, -0.5]]), ids=torch.tensor([7])).packed
+            tensor([[128]], dtype=torch.uint8)
+        """
         return cls(pack_codes(codes), codes.shape[1], labels, ids)
+
+    @classmethod
+    def cat(cls, parts: Sequence[HashCodes]) -> HashCodes:
+        """Join codes of equal bits, of one kind of labels, and all or none of them with ids.
+
+        Raises:
+            TypeError: a part is not HashCodes.
+            ValueError: no part at all, or parts that do not fit: bits, labels, ids or devices differ.
+
+        Example:
+            >>> codes = HashCodes.from_codes(torch.ones(2, 8))
+            >>> len(HashCodes.cat([codes, codes, codes[:1]]))
+            5
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("HashCodes.cat got no parts: give at least one HashCodes")
+        for number, part in enumerate(parts):
+            if not isinstance(part, HashCodes):
+                raise TypeError(f"HashCodes.cat takes HashCodes only, part {number} is {type(part).__name__}")
+            for what, first, other in zip(_KINDS, parts[0]._kinds(), part._kinds(), strict=True):
+                if first != other:
+                    raise ValueError(
+                        f"cannot join HashCodes: {what} of part 0: {first}, of part {number}: {other}"
+                    )
+        labels, ids = (
+            None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+            for name in ("labels", "ids")
+        )
+        return cls(torch.cat([part.packed for part in parts]), parts[0].bits, labels, ids)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HashCodes:
+        """Read what :meth:`save` wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated or no safetensors file, holds something else, is of another
+                version of the format, or its content does not fit together. The message names the file.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                # Cloned because the tensors are views of the file on disk, which may change or go.
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is truncated or not a safetensors file ({error}): write it again with HashCodes.save"
+            ) from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(
+                f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
+                f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
+            )
+        if metadata.get("version") != _VERSION:
+            raise ValueError(
+                f"{file} has version {metadata.get('version')!r} of the format, this hybridhash reads "
+                f"{_VERSION!r}: upgrade hybridhash, or write the codes again"
+            )
+        try:
+            if "classes" in metadata:
+                classes, multi_hot = int(metadata["classes"]), tensors.pop("multi_hot")
+                check_width(multi_hot, classes, "multi_hot")
+                labels = unpack_bits(multi_hot, classes).bool()
+            else:
+                labels = tensors.pop("labels", None)
+            codes = cls(tensors.pop("packed"), int(metadata["bits"]), labels, tensors.pop("ids", None))
+            if tensors:
+                raise ValueError(f"unexpected tensors {sorted(tensors)}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is damaged ({error}): write it again with HashCodes.save") from error
+        return codes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; it replaces an older one only when it is complete on disk.
+
+        Holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes are) and
+        ``ids``, and as metadata the format, its version, ``bits`` and the number of ``classes`` of multi-hot
+        labels. The device is not kept.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            OSError: the file cannot be written. An older file stays as it was, nothing else is left behind.
+
+        Example:
+            >>> import tempfile
+            >>> codes = HashCodes.from_codes(torch.randn(5, 12), labels=torch.arange(5))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     codes.save(f"{folder}/codes.safetensors")
+            ...     HashCodes.load(f"{folder}/codes.safetensors") == codes
+            True
+        """
+        file = Path(os.path.realpath(path))
+        if not file.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write {file}: the folder {file.parent} does not exist, create it"
+            )
+        tensors = {"packed": self.packed}
+        metadata = {"format": _FORMAT, "version": _VERSION, "bits": str(self.bits)}
+        if self.labels is not None and self.labels.ndim == 2:
+            tensors["multi_hot"] = pack_bits(self.labels)
+            metadata["classes"] = str(self.labels.shape[1])
+        elif self.labels is not None:
+            tensors["labels"] = self.labels
+        if self.ids is not None:
+            tensors["ids"] = self.ids
+        # Clones, because safetensors refuses tensors that share memory (labels given as ids, too).
+        tensors = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            save_file(tensors, temporary, metadata)
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, file)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {file}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The codes as ±1 ``(N, bits)`` of ``dtype``; see :func:`unpack_codes`."""
+        return unpack_codes(self.packed, self.bits, dtype=dtype)
+
+    def to(self, device: torch.device | str) -> HashCodes:
+        """The same with all tensors on ``device``; tensors that are there already are not copied."""
+        labels, ids = (None if t is None else t.to(device) for t in (self.labels, self.ids))
+        return HashCodes(self.packed.to(device), self.bits, labels, ids)
 
     def __len__(self) -> int:
         return self.packed.shape[0]
 
-    def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The codes as ±1 ``(N, bits)`` of ``dtype``."""
-        return unpack_codes(self.packed, self.bits, dtype=dtype)
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> HashCodes:
+        rows = _rows(index, len(self))
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.packed.device)
+        labels, ids = (None if t is None else t[rows] for t in (self.labels, self.ids))
+        return HashCodes(self.packed[rows], self.bits, labels, ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HashCodes):
+            return NotImplemented
+        if len(self) != len(other) or self._kinds()[:3] != other._kinds()[:3]:
+            return False
+        other = other.to(self.packed.device)
+        pairs = ((self.packed, other.packed), (self.labels, other.labels), (self.ids, other.ids))
+        return all(a is None or b is None or torch.equal(a, b) for a, b in pairs)
+
+    def __repr__(self) -> str:
+        bits, labels, ids, device = self._kinds()
+        where = "" if device == "cpu" else f", device={device}"
+        size = f"size={len(self)}, bits={bits}, bytes={self.packed.numel()}"
+        return f"HashCodes({size}, labels={labels}, ids={ids}{where})"
+
+    def _kinds(self) -> tuple[str, str, str, str]:
+        """What must agree to join codes, in words: in the order of ``_KINDS``."""
+        labels = "None"
+        if self.labels is not None:
+            labels = "class ids" if self.labels.ndim == 1 else f"multi-hot of {self.labels.shape[1]} classes"
+        return str(self.bits), labels, "None" if self.ids is None else "int64", str(self.packed.device)
+
+
+def _beside(rows: Tensor, packed: Tensor, name: str) -> Tensor:
+    """``rows``, if they are on the device of ``packed``."""
+    if rows.device != packed.device:
+        raise ValueError(f"{name} is on {rows.device} but the codes on {packed.device}: move one with .to()")
+    return rows
+
+
+def _as_ids(ids: Tensor, length: int) -> Tensor:
+    """``length`` whole numbers as int64."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
+    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    if ids.shape != (length,):
+        raise ValueError(f"ids must be ({length},), one for each code, got shape {tuple(ids.shape)}")
+    return ids.to(torch.int64)
+
+
+def _rows(index: object, size: int) -> slice | Tensor:
+    """An index of any accepted kind as a slice with a positive step, or as row numbers, checked."""
+    if isinstance(index, slice):
+        start, stop, step = index.indices(size)
+        return slice(start, stop, step) if step > 0 else torch.arange(start, stop, step)
+    if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+        index = [int(index)]
+    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool:
+        index = index[None]
+    if not isinstance(index, (list, range, np.ndarray, Tensor)):
+        raise TypeError(
+            f"index must be an int, slice, list, bool mask or integer tensor, got {type(index).__name__}"
+        )
+    rows = torch.as_tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.uint8:
+        raise TypeError(
+            f"index must be one-dimensional, of bools or (not uint8) integers, got {rows.dtype} of shape "
+            f"{tuple(rows.shape)}"
+        )
+    if rows.dtype == torch.bool:
+        if rows.shape[0] != size:
+            raise IndexError(f"the mask has {rows.shape[0]} entries for {size} codes")
+        return rows.nonzero()[:, 0]
+    if rows.numel() and not -size <= int(rows.min()) <= int(rows.max()) < size:
+        outside = rows[(rows < -size) | (rows >= size)][0].item()
+        raise IndexError(f"index {outside} is out of range for {size} codes")
+    return rows.long()

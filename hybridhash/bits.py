@@ -1,0 +1,324 @@
+"""Tensors of binary codes: binarize, pack and unpack, and the kernels of distances and top-k on packed bits.
+
+:mod:`hybridhash.codes` stands on this: it takes codes in any form, and says what packed means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MAX_BITS",
+    "binarize",
+    "check_packed",
+    "check_width",
+    "pack_bits",
+    "pack_codes",
+    "packed_distances",
+    "packed_topk",
+    "unpack_bits",
+    "unpack_codes",
+]
+
+MAX_BITS = 512
+
+_TILE = 1 << 18  # bytes of a tile of distances on the CPU: they stay in the second-level cache
+_PAIRS = 1 << 21  # pairs in a block of distances on the CPU, one or two bytes each
+_DEVICE_PAIRS = 1 << 24  # elsewhere: about 20 bytes each while they are ranked
+
+
+def binarize(codes: Tensor) -> Tensor:
+    """Binary codes: +1 where ``code > 0``, -1 elsewhere. So 0 gives -1, and an infinity its sign.
+
+    Args:
+        codes: ``(..., bits)`` of any real dtype except uint8, which means packed codes here.
+
+    Returns:
+        A new tensor of the same shape with values -1 and +1: in the dtype of ``codes`` if that is floating,
+        else int8. It carries no gradient.
+
+    Raises:
+        TypeError: not a tensor, complex, or uint8.
+        ValueError: a code is NaN.
+
+    Example:
+        >>> binarize(torch.tensor([[0.3, -2.0, 0.0, 0.1]]))
+        tensor([[ 1., -1., -1.,  1.]])
+    """
+    _check_unpacked(codes)
+    _check_not_nan(codes, "codes")
+    dtype = codes.dtype if codes.dtype.is_floating_point else torch.int8
+    return (codes.detach() > 0).to(dtype).mul_(2).sub_(1)
+
+
+def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:
+    """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
+
+    Args:
+        codes: ``(N, bits)`` real-valued or ±1, any real dtype except uint8; 1 to 512 bits.
+        name: how an error message calls ``codes``.
+
+    Returns:
+        uint8 ``(N, ceil(bits / 8))`` on the device of ``codes``.
+
+    Raises:
+        TypeError: not a tensor, complex, or uint8 (packed already).
+        ValueError: not ``(N, bits)``, too few or too many bits, or a code is NaN.
+
+    Example:
+        >>> pack_codes(torch.tensor([[1.0, -1, -1, -1, -1, -1, -1, 1, 1]]))
+        tensor([[129, 128]], dtype=torch.uint8)
+    """
+    _check_unpacked(codes, name)
+    if codes.ndim != 2:
+        raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
+    _check_bits(codes.shape[1], f"the number of columns of {name}")
+    _check_not_nan(codes, name)
+    return pack_bits(codes.detach() > 0)
+
+
+def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The ±1 codes that packed bits stand for; inverse of :func:`pack_codes`.
+
+    Args:
+        packed: uint8 ``(N, ceil(bits / 8))`` with zero padding bits.
+        bits: code length, 1 to 512.
+        dtype: dtype of the result: floating, or a signed integer.
+
+    Returns:
+        ``(N, bits)`` of ``dtype`` with values -1 and +1, on the device of ``packed``.
+
+    Raises:
+        TypeError: ``packed`` is not a uint8 tensor, ``bits`` not an integer, or ``dtype`` cannot hold -1.
+        ValueError: the shape does not fit ``bits``, or a padding bit is set.
+
+    Example:
+        >>> unpack_codes(torch.tensor([[0b10100000]], dtype=torch.uint8), 3)
+        tensor([[ 1., -1.,  1.]])
+    """
+    if dtype in (torch.bool, torch.uint8) or dtype.is_complex or (not dtype.is_signed):
+        raise TypeError(f"dtype must hold -1 and +1 (floating or signed integer), got {dtype}")
+    check_packed(packed, bits, "packed")
+    return unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1)
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Pack bools, eight to a byte: big-endian in the byte, padded on the right with zeros.
+
+    Args:
+        bits: bool ``(N, width)``.
+
+    Returns:
+        uint8 ``(N, ceil(width / 8))`` on the same device, equal to ``numpy.packbits(bits, axis=-1)``.
+
+    Example:
+        >>> pack_bits(torch.tensor([[True, False, True]]))
+        tensor([[160]], dtype=torch.uint8)
+    """
+    packed = bits.new_zeros((bits.shape[0], -(-bits.shape[1] // 8)), dtype=torch.uint8)
+    for offset in range(min(8, bits.shape[1])):
+        column = bits[:, offset::8].to(torch.uint8)
+        packed[:, : column.shape[1]] |= column << (7 - offset)
+    return packed
+
+
+def unpack_bits(packed: Tensor, width: int) -> Tensor:
+    """Inverse of :func:`pack_bits`: uint8 ``(N, ceil(width / 8))`` to uint8 ``(N, width)`` of 0 and 1.
+
+    Example:
+        >>> unpack_bits(torch.tensor([[160]], dtype=torch.uint8), 3)
+        tensor([[1, 0, 1]], dtype=torch.uint8)
+    """
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width]
+
+
+def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -> Tensor:
+    """Hamming distances of a chunk of packed queries to a chunk of packed database items, exactly.
+
+    The one kernel behind every distance, ranking and metric of the package. On the CPU it counts the bits of
+    the exclusive or of machine words; elsewhere it multiplies ±1 matrices in half precision, which is exact
+    because all sums are whole numbers up to 512. The whole result is held in memory: the caller chunks.
+
+    Args:
+        query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
+        database_packed: uint8 ``(n, ceil(bits / 8))`` with zero padding bits, on the same device.
+        bits: code length, 1 to 512.
+
+    Returns:
+        ``(q, n)`` with values 0..bits: uint8 if ``bits <= 255``, else int16.
+
+    Example:
+        >>> packed_distances(*torch.tensor([[[0b11000000]], [[0b10100000]]], dtype=torch.uint8), bits=3)
+        tensor([[2]], dtype=torch.uint8)
+    """
+    dtype = torch.uint8 if bits <= 255 else torch.int16
+    if query_packed.device.type != "cpu":
+        return _distances_by_product(query_packed, database_packed, bits).to(dtype)
+    out = torch.empty((query_packed.shape[0], database_packed.shape[0]), dtype=dtype)
+    _count_differing_bits(_words(query_packed), _words(database_packed), out.numpy())
+    return out
+
+
+def packed_topk(
+    query_packed: Tensor, database_packed: Tensor, bits: int, top_k: int, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` nearest database items of each query, by distance, equal distances by index.
+
+    Args:
+        query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits.
+        database_packed: uint8 ``(Nd, ceil(bits / 8))`` with zero padding bits, on the same device.
+        bits: code length, 1 to 512.
+        top_k: 1 to ``Nd``.
+        chunk_size: largest number of database items compared at a time, but at least ``top_k``.
+
+    Returns:
+        ``(distances, indices)``: int16 and int64, both ``(Nq, top_k)``.
+
+    Example:
+        >>> packed = torch.tensor([[0b10000000], [0b01000000], [0b11000000]], dtype=torch.uint8)
+        >>> packed_topk(packed[:1], packed, bits=2, top_k=2)
+        (tensor([[0, 1]], dtype=torch.int16), tensor([[0, 2]]))
+    """
+    shape, device = (query_packed.shape[0], top_k), query_packed.device
+    select, pairs = (_topk_words, _PAIRS) if device.type == "cpu" else (_topk_keys, _DEVICE_PAIRS)
+    if chunk_size is None:
+        chunk_size = max(1 << 16, pairs // shape[0])
+    chunk_size = min(max(chunk_size, top_k), database_packed.shape[0])
+    rows = max(1, min(pairs // chunk_size, (1 << 16) // (bits + 1)))
+    distances = torch.empty(shape, dtype=torch.int16, device=device)
+    indices = torch.empty(shape, dtype=torch.int64, device=device)
+    for start in range(0, shape[0], rows):
+        part = slice(start, start + rows)
+        distances[part], indices[part] = select(query_packed[part], database_packed, bits, top_k, chunk_size)
+    return distances, indices
+
+
+def _topk_words(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Top-k of a few queries on the CPU: sort the first items, then merge what is nearer than the k-th.
+
+    Chunks double in size, so that in any but the worst order about ``k`` items of each are nearer.
+    """
+    rows, size = query.shape[0], min(chunk, max(4 * top_k, 4096))
+    block = packed_distances(query, database[:size], bits).numpy()
+    indices = np.argsort(block, axis=1, kind="stable")[:, :top_k]
+    distances = np.take_along_axis(block, indices, axis=1)
+    start = block.shape[1]
+    while start < database.shape[0]:
+        size = min(2 * size, chunk)
+        block = packed_distances(query, database[start : start + size], bits).numpy()
+        # A later item at the distance of the k-th loses the tie, so "nearer" is strict.
+        row, column = np.divmod(np.flatnonzero(block < distances[:, -1:]), block.shape[1])
+        distance = np.concatenate([distances.ravel(), block[row, column]])
+        index = np.concatenate([indices.ravel(), column + start])
+        row = np.concatenate([np.repeat(np.arange(rows), top_k), row])
+        # Stable, so the order of indices survives; on 16 bits NumPy's stable sort is a radix sort.
+        order = np.argsort((row * (bits + 1) + distance).astype(np.uint16), kind="stable")
+        counts = np.bincount(row, minlength=rows)
+        best = order[(np.cumsum(counts) - counts)[:, None] + np.arange(top_k)]
+        distances, indices = distance[best], index[best]
+        start += block.shape[1]
+    return torch.from_numpy(distances), torch.from_numpy(indices)
+
+
+def _topk_keys(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Top-k of a few queries on an accelerator: the smallest keys ``distance * Nd + index``."""
+    size = database.shape[0]
+    best = torch.empty((query.shape[0], 0), dtype=torch.int64, device=query.device)
+    for start in range(0, size, chunk):
+        distances = packed_distances(query, database[start : start + chunk], bits)
+        index = torch.arange(start, start + distances.shape[1], device=query.device)
+        keys = torch.cat([best, distances.long() * size + index], dim=1)
+        best = keys.topk(min(top_k, keys.shape[1]), dim=1, largest=False).values
+    return best // size, best % size
+
+
+def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
+    """``(bits - <a, b>) / 2`` over ±1 codes, float16 ``(q, n)``."""
+    a, b = (unpack_bits(packed, bits).to(torch.float16).mul_(2).sub_(1) for packed in (query, database))
+    return (a @ b.T).neg_().add_(bits).mul_(0.5)
+
+
+def _words(packed: Tensor) -> np.ndarray[Any, Any]:
+    """Packed rows as machine words ``(words, N)``: one of 4 bytes, or several of 8 (1 if under 4).
+
+    These are the fastest as measured: NumPy counts the bits of single bytes with vector instructions.
+    """
+    array = np.ascontiguousarray(packed.numpy())
+    width = array.shape[1]
+    word = 1 if width < 4 else 4 if width == 4 else 8
+    if width % word:
+        array = np.pad(array, ((0, 0), (0, -width % word)))
+    return np.ascontiguousarray(array.view(f"u{word}").T)
+
+
+def _count_differing_bits(
+    query: np.ndarray[Any, Any], database: np.ndarray[Any, Any], out: np.ndarray[Any, Any]
+) -> None:
+    """Write the distances of words ``(words, q)`` and ``(words, n)`` to ``out (q, n)``, tile by tile."""
+    pairs = _TILE // (query.itemsize + 1)
+    columns = max(1, min(pairs, out.shape[1]))
+    rows = pairs // columns
+    words, counts = np.empty((rows, columns), query.dtype), np.empty((rows, columns), np.uint8)
+    for top in range(0, out.shape[0], rows):
+        for left in range(0, out.shape[1], columns):
+            tile = out[top : top + rows, left : left + columns]
+            word, count = (buffer[: tile.shape[0], : tile.shape[1]] for buffer in (words, counts))
+            for i in range(query.shape[0]):
+                queries, items = query[i, top : top + rows, None], database[i, None, left : left + columns]
+                np.bitwise_xor(queries, items, out=word)
+                if i == 0:
+                    np.bitwise_count(word, out=tile)
+                else:
+                    np.add(tile, np.bitwise_count(word, out=count), out=tile)
+
+
+def _check_unpacked(codes: Tensor, name: str = "codes") -> None:
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
+    if codes.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
+        )
+    if codes.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {codes.dtype}")
+
+
+def _check_not_nan(codes: Tensor, name: str) -> None:
+    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
+        count = int(torch.isnan(codes).flatten(1).any(1).sum()) if codes.ndim > 1 else 1
+        raise ValueError(
+            f"{name} has NaN in {count} of {len(codes)} rows: NaN has no sign; did training diverge?"
+        )
+
+
+def _check_bits(bits: int, name: str = "bits") -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{name} must be an integer, got {bits!r}")
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"{name} must be 1 to {MAX_BITS}, got {bits}")
+
+
+def check_packed(packed: Tensor, bits: int, name: str) -> None:
+    _check_bits(bits)
+    check_width(packed, bits, name)
+
+
+def check_width(packed: Tensor, bits: int, name: str) -> None:
+    """That ``packed`` holds ``bits`` bits in a row and nothing else."""
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+        kind = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
+        raise TypeError(f"{name} must be a uint8 tensor of packed codes, got {kind}: use pack_codes")
+    width = -(-bits // 8)
+    if packed.ndim != 2 or packed.shape[1] != width:
+        raise ValueError(
+            f"{name} of {bits} bits must be (N, {width}), got shape {tuple(packed.shape)}: is bits right?"
+        )
+    if bits % 8 and bool((packed[:, -1] & (0xFF >> bits % 8)).any()):
+        raise ValueError(
+            f"{name} has bits set in the padding after bit {bits} of its last byte: is bits={bits} right?"
+        )
