@@ -1,13 +1,15 @@
-"""Image blocks and the transformer layer that attends inside them (NesT, Zhang et al., AAAI 2022)."""
+"""Image blocks, layers that attend inside them, and stages of layers (NesT, Zhang et al., AAAI 2022)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-__all__ = ["Attention", "TransformerLayer", "merge_blocks", "split_blocks"]
+__all__ = ["Attention", "Level", "TransformerLayer", "merge_blocks", "split_blocks"]
 
 
 def split_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
@@ -22,6 +24,7 @@ def split_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
         ``(B, grid**2, edge**2, C)``.
 
     Example:
+        >>> import torch
         >>> split_blocks(torch.arange(16).reshape(1, 4, 4, 1), grid=2, edge=2)[0, :, :, 0]
         tensor([[ 0,  1,  4,  5],
                 [ 2,  3,  6,  7],
@@ -45,6 +48,7 @@ def merge_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
         ``(B, H, W, C)`` with ``H = W = grid * edge``.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(2, 6, 6, 5)
         >>> torch.equal(merge_blocks(split_blocks(x, 2, 3), 2, 3), x)
         True
@@ -132,3 +136,48 @@ class TransformerLayer(nn.Module):
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         x = x + self.drop_path2(self.mlp(self.norm2(x)))
         return x
+
+
+class Level(nn.Module):
+    """One stage: interaction with the stage before (none in the first), then attention inside blocks.
+
+    Args:
+        interaction: from the stage before's map to this one's; ``nn.Identity()`` in the first stage.
+        dim: channels.
+        grid: blocks per side.
+        edge: positions per side of a block.
+        layers: the transformer layers.
+
+    Shape:
+        NCHW to NCHW, ``H = W = grid * edge`` at the output.
+    """
+
+    def __init__(
+        self,
+        interaction: nn.Module,
+        dim: int,
+        grid: int,
+        edge: int,
+        layers: Sequence[nn.Module],
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.edge = edge
+        self.grad_checkpointing = False
+        self.interaction = interaction
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, grid * grid, edge * edge, dim, device=device, dtype=dtype)
+        )
+        self.blocks = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.interaction(x)
+        x = split_blocks(x.permute(0, 2, 3, 1), self.grid, self.edge) + self.pos_embed
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        x = merge_blocks(x, self.grid, self.edge)
+        return x.permute(0, 3, 1, 2)

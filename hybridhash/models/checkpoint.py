@@ -44,7 +44,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
     Known are: the model's own layout; timm's NesT (``nest_*_jx``), whose classifier and surplus layers are
     dropped and whose missing parts (global branches, hash layer) are filled so that ``forward_features``
     computes what NesT computes; and the layout of the public HybridHash reference. Position embeddings are
-    resampled to the model's grid. ``head.fc`` is passed on as it is: timm drops it if the bits differ.
+    resampled to the model's grid. ``head.fc`` is passed on as it is: timm drops it if the bits differ (with a
+    warning from here).
 
     Args:
         state_dict: the checkpoint's tensors; not written to.
@@ -70,6 +71,13 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
         )
     _resample_pos_embeds(mapped, model)
     _check(mapped, model)
+    bits = mapped["head.fc.weight"].shape[0] if "head.fc.weight" in mapped else model.num_classes
+    if model.num_classes not in (0, bits):
+        warnings.warn(
+            f"the checkpoint's {bits}-bit hash layer does not fit a model of {model.num_classes} bits: "
+            "its last linear map starts untrained",
+            stacklevel=2,
+        )
     return mapped
 
 

@@ -15,60 +15,15 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm, PatchEmbed, _assert, calculate_drop_path_rates, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .blocks import TransformerLayer, merge_blocks, split_blocks
+from .blocks import Level, TransformerLayer
 from .checkpoint import checkpoint_filter_fn
 from .interaction import GlobalBranch, HashHead, HashInteraction, Interaction
 
 NUM_LEVELS = 3
-
-
-class Level(nn.Module):
-    """One stage: interaction with the stage before (none in the first), then attention inside blocks.
-
-    Args:
-        interaction: from the stage before's map to this one's; ``nn.Identity()`` in the first stage.
-        dim: channels.
-        grid: blocks per side.
-        edge: positions per side of a block.
-        layers: the transformer layers.
-
-    Shape:
-        NCHW to NCHW, ``H = W = grid * edge`` at the output.
-    """
-
-    def __init__(
-        self,
-        interaction: nn.Module,
-        dim: int,
-        grid: int,
-        edge: int,
-        layers: Sequence[nn.Module],
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.edge = edge
-        self.grad_checkpointing = False
-        self.interaction = interaction
-        self.pos_embed = nn.Parameter(
-            torch.zeros(1, grid * grid, edge * edge, dim, device=device, dtype=dtype)
-        )
-        self.blocks = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.interaction(x)
-        x = split_blocks(x.permute(0, 2, 3, 1), self.grid, self.edge) + self.pos_embed
-        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        x = merge_blocks(x, self.grid, self.edge)
-        return x.permute(0, 3, 1, 2)
 
 
 class HybridHash(nn.Module):
@@ -110,6 +65,7 @@ class HybridHash(nn.Module):
         ValueError: a configuration that cannot be; the message names the nearest that can.
 
     Example:
+        >>> import torch
         >>> model = HybridHash(img_size=32, embed_dims=(16, 32, 64), num_heads=(1, 2, 4), depths=(1, 1, 1),
         ...                    num_classes=24).eval()
         >>> codes = model(torch.zeros(2, 3, 32, 32))
@@ -317,11 +273,7 @@ class HybridHash(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.levels), indices)
         last = NUM_LEVELS - 1
         x = self._embed(x)
-        if torch.jit.is_scripting() or not stop_early:  # type: ignore[attr-defined]
-            levels = self.levels
-        else:
-            levels = self.levels[: max_index + 1]
-        index = 0
+        levels = self.levels[: max_index + 1] if stop_early else self.levels
         for index, level in enumerate(levels):
             x = level(x)
             if index in take_indices:

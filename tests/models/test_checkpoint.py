@@ -1,0 +1,180 @@
+"""The checkpoint mapping: what it accepts, what it changes, what it refuses."""
+
+import logging
+
+import pytest
+import timm
+import torch
+from timm.models.nest import Nest
+
+import hybridhash  # noqa: F401
+from hybridhash.models import checkpoint_filter_fn
+
+SMALL = {"embed_dims": (16, 32, 64), "num_heads": (1, 2, 4)}
+
+
+def create(**kwargs):
+    defaults = {"img_size": 32, "depths": (1, 1, 2), **SMALL}
+    return timm.create_model("hybridhash_16", **{**defaults, **kwargs}).eval()
+
+
+@pytest.fixture
+def nest():
+    return Nest(img_size=32, depths=(1, 1, 3), pad_type="same", **SMALL).eval()
+
+
+def load(model, state_dict):
+    model.load_state_dict(checkpoint_filter_fn(state_dict, model))
+    return model
+
+
+def test_native_round_trip_is_exact_and_leaves_the_callers_dict_alone():
+    source = create()
+    state_dict = source.state_dict()
+    before = {key: x.clone() for key, x in state_dict.items()}
+    model = load(create(), state_dict)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), source(x))
+    assert list(state_dict) == list(before)
+    assert all(torch.equal(state_dict[key], before[key]) for key in before)
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_after_loading_nest_the_features_are_nests(nest):
+    model = load(create(depths=(1, 1, 3)), nest.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.forward_features(x), nest.forward_features(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_surplus_layers_of_nest_are_dropped_and_logged(nest, caplog):
+    with caplog.at_level(logging.INFO, logger="hybridhash.models.checkpoint"):
+        model = load(create(depths=(1, 1, 2)), nest.state_dict())
+    assert "levels.2.blocks.2" in caplog.text
+    kept = nest.levels[2].transformer_encoder[1].mlp.fc1.weight
+    assert torch.equal(model.levels[2].blocks[1].mlp.fc1.weight, kept)
+
+
+def test_loading_nest_warns_that_the_hash_layer_is_untrained(nest):
+    with pytest.warns(UserWarning, match="hash layer is untrained"):
+        load(create(), nest.state_dict())
+
+
+@pytest.mark.filterwarnings("error")
+def test_loading_nest_for_embeddings_does_not_warn(nest):
+    load(create(num_classes=0), nest.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_after_loading_nest_every_parameter_still_learns(nest):
+    model = load(create(drop_path_rate=0.0), nest.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
+
+
+def test_reference_weights_warn_unless_read_in_their_order(reference_weights):
+    kwargs = {"img_size": 224, "num_heads": (2, 4, 8), "pad_type": ""}
+    with pytest.warns(UserWarning, match="legacy_token_order=True, pad_type=''"):
+        load(create(**kwargs), reference_weights)
+
+
+@pytest.mark.filterwarnings("error")
+def test_reference_weights_read_in_their_order_do_not_warn(reference_weights):
+    kwargs = {"img_size": 224, "num_heads": (2, 4, 8), "pad_type": "", "legacy_token_order": True}
+    load(create(**kwargs), reference_weights)
+
+
+@pytest.mark.parametrize("img_size", [16, 64, 96])
+def test_position_embeddings_follow_the_image_size(img_size):
+    source, model = create(img_size=32), create(img_size=img_size)
+    with torch.no_grad():
+        for level in source.levels:  # a field linear in x and y survives resampling inside the borders
+            side = level.grid * level.edge
+            ramp = torch.linspace(0, 1, 2 * side + 1)[1::2].expand(side, side)
+            blocks = ramp.reshape(level.grid, level.edge, level.grid, level.edge).transpose(1, 2)
+            level.pos_embed.copy_(
+                blocks.reshape(1, level.grid**2, level.edge**2, 1).expand_as(level.pos_embed)
+            )
+    load(model, source.state_dict())
+    level = model.levels[0]
+    side = level.grid * level.edge
+    blocks = level.pos_embed[0, ..., 0].reshape(level.grid, level.grid, level.edge, level.edge)
+    plane = blocks.transpose(1, 2).reshape(side, side)
+    expected = torch.linspace(0, 1, 2 * side + 1)[1::2].expand(side, side)
+    inner = slice(side // 4, side - side // 4)
+    torch.testing.assert_close(plane[inner, inner], expected[inner, inner], rtol=0, atol=0.02)
+
+
+def test_position_embeddings_follow_the_tokens_per_block():
+    source, model = create(tokens_per_block=1), create(tokens_per_block=4)
+    load(model, source.state_dict())
+    assert model.levels[1].interaction.global_branch.pos_embed.shape[1] == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sd: sd.pop("norm.weight"), "missing: norm.weight"),
+        (lambda sd: sd.update(extra=torch.zeros(1)), "unexpected: extra"),
+        (
+            lambda sd: sd.update({"norm.bias": torch.zeros(3)}),
+            r"wrong shape: norm.bias \(3,\) instead of \(64,\)",
+        ),
+    ],
+)
+def test_native_checkpoints_are_checked_strictly(change, message):
+    model = create()
+    state_dict = dict(model.state_dict())
+    change(state_dict)
+    with pytest.raises(ValueError, match=message):
+        checkpoint_filter_fn(state_dict, model)
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda sd: sd.pop("levels.2.transformer_encoder.0.norm1.weight"),
+            r"missing: levels.2.blocks.0.norm1",
+        ),
+        (
+            lambda sd: sd.update({"levels.0.transformer_encoder.0.x": torch.zeros(1)}),
+            "unexpected: levels.0.blo",
+        ),
+        (lambda sd: sd.update({"norm.bias": torch.zeros(3)}), "wrong shape: norm.bias"),
+    ],
+)
+def test_nest_checkpoints_are_checked_strictly(nest, change, message):
+    state_dict = dict(nest.state_dict())
+    change(state_dict)
+    with pytest.raises(ValueError, match=message):
+        checkpoint_filter_fn(state_dict, create())
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_nest_with_fewer_layers_than_the_model_is_refused(nest):
+    with pytest.raises(ValueError, match=r"missing: levels.2.blocks.3"):
+        checkpoint_filter_fn(nest.state_dict(), create(depths=(1, 1, 4)))
+
+
+def test_another_architecture_is_refused_with_some_of_its_keys():
+    other = {"conv1.weight": torch.zeros(1), "layer1.0.bn1.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"neither HybridHash nor .*conv1.weight, layer1.0.bn1.bias"):
+        checkpoint_filter_fn(other, create())
+
+
+def test_an_empty_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="no tensor at all"):
+        checkpoint_filter_fn({}, create())
+
+
+def test_other_code_length_is_left_to_timm_with_a_warning():
+    source = create(num_classes=24)
+    with pytest.warns(UserWarning, match="24-bit hash layer .* 16 bits"):
+        mapped = checkpoint_filter_fn(source.state_dict(), create(num_classes=16))
+    assert mapped["head.fc.weight"].shape == (24, 64)
