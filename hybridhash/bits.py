@@ -1,6 +1,7 @@
-"""Tensors of binary codes: binarize, pack and unpack, and the kernels of distances and top-k on packed bits.
+"""Tensors of binary codes: binarize, pack and unpack; the kernels of distances and top-k on packed bits.
 
-:mod:`hybridhash.codes` stands on this: it takes codes in any form, and says what packed means.
+:mod:`hybridhash.codes` stands on this: it takes codes in any form, and says what packed means. The kernels
+(``pack_bits``, ``unpack_bits``, ``packed_distances``, ``packed_topk``) trust their input, all else checks it.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float3
         >>> unpack_codes(torch.tensor([[0b10100000]], dtype=torch.uint8), 3)
         tensor([[ 1., -1.,  1.]])
     """
-    if dtype in (torch.bool, torch.uint8) or dtype.is_complex or (not dtype.is_signed):
+    if dtype.is_complex or not dtype.is_signed:
         raise TypeError(f"dtype must hold -1 and +1 (floating or signed integer), got {dtype}")
     check_packed(packed, bits, "packed")
     return unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1)
@@ -170,7 +171,7 @@ def packed_topk(
     """The ``top_k`` nearest database items of each query, by distance, equal distances by index.
 
     Args:
-        query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits.
+        query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.
         database_packed: uint8 ``(Nd, ceil(bits / 8))`` with zero padding bits, on the same device.
         bits: code length, 1 to 512.
         top_k: 1 to ``Nd``.
@@ -290,20 +291,21 @@ def _check_unpacked(codes: Tensor, name: str = "codes") -> None:
 
 def _check_not_nan(codes: Tensor, name: str) -> None:
     if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
-        count = int(torch.isnan(codes).flatten(1).any(1).sum()) if codes.ndim > 1 else 1
+        count = int(torch.isnan(codes).sum())
         raise ValueError(
-            f"{name} has NaN in {count} of {len(codes)} rows: NaN has no sign; did training diverge?"
+            f"{name} has NaN in {count} of {codes.numel()} entries, which has no sign: did training diverge?"
         )
 
 
 def _check_bits(bits: int, name: str = "bits") -> None:
     if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{name} must be an integer, got {bits!r}")
+        raise TypeError(f"{name} must be an int, got {bits!r}")
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"{name} must be 1 to {MAX_BITS}, got {bits}")
 
 
 def check_packed(packed: Tensor, bits: int, name: str) -> None:
+    """That ``bits`` is a code length, and ``packed`` holds codes of it."""
     _check_bits(bits)
     check_width(packed, bits, name)
 

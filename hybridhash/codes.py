@@ -210,7 +210,7 @@ def _known_bits(codes: object) -> int | None:
 
 def _positive(value: int, name: str, advice: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer >= 1, got {value!r}: {advice}")
+        raise TypeError(f"{name} must be an int >= 1, got {value!r}: {advice}")
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}: {advice}")
     return value
@@ -341,7 +341,8 @@ class HashCodes:
             if tensors:
                 raise ValueError(f"unexpected tensors {sorted(tensors)}")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} is damaged ({error}): write it again with HashCodes.save") from error
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{file} is damaged ({reason}): write it again with HashCodes.save") from error
         return codes
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -466,7 +467,9 @@ def _rows(index: object, size: int) -> slice | Tensor:
         raise TypeError(
             f"index must be an int, slice, list, bool mask or integer tensor, got {type(index).__name__}"
         )
-    rows = torch.as_tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)
+    rows = torch.as_tensor(index)
+    if rows.shape == (0,) and rows.dtype != torch.bool:
+        rows = rows.long()  # an empty list has no dtype of its own
     if rows.ndim != 1 or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.uint8:
         raise TypeError(
             f"index must be one-dimensional, of bools or (not uint8) integers, got {rows.dtype} of shape "
