@@ -1,193 +1,151 @@
-"""Metrics as closed forms over a :class:`~hybridhash.eval.histogram.DistanceHistogram`.
+"""Metrics other than average precision as closed forms over a histogram.
 
-Each function returns one float64 number per query, NaN where the metric is not defined (no relevant item, or
-an empty ball), and knows nothing of codes or labels. ``expected`` is the
-exact mean over all orders of the items inside each block; ``best`` and ``worst`` are the largest and the
-smallest value among these orders. A cut at ``top_k`` may fall inside a block.
-
-Notation: a block holds ``n`` items, ``r`` of them relevant, with gains (shared labels) that sum to ``g``;
-``a`` items, of which ``R`` relevant with gains ``G``, come before it; ``m`` of its items lie within the cut.
+Each function returns one float64 number per query, NaN where the metric is not defined (the query has no
+relevant item, or nothing lies within the radius), and knows nothing of codes or labels. Notation: see
+:mod:`hybridhash.eval.blocks`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .blocks import TieRule, cumulative, cut_blocks, effective_cut, ordered
 from .histogram import DistanceHistogram
 
-__all__ = ["Denominator", "TieRule", "average_precision"]
+__all__ = [
+    "average_cumulative_gain",
+    "hit_rate",
+    "ndcg",
+    "precision",
+    "precision_within",
+    "recall",
+    "recall_within",
+    "reciprocal_rank",
+]
 
-TieRule = Literal["expected", "best", "worst"]
-Denominator = Literal["hits", "relevant"]
-
-# Doubles in one table of (queries, hits in the cut block).
+# Doubles in one table of (queries, ranks in a block).
 _TABLE = 1 << 20
-# Half width, in units of sqrt(m), outside which a hypergeometric distribution holds less than 1e-31
-# (Hoeffding: P(|X - E X| >= t) <= 2 exp(-2 t^2 / m)).
-_TAIL = 6.0
+# A first hit this deep in a block is too unlikely to change a double.
+_NEGLIGIBLE = 1e-18
 
 
-class _Blocks(NamedTuple):
-    """The quantities of the module's notation: float64 ``(Nq, blocks)``."""
-
-    a: Tensor
-    n: Tensor
-    m: Tensor
-    r: Tensor
-    g: Tensor
-    R: Tensor
-    G: Tensor
+def precision(
+    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
+) -> Tensor:
+    """Share of relevant items among the first ``min(top_k, Nd)``: float64 ``(Nq,)``."""
+    return _no_relevant_is_nan(_hits(histogram, top_k, ties) / _depth(histogram, top_k), histogram)
 
 
-def average_precision(
+def recall(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
+    """Share of all relevant items that are among the first ``top_k``: float64 ``(Nq,)``."""
+    return _hits(histogram, top_k, ties) / histogram.total_relevant.double().where(
+        histogram.total_relevant > 0, math.nan
+    )
+
+
+def hit_rate(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
+    """Probability that one of the first ``top_k`` items is relevant: float64 ``(Nq,)``."""
+    return _no_relevant_is_nan(_first_hit(histogram, top_k, ties)[0], histogram)
+
+
+def reciprocal_rank(
+    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
+) -> Tensor:
+    """Mean of 1 / (rank of the first relevant item), 0 if it lies beyond ``top_k``: float64 ``(Nq,)``."""
+    return _no_relevant_is_nan(_first_hit(histogram, top_k, ties)[1], histogram)
+
+
+def average_cumulative_gain(
+    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
+) -> Tensor:
+    """Mean number of shared labels of the first ``min(top_k, Nd)`` items (ACG): float64 ``(Nq,)``."""
+    split = ordered(histogram, ties)
+    blocks = cut_blocks(split, effective_cut(histogram, top_k), gains=split.gains())
+    gain = (blocks.m * blocks.g / blocks.n.clamp(min=1)).sum(1)
+    return _no_relevant_is_nan(gain / _depth(histogram, top_k), histogram)
+
+
+def ndcg(
     histogram: DistanceHistogram,
     top_k: int | None = None,
     *,
     ties: TieRule = "expected",
-    denominator: Denominator = "hits",
-    weighted: bool = False,
+    exponential: bool = True,
 ) -> Tensor:
-    """Average precision of each query.
+    """Discounted cumulative gain of the first ``top_k`` items, divided by that of the ideal ranking.
 
-    For an order with relevance ``rel_t`` at rank t, ``AP = (1/D) sum_{t<=k} rel_t (1/t) sum_{s<=t} rel_s``;
-    D is the number of relevant items within the cut (``hits``) or ``min(k, all relevant)`` (``relevant``).
-    Its mean over the orders of a block is, with h the harmonic numbers,
-    ``sum_{t=a+1..a+m} (1/t) [R r/n + r/n + (t-a-1) r (r-1) / (n (n-1))]``; where the block of the cut leaves
-    the number of hits open, the mean is the mixture over its hypergeometric distribution.
-
-    Args:
-        histogram: as :class:`DistanceHistogram`.
-        top_k: the cut, None for the whole ranking.
-        ties: ``expected``, ``best`` or ``worst``.
-        denominator: ``hits`` or ``relevant``.
-        weighted: sum the number of shared labels instead of ``rel_s`` (the weighted mAP of DSRH).
+    ``DCG = sum_{t <= k} gain_t / log2(1 + t)``; the gain of an item that shares r labels is ``2^r - 1``
+    (``exponential``) or r. Tied items take their mean gain at each rank of the tie.
 
     Returns:
-        float64 ``(Nq,)``; NaN for a query without a relevant item (``relevant``), or one that has no relevant
-        item within the cut in any order (``hits``).
-
-    Source: He, Cakir, Bargal, Sclaroff, "Hashing as Tie-Aware Learning to Rank", CVPR 2018, without a cut.
-
-    Example:
-        >>> counts = torch.tensor([[[2, 3]]])  # one block of five items, three of them relevant
-        >>> average_precision(DistanceHistogram(counts, counts.sum(1)))  # 437 / 600
-        tensor([0.7283], dtype=torch.float64)
+        float64 ``(Nq,)``.
     """
-    k = _cut(histogram, top_k)
-    harmonic = _harmonic(k, histogram.counts.device)
-    if denominator == "relevant":
-        ordered = histogram if ties == "expected" else histogram.sorted_ties(best=ties == "best")
-        total = _precision_sum(_blocks(ordered, k, weighted), harmonic).sum(1)
-        value = total / histogram.total_relevant.clamp(1, k)
-        return value.masked_fill(histogram.total_relevant == 0, math.nan)
-    size = max(1, _TABLE // max(1, min(k, int(histogram.items.max()) if len(histogram) else 1)))
-    parts = [
-        _hit_precision(histogram[start : start + size], k, ties, weighted, harmonic)
-        for start in range(0, len(histogram), size)
-    ]
-    return torch.cat(parts) if parts else harmonic.new_zeros(0)
+    k = effective_cut(histogram, top_k)
+    ranks = torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
+    discount = cumulative((1 + ranks).log2().reciprocal())
+
+    def gained(ranking: DistanceHistogram) -> Tensor:
+        blocks = cut_blocks(ranking, k, gains=ranking.gains(exponential=exponential))
+        step = discount[(blocks.a + blocks.m).long()] - discount[blocks.a.long()]
+        return (blocks.g / blocks.n.clamp(min=1) * step).sum(1)
+
+    everything = DistanceHistogram(histogram.grades[:, None], histogram.grades)
+    ideal = gained(everything.sorted_ties(best=True))
+    return gained(ordered(histogram, ties)) / ideal.where(ideal > 0, math.nan)
 
 
-def _hit_precision(
-    histogram: DistanceHistogram, k: int, ties: TieRule, weighted: bool, harmonic: Tensor
-) -> Tensor:
-    """Average precision divided by the hits within the cut."""
-    blocks = _blocks(histogram, k, weighted)
-    cut = ((blocks.a < k) & (blocks.n > 0)).long().cumsum(1).argmax(1, keepdim=True)
-    before = torch.arange(blocks.n.shape[1], device=cut.device) < cut
-    if ties == "expected":
-        sums = _precision_sum(blocks, harmonic)
-    else:
-        ordered = histogram.sorted_ties(best=ties == "best")
-        sums = _precision_sum(_blocks(ordered, k, weighted), harmonic)
-        sums = sums.view(len(histogram), blocks.n.shape[1], -1).sum(2)
-    full = (sums * before).sum(1, keepdim=True)
-    block = _Blocks(*(value.gather(1, cut) for value in blocks))
-    low = (block.m - (block.n - block.r)).clamp(min=0)
-    high = torch.minimum(block.m, block.r)
-    if ties == "expected":
-        centre, width = block.m * block.r / block.n.clamp(min=1), _TAIL * block.m.sqrt() + 1
-        low = torch.maximum(low, (centre - width).floor())
-        high = torch.minimum(high, (centre + width).ceil())
-    hits = low + torch.arange(int((high - low).max()) + 1, device=low.device)
-    possible = hits <= high
-    hits = torch.minimum(hits, high)
-    if ties == "expected":
-        drawn = block._replace(n=block.m, r=hits, g=hits * block.g / block.r.clamp(min=1))
-        tail = _precision_sum(drawn, harmonic)
-    else:
-        grades = histogram.counts.gather(1, cut[:, :, None].expand(-1, -1, histogram.counts.shape[2]))
-        tail = _extreme_tail(block, hits, grades[:, 0].double(), harmonic, ties == "best", weighted)
-    value = (full + tail) / (block.R + hits).clamp(min=1)
-    if ties == "best":
-        value = value.masked_fill(~possible, -math.inf).amax(1)
-    elif ties == "worst":
-        value = value.masked_fill(~possible, math.inf).amin(1)
-    else:
-        value = (value * _hypergeometric(block, hits, possible)).sum(1)
-    return value.masked_fill((block.R + high == 0)[:, 0], math.nan)
+def precision_within(histogram: DistanceHistogram, radius: int) -> Tensor:
+    """Share of relevant items among those at distance ``<= radius``: ``(Nq,)``; NaN for an empty ball."""
+    items = histogram.items[:, : radius + 1].sum(1).double()
+    return histogram.relevant[:, : radius + 1].sum(1) / items.where(items > 0, math.nan)
 
 
-def _extreme_tail(
-    block: _Blocks, hits: Tensor, grades: Tensor, harmonic: Tensor, best: bool, weighted: bool
-) -> Tensor:
-    """Largest or smallest sum of precisions in the block of the cut, for each number of hits in it.
+def recall_within(histogram: DistanceHistogram, radius: int) -> Tensor:
+    """Share of all relevant items that lie at distance ``<= radius``: float64 ``(Nq,)``."""
+    total = histogram.total_relevant.double()
+    return histogram.relevant[:, : radius + 1].sum(1) / total.where(total > 0, math.nan)
 
-    The best order puts the hits first, high grades before low ones; the worst puts the lowest grades last.
+
+def _hits(histogram: DistanceHistogram, top_k: int | None, ties: TieRule) -> Tensor:
+    """Relevant items within the cut, in the mean over the orders."""
+    blocks = cut_blocks(ordered(histogram, ties), effective_cut(histogram, top_k))
+    return (blocks.m * blocks.r / blocks.n.clamp(min=1)).sum(1)
+
+
+def _depth(histogram: DistanceHistogram, top_k: int | None) -> Tensor:
+    """How many items the cut keeps of each query's ranking."""
+    size = histogram.total_items.clamp(min=1)
+    return (size if top_k is None else size.clamp(max=top_k)).double()
+
+
+def _no_relevant_is_nan(values: Tensor, histogram: DistanceHistogram) -> Tensor:
+    return values.masked_fill(histogram.total_relevant == 0, math.nan)
+
+
+def _first_hit(histogram: DistanceHistogram, top_k: int | None, ties: TieRule) -> tuple[Tensor, Tensor]:
+    """Probability of a hit within the cut, and the mean of 1 / its rank.
+
+    The first hit lies in the first block with a relevant item. Its first i items hold none with probability
+    ``prod_{j < i} (n - r - j) / (n - j)``.
     """
-    shift = block.a.expand_as(hits) if best else block.a + block.m - hits  # rank of the i-th hit is shift + i
-    total = torch.zeros_like(hits)
-    count, gain = torch.zeros_like(block.a), block.G
-    levels = range(1, grades.shape[1])
-    for level in reversed(levels) if best else levels:
-        worth = level if weighted else 1
-        first = torch.minimum(hits, count)
-        last = torch.minimum(hits, count + grades[:, level : level + 1])
-        step = harmonic[(shift + last).long()] - harmonic[(shift + first).long()]
-        total += worth * (last - first) + (gain - worth * (shift + count)) * step
-        gain = gain + worth * grades[:, level : level + 1]
-        count = count + grades[:, level : level + 1]
-    return total
-
-
-def _precision_sum(b: _Blocks, harmonic: Tensor) -> Tensor:
-    """Mean over the orders of a block of ``sum_{t=a+1..a+m} rel_t (1/t) (gains of the ranks up to t)``."""
-    n = b.n.clamp(min=1)
-    slope = b.g * (b.r - 1).clamp(min=0) / (n * (n - 1).clamp(min=1))
-    constant = (b.r * b.G + b.g) / n - (b.a + 1) * slope
-    return constant * (harmonic[(b.a + b.m).long()] - harmonic[b.a.long()]) + slope * b.m
-
-
-def _hypergeometric(block: _Blocks, hits: Tensor, possible: Tensor) -> Tensor:
-    """P(``hits`` relevant items among the first m of n), r of them relevant; rows of consecutive hits."""
-    x, m, r, n = hits, block.m, block.r, block.n
-    ratio = ((r - x) * (m - x)) / ((x + 1) * (n - r - m + x + 1))
-    log = ratio[:, :-1].clamp(min=torch.finfo(torch.float64).tiny).log().cumsum(1)
-    log = torch.cat([torch.zeros_like(x[:, :1]), log], 1).masked_fill(~possible, -math.inf)
-    return log.softmax(1)
-
-
-def _blocks(histogram: DistanceHistogram, k: int, weighted: bool) -> _Blocks:
-    n, r = histogram.items, histogram.relevant
-    a = n.cumsum(1) - n
-    g = histogram.gains() if weighted else r.double()
-    m = torch.minimum(n, k - torch.clamp(a, max=k))
-    a = a.clamp(max=k)  # beyond the cut nothing is looked up
-    R = r.cumsum(1) - r
-    return _Blocks(a.double(), n.double(), m.double(), r.double(), g, R.double(), g.cumsum(1) - g)
-
-
-def _cut(histogram: DistanceHistogram, top_k: int | None) -> int:
-    """``top_k`` within the size of the largest database of the histogram."""
-    size = int(histogram.total_items.max()) if len(histogram) else 0
-    return max(1, size if top_k is None else min(top_k, size))
-
-
-def _harmonic(k: int, device: torch.device) -> Tensor:
-    """Harmonic numbers H_0..H_k, float64."""
-    ranks = torch.arange(k + 1, dtype=torch.float64, device=device)
-    return torch.cat([ranks[:1], ranks[1:].reciprocal().cumsum(0)])
+    blocks = cut_blocks(ordered(histogram, ties), effective_cut(histogram, top_k))
+    first = (blocks.r > 0).byte().argmax(1, keepdim=True)
+    a, n, m, r = (value.gather(1, first) for value in (blocks.a, blocks.n, blocks.m, blocks.r))
+    m = torch.where(r > 0, m, 0)
+    missed = torch.ones_like(a)  # probability that no item so far is relevant
+    reciprocal = torch.zeros_like(a)
+    done, deepest = 0, int(m.max()) if len(histogram) else 0
+    width = max(64, _TABLE // max(1, len(histogram)))
+    while done < deepest and float((missed * (m > done)).max()) > _NEGLIGIBLE:
+        i = done + torch.arange(min(width, deepest - done), device=a.device)
+        step = ((n - r - i) / (n - i).clamp(min=1)).clamp(min=0).masked_fill(i >= m, 1.0)
+        survival = missed * step.cumprod(1)
+        before = torch.cat([missed, survival[:, :-1]], 1)
+        reciprocal += ((before - survival) / (a + i + 1)).sum(1, keepdim=True)
+        missed = survival[:, -1:]
+        done += len(i)
+    missed = torch.where(m > done, 0.0, missed)
+    return 1 - missed[:, 0], reciprocal[:, 0]

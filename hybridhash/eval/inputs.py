@@ -11,7 +11,7 @@ from torch import Tensor
 from ..codes import HashCodes, as_packed_pair
 from ..labels import as_labels
 
-__all__ = ["Sides", "as_sides", "check_top_k"]
+__all__ = ["Sides", "as_sides", "check_choice", "check_radius", "check_rank", "check_top_k"]
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,34 @@ def as_sides(
     )
 
 
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
 def check_top_k(top_k: int | None) -> int | None:
     """``top_k`` if it is None (the whole database) or an integer >= 1."""
-    if top_k is None:
-        return None
+    return None if top_k is None else check_rank(top_k)
+
+
+def check_rank(top_k: int) -> int:
+    """``top_k`` if it is an integer >= 1."""
     if isinstance(top_k, bool) or not isinstance(top_k, int):
         raise TypeError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}: use top_k=None for the whole database")
     return top_k
+
+
+def check_radius(radius: int) -> int:
+    """``radius`` if it is an integer >= 0."""
+    if isinstance(radius, bool) or not isinstance(radius, int):
+        raise TypeError(f"radius must be an integer >= 0, got {radius!r}")
+    if radius < 0:
+        raise ValueError(f"radius must be >= 0, got {radius}: 0 finds equal codes only")
+    return radius
 
 
 def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:

@@ -15,24 +15,30 @@ for the four. What is done with items at equal distance (``ties``):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..codes import HashCodes
 from . import closed_forms
-from .closed_forms import Denominator, TieRule
-from .histogram import DistanceHistogram, histogram_of, ranking_of
-from .inputs import Sides, as_sides, check_top_k
+from .average_precision import Denominator, average_precision
+from .inputs import as_sides, check_choice
+from .measure import Aggregation, Empty, Ties, measure
 
-__all__ = ["Aggregation", "Empty", "Ties", "mean_average_precision"]
+__all__ = [
+    "acg_at_k",
+    "hit_rate_at_k",
+    "mean_average_precision",
+    "mean_reciprocal_rank",
+    "ndcg_at_k",
+    "precision_at_k",
+    "recall_at_k",
+    "weighted_map",
+]
 
-Ties = Literal["expected", "stable", "best", "worst"]
-Empty = Literal["zero", "skip"]
-Aggregation = Literal["mean"] | None
+Gain = Literal["exponential", "linear"]
 
 
 def mean_average_precision(
@@ -80,6 +86,7 @@ def mean_average_precision(
     Source: He et al., "Hashing as Tie-Aware Learning to Rank", CVPR 2018, for the mean over ties.
 
     Example:
+        >>> import torch
         >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
         >>> labels = torch.tensor([0, 1, 0, 0])
         >>> mean_average_precision(query, torch.tensor([0]), database, labels, top_k=3)
@@ -89,56 +96,245 @@ def mean_average_precision(
         query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
     )
     check_choice("denominator", denominator, ("hits", "relevant"))
-    form = partial(closed_forms.average_precision, denominator=denominator)
-    return _measure(form, sides, top_k, ties, empty, aggregation, chunk_size)
+    form = partial(average_precision, denominator=denominator)
+    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size)
 
 
-def _measure(
-    form: Callable[..., Tensor],
-    sides: Sides,
-    top_k: int | Sequence[int | None] | None,
-    ties: Ties,
-    empty: Empty,
-    aggregation: Aggregation,
-    chunk_size: int | None,
-    graded: bool = False,
+def precision_at_k(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """Evaluate ``form(histogram, cut, ties=...)`` at each cut, in one pass, and aggregate over queries."""
-    single = not isinstance(top_k, Sequence)
-    cuts = [check_top_k(cut) for cut in (top_k if isinstance(top_k, Sequence) else [top_k])]
-    if not cuts:
-        raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")
-    check_choice("empty", empty, ("zero", "skip"))
-    check_choice("aggregation", aggregation, ("mean", None))
-    deepest = None if None in cuts else max(cut for cut in cuts if cut is not None)
-    rule: TieRule = "expected" if ties == "stable" else ties
-    parts = [
-        torch.stack([form(histogram, cut, ties=rule) for cut in cuts])
-        for histogram in histograms(sides, ties, deepest, graded=graded, chunk_size=chunk_size)
-    ]
-    values = aggregate(torch.cat(parts, 1), empty, aggregation)
-    return values[0] if single else values
+    """Share of relevant items among the first ``min(top_k, Nd)`` by Hamming distance (P@k).
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> precision_at_k(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.2500, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    return measure(closed_forms.precision, sides, top_k, ties, empty, aggregation, chunk_size)
 
 
-def histograms(
-    sides: Sides, ties: Ties, top_k: int | None, *, graded: bool, chunk_size: int | None = None
-) -> Iterable[DistanceHistogram]:
-    """What the closed forms need for a tie rule: blocks of ties, or a ranking in database order."""
-    check_choice("ties", ties, ("expected", "stable", "best", "worst"))
-    if ties == "stable":
-        return ranking_of(sides, top_k, graded=graded, chunk_size=chunk_size)
-    return [histogram_of(sides, graded=graded, chunk_size=chunk_size)]
+def recall_at_k(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Share of all relevant items that are among the first ``top_k`` by Hamming distance (R@k).
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> recall_at_k(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.2500, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    return measure(closed_forms.recall, sides, top_k, ties, empty, aggregation, chunk_size)
 
 
-def aggregate(values: Tensor, empty: Empty, aggregation: Aggregation) -> Tensor:
-    """Mean over the last dimension, of values that are NaN where the metric is not defined."""
-    if empty == "zero":
-        values = values.nan_to_num(0.0)
-    return values if aggregation is None else values.nanmean(-1)
+def hit_rate_at_k(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Share of queries with a relevant item among the first ``top_k``; in the mean over ties.
+
+    Metric learning calls this Recall@k.
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> hit_rate_at_k(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    return measure(closed_forms.hit_rate, sides, top_k, ties, empty, aggregation, chunk_size)
 
 
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of the choices."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+def mean_reciprocal_rank(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Mean of 1 / (rank of the first relevant item), 0 where it lies beyond ``top_k`` (MRR).
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> mean_reciprocal_rank(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.2500, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    return measure(closed_forms.reciprocal_rank, sides, top_k, ties, empty, aggregation, chunk_size)
+
+
+def ndcg_at_k(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    gain: Gain = "exponential",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Normalised discounted cumulative gain of the first ``top_k`` items (NDCG@k).
+
+    ``DCG = sum_{t <= top_k} gain_t / log2(1 + t)``, divided by the DCG of the ideal ranking. An item that
+    shares r labels with the query gains ``2^r - 1``, or r with ``gain="linear"``.
+
+    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015;
+    ties as He et al., "Hashing as Tie-Aware Learning to Rank", CVPR 2018.
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> ndcg_at_k(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.1934, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    check_choice("gain", gain, ("exponential", "linear"))
+    form = partial(closed_forms.ndcg, exponential=gain == "exponential")
+    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size, graded=True)
+
+
+def acg_at_k(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Mean number of labels that the first ``min(top_k, Nd)`` items share with the query (ACG@k).
+
+    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> acg_at_k(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.2500, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    return measure(
+        closed_forms.average_cumulative_gain, sides, top_k, ties, empty, aggregation, chunk_size, graded=True
+    )
+
+
+def weighted_map(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None = None,
+    database_codes: Tensor | HashCodes | None = None,
+    database_labels: Tensor | None = None,
+    *,
+    top_k: int | Sequence[int | None] | None = None,
+    ties: Ties = "expected",
+    denominator: Denominator = "hits",
+    empty: Empty = "zero",
+    aggregation: Aggregation = "mean",
+    bits: int | None = None,
+    exclude_self: bool | Tensor = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Mean average precision with ACG in place of precision (weighted mAP).
+
+    ``AP_w = (1/D) sum_{t <= top_k} rel_t ACG@t``: the mean over the relevant ranks of the mean number of
+    labels shared down to that rank.
+
+    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
+
+    Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Example:
+        >>> import torch
+        >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> labels = torch.tensor([1, 0, 1, 0])
+        >>> weighted_map(query, torch.tensor([0]), database, labels, top_k=2)
+        tensor(0.2500, dtype=torch.float64)
+    """
+    sides = as_sides(
+        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
+    )
+    check_choice("denominator", denominator, ("hits", "relevant"))
+    form = partial(average_precision, denominator=denominator, weighted=True)
+    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size, graded=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -57,3 +58,33 @@ def instance(
     classes = 4
     labels = torch.arange(classes) < torch.tensor(grades)[:, None]
     return query, torch.ones(1, classes, dtype=torch.bool), database, labels
+
+
+def precision(ranked: list[int], k: int) -> float:
+    return sum(grade > 0 for grade in ranked[:k]) / k
+
+
+def recall(ranked: list[int], k: int) -> float:
+    relevant = sum(grade > 0 for grade in ranked)
+    return sum(grade > 0 for grade in ranked[:k]) / relevant if relevant else 0.0
+
+
+def hit_rate(ranked: list[int], k: int) -> float:
+    return float(any(grade > 0 for grade in ranked[:k]))
+
+
+def reciprocal_rank(ranked: list[int], k: int) -> float:
+    return next((1 / rank for rank, grade in enumerate(ranked[:k], start=1) if grade > 0), 0.0)
+
+
+def average_cumulative_gain(ranked: list[int], k: int) -> float:
+    return sum(ranked[:k]) / k
+
+
+def ndcg(ranked: list[int], k: int, exponential: bool = True) -> float:
+    def dcg(grades: list[int]) -> float:
+        gains = [2**grade - 1 if exponential else grade for grade in grades[:k]]
+        return sum(gain / math.log2(1 + rank) for rank, gain in enumerate(gains, start=1))
+
+    ideal = dcg(sorted(ranked, reverse=True))
+    return dcg(ranked) / ideal if ideal else 0.0

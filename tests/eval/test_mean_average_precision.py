@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridhash.codes import HashCodes, pack_codes
-from hybridhash.eval import DistanceHistogram, closed_forms, mean_average_precision
+from hybridhash.eval import DistanceHistogram, mean_average_precision
+from hybridhash.eval.average_precision import average_precision as closed_form
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TIES = ("expected", "stable", "best", "worst")
@@ -45,7 +46,7 @@ def test_reference_values_are_matched(case, ties):
 )
 def test_worked_fractions_of_tied_levels(levels, fraction):
     counts = torch.tensor([[[n - r, r] for n, r in levels]])
-    value = closed_forms.average_precision(DistanceHistogram(counts, counts.sum(1)))
+    value = closed_form(DistanceHistogram(counts, counts.sum(1)))
     assert value.item() == pytest.approx(float(fraction), abs=1e-15)
 
 
@@ -83,9 +84,7 @@ def test_weighted_average_precision_equals_the_enumeration_of_all_orders(items, 
         counts[0, distance, grade] += 1
     histogram = DistanceHistogram(counts, counts.sum(1))
     for ties in ("expected", "best", "worst"):
-        got = closed_forms.average_precision(
-            histogram, top_k, ties=ties, denominator=denominator, weighted=True
-        )
+        got = closed_form(histogram, top_k, ties=ties, denominator=denominator, weighted=True)
         assert got.nan_to_num(0.0).item() == pytest.approx(want[ties], abs=1e-12), ties
 
 
@@ -95,7 +94,7 @@ def test_large_cut_blocks_agree_with_random_orders():
     relevant = torch.zeros(4000)
     relevant[:1200] = 1
     counts = torch.tensor([[[2800, 1200]]])
-    got = closed_forms.average_precision(DistanceHistogram(counts, counts.sum(1)), 500).item()
+    got = closed_form(DistanceHistogram(counts, counts.sum(1)), 500).item()
     values = []
     for _ in range(2000):
         head = relevant[torch.randperm(4000, generator=generator)][:500].double()

@@ -1,0 +1,136 @@
+"""The distance histogram against literal counting, for every way it is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridhash.codes import hamming_distance
+from hybridhash.eval import DistanceHistogram, counting, distance_histogram
+from hybridhash.labels import shared_labels
+
+
+def case(seed, queries, items, bits, classes, *, single, density=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    query, codes = (
+        torch.randn(queries, bits, generator=generator),
+        torch.randn(items, bits, generator=generator),
+    )
+    if single:
+        sides = [torch.randint(-1, classes, (n,), generator=generator) for n in (queries, items)]
+    else:
+        sides = [torch.rand(n, classes, generator=generator) < density for n in (queries, items)]
+    return query, sides[0], codes, sides[1]
+
+
+def literal(query, query_labels, codes, labels, *, graded):
+    distances, shared = hamming_distance(query, codes), shared_labels(query_labels, labels).long()
+    grades = shared if graded else shared.clamp(max=1)
+    counts = torch.zeros(len(query), query.shape[1] + 1, int(grades.max()) + 1, dtype=torch.long)
+    for row in range(len(query)):
+        for item in range(len(codes)):
+            counts[row, distances[row, item], grades[row, item]] += 1
+    return counts
+
+
+def assert_counts(histogram: DistanceHistogram, want: torch.Tensor) -> None:
+    grades = want.shape[2]
+    assert torch.equal(histogram.counts[:, :, :grades], want)
+    assert not histogram.counts[:, :, grades:].any()
+    assert torch.equal(histogram.grades, histogram.counts.sum(1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    bits=st.sampled_from([1, 7, 8, 16, 33, 64, 100, 130, 300]),
+    classes=st.sampled_from([1, 3, 21, 70]),
+    single=st.booleans(),
+    graded=st.booleans(),
+    chunk_size=st.sampled_from([None, 1, 7, 1000]),
+)
+@pytest.mark.filterwarnings("ignore:all .* codes are the same")
+def test_counts_equal_literal_counting(seed, bits, classes, single, graded, chunk_size):
+    arguments = case(seed, 5, 31, bits, classes, single=single)
+    got = distance_histogram(*arguments, graded=graded, chunk_size=chunk_size)
+    assert_counts(got, literal(*arguments, graded=graded))
+
+
+@pytest.mark.parametrize("bits", [12, 64, 127, 128, 260])
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("graded", [True, False])
+def test_long_rows_equal_a_plain_count(bits, single, graded):
+    query, query_labels, codes, labels = case(1, 3, 20_001, bits, 21, single=single)
+    got = distance_histogram(query, query_labels, codes, labels, graded=graded)
+    distances, shared = hamming_distance(query, codes), shared_labels(query_labels, labels).long()
+    grades = shared if graded else shared.clamp(max=1)
+    for row in range(3):
+        for grade in range(got.counts.shape[2]):
+            want = torch.bincount(distances[row][grades[row] == grade].long(), minlength=bits + 1)
+            assert torch.equal(got.counts[row, :, grade], want)
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("graded", [True, False])
+def test_the_accelerator_path_counts_the_same(monkeypatch, single, graded):
+    # The path for CUDA tensors is plain torch: it runs on the CPU too.
+    arguments = case(2, 6, 500, 24, 9, single=single)
+    want = distance_histogram(*arguments, graded=graded)
+    monkeypatch.setattr(counting, "_count_rows", counting._count_block)
+    monkeypatch.setattr(counting, "_count_rows_by_class", counting._count_block)
+    assert torch.equal(distance_histogram(*arguments, graded=graded).counts, want.counts)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("graded", [True, False])
+def test_cuda_counts_the_same(single, graded):
+    arguments = case(3, 20, 3000, 48, 30, single=single)
+    want = distance_histogram(*arguments, graded=graded)
+    got = distance_histogram(*(side.cuda() for side in arguments), graded=graded)
+    assert got.counts.is_cuda
+    assert torch.equal(got.counts.cpu(), want.counts)
+
+
+def test_threads_do_not_change_the_counts():
+    arguments = case(4, 9, 400, 16, 4, single=False)
+    want = distance_histogram(*arguments, graded=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_gains_are_shared_labels_and_two_to_the_r_minus_one():
+    arguments = case(5, 4, 60, 8, 6, single=False, density=0.5)
+    histogram = distance_histogram(*arguments, graded=True)
+    distances, shared = (
+        hamming_distance(arguments[0], arguments[2]),
+        shared_labels(arguments[1], arguments[3]),
+    )
+    for distance in range(9):
+        here = distances == distance
+        assert histogram.gains()[:, distance].tolist() == (shared * here).sum(1).tolist()
+        exponential = ((2**shared - 1) * here).sum(1)
+        assert histogram.gains(exponential=True)[:, distance].tolist() == exponential.tolist()
+
+
+def test_inputs_are_not_written_to():
+    arguments = case(6, 4, 60, 8, 6, single=False)
+    copies = [side.clone() for side in arguments]
+    distance_histogram(*arguments, graded=True)
+    assert all(torch.equal(side, copy) for side, copy in zip(arguments, copies, strict=True))
+
+
+def test_one_hot_labels_are_counted_as_class_ids():
+    query, ids, codes, database_ids = case(7, 6, 90, 10, 5, single=True)
+    one_hot = [
+        torch.nn.functional.one_hot(side.clamp(min=0), 5) * (side >= 0)[:, None]
+        for side in (ids, database_ids)
+    ]
+    want = distance_histogram(query, ids, codes, database_ids)
+    assert torch.equal(distance_histogram(query, one_hot[0], codes, one_hot[1]).counts, want.counts)
