@@ -1,7 +1,7 @@
 """HybridHash learns to retrieve scanned digits: images in, binary codes out, mAP up, a picture to look at.
 
-The data are the 1,797 digits that ship with scikit-learn. 300 of them are the queries; the other 1,497 are the
-training set and the database, so no query is in the database. Run it with ``--help`` for the options.
+The data are the 1,797 digits that ship with scikit-learn. 300 of them are the queries; the other 1,497 are
+the training set and the database, so no query is in the database. Run it with ``--help`` for the options.
 """
 
 import argparse

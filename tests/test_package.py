@@ -1,0 +1,104 @@
+"""The package as a user meets it: importing, the wheel, the sdist."""
+
+import ast
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = {"torch", "timm", "huggingface_hub", "safetensors", "numpy"}
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_registers_every_model_once_and_in_silence():
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import timm; before = timm.list_models('hybridhash*')\n"
+        "import hybridhash, importlib; importlib.import_module('hybridhash')\n"
+        "print(len(before), len(timm.list_models('hybridhash*')))"
+    )
+    result = run(code)
+    assert result.stdout.split() == ["0", "12"]
+    assert result.stderr == ""
+
+
+def test_importing_opens_no_socket_and_no_gpu_and_leaves_logging_alone():
+    code = (
+        "import logging, socket, timm, torch\n"
+        "handlers, level = list(logging.getLogger().handlers), logging.getLogger().level\n"
+        "def refuse(*args, **kwargs): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "import hybridhash\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert (list(logging.getLogger().handlers), logging.getLogger().level) == (handlers, level)"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def module_level_imports(path):
+    """Top-level names imported when the module is imported."""
+    pending = list(ast.parse(path.read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hybridhash").rglob("*.py")), ids=lambda p: p.stem)
+def test_modules_import_core_dependencies_only(path):
+    foreign = set(module_level_imports(path)) - CORE - sys.stdlib_module_names
+    assert foreign == set()
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    # Built from a copy of what git would ship, so that leftovers of the working tree cannot hide a gap.
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode != 0:
+        pytest.skip("not a git checkout")
+    source = tmp_path_factory.mktemp("source")
+    for name in files.stdout.splitlines():
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    result = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(distributions):
+    wheel, _ = distributions
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"hybridhash"}
+    package = {name for name in names if name.startswith("hybridhash/")}
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "hybridhash").rglob("*.py")}
+    assert package == expected | {"hybridhash/py.typed"}
+
+
+def test_the_wheel_depends_on_the_core_only(distributions):
+    wheel, _ = distributions
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode()
+    required = [line.split(": ", 1)[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    core = {line.split(">")[0].strip() for line in required if "extra ==" not in line}
+    assert {name.replace("-", "_") for name in core} == CORE
+
+
+def test_the_sdist_builds_and_carries_licence_and_readme(distributions):
+    _, sdist = distributions
+    names = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
+    assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "hybridhash/__init__.py"} <= names
