@@ -252,12 +252,15 @@ class HashCodes:
 
     def __post_init__(self) -> None:
         check_packed(self.packed, self.bits, "packed")
+        for name, rows in (("labels", self.labels), ("ids", self.ids)):
+            if isinstance(rows, Tensor) and rows.device != self.packed.device:
+                raise ValueError(
+                    f"{name} is on {rows.device} but the codes on {self.packed.device}: move one with .to()"
+                )
         if self.labels is not None:
-            labels = as_labels(self.labels, length=len(self))
-            object.__setattr__(self, "labels", _beside(labels, self.packed, "labels"))
+            object.__setattr__(self, "labels", as_labels(self.labels, length=len(self)))
         if self.ids is not None:
-            ids = _as_ids(self.ids, len(self))
-            object.__setattr__(self, "ids", _beside(ids, self.packed, "ids"))
+            object.__setattr__(self, "ids", as_ids(self.ids, length=len(self)))
 
     @classmethod
     def from_codes(cls, codes: Tensor, labels: Tensor | None = None, ids: Tensor | None = None) -> HashCodes:
@@ -288,11 +291,7 @@ class HashCodes:
         for number, part in enumerate(parts):
             if not isinstance(part, HashCodes):
                 raise TypeError(f"HashCodes.cat takes HashCodes only, part {number} is {type(part).__name__}")
-            for what, first, other in zip(_KINDS, parts[0]._kinds(), part._kinds(), strict=True):
-                if first != other:
-                    raise ValueError(
-                        f"cannot join HashCodes: {what} of part 0: {first}, of part {number}: {other}"
-                    )
+            check_joinable(parts[0], part, ("part 0", f"part {number}"))
         labels, ids = (
             None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
             for name in ("labels", "ids")
@@ -436,21 +435,30 @@ class HashCodes:
         return str(self.bits), labels, "None" if self.ids is None else "int64", str(self.packed.device)
 
 
-def _beside(rows: Tensor, packed: Tensor, name: str) -> Tensor:
-    """``rows``, if they are on the device of ``packed``."""
-    if rows.device != packed.device:
-        raise ValueError(f"{name} is on {rows.device} but the codes on {packed.device}: move one with .to()")
-    return rows
+def check_joinable(first: HashCodes, other: HashCodes, names: tuple[str, str]) -> None:
+    """Raise a ValueError that names both if two HashCodes cannot be joined: bits, labels, ids or device."""
+    for what, one, two in zip(_KINDS, first._kinds(), other._kinds(), strict=True):
+        if one != two:
+            raise ValueError(f"{names[0]} and {names[1]} do not fit together: {what} {one} and {two}")
 
 
-def _as_ids(ids: Tensor, length: int) -> Tensor:
-    """``length`` whole numbers as int64."""
+def as_ids(ids: Tensor, *, length: int, name: str = "ids") -> Tensor:
+    """Check ids, ``length`` integers, and give them as int64 ``(length,)``.
+
+    Raises:
+        TypeError: not a tensor, or not integers.
+        ValueError: a wrong shape.
+
+    Example:
+        >>> as_ids(torch.tensor([7, 9], dtype=torch.int32), length=2)
+        tensor([7, 9])
+    """
     if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
     if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
     if ids.shape != (length,):
-        raise ValueError(f"ids must be ({length},), one for each code, got shape {tuple(ids.shape)}")
+        raise ValueError(f"{name} must be ({length},), one for each code, got shape {tuple(ids.shape)}")
     return ids.to(torch.int64)
 
 

@@ -1,0 +1,243 @@
+"""From images to binary codes: run a model over a loader and keep the bits."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from .bits import MAX_BITS, pack_bits
+from .codes import HashCodes, as_ids, check_joinable
+from .labels import as_labels
+
+__all__ = ["encode"]
+
+_KEYS = {
+    "images": ("image", "images", "pixel_values"),
+    "labels": ("label", "labels"),
+    "ids": ("index", "indices", "id", "ids"),
+}
+
+
+def encode(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> HashCodes:
+    """Binary codes of all images of a loader, with their labels and indices if it yields them.
+
+    The model runs in eval mode without gradients; afterwards, also after an exception, every module is back
+    in the mode it was in. A bit is 1 where the output is > 0 (an infinity has its sign, NaN raises). Codes are
+    packed on the device of the model: ``ceil(bits / 8)`` bytes leave it for each image.
+
+    Args:
+        model: maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 512 bits.
+        loader: yields batches: ``images``, ``(images, labels)``, ``(images, labels, indices)``, or dicts with
+            the keys ``image``, ``images`` or ``pixel_values``; ``label`` or ``labels``; ``index``,
+            ``indices``, ``id`` or ``ids``. Labels are class ids ``(B,)`` or multi-hot ``(B, C)``, indices are
+            integers ``(B,)``, None stands for absent. It is a :class:`torch.utils.data.DataLoader` or any
+            iterable of batches: ``[images]`` hashes a few images at hand.
+        device: where the images go. By default where the parameters of the model are: the first one if they
+            are on several devices, the CPU if there are none. The model is never moved; a device where it is
+            not raises.
+        dtype: bfloat16 or float16 runs the model under autocast, float32 without; None leaves that as it is.
+        progress: show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
+
+    Returns:
+        :class:`HashCodes` on the CPU in the order of the loader: ``labels`` as the loader gave them, its
+        indices as ``ids``.
+
+    Raises:
+        TypeError: ``model`` is no module, ``loader`` is a tensor, or a batch holds or the model returns
+            something of a wrong type.
+        ValueError: no batch; a batch with unknown keys, with different numbers of rows, or with labels or
+            indices unlike the first batch; the model returns no ``(B, bits)``, has no hash layer
+            (``num_classes=0``) or gives NaN; ``device`` or ``dtype`` is not one of the above. The message
+            names the batch, counted from 0.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
+        >>> images, labels = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+        >>> encode(model, [(images[:3], labels[:3]), (images[3:], labels[3:])], progress=False)
+        HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError(
+            "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
+            "with num_classes=bits, or call model.reset_classifier(bits)"
+        )
+    if isinstance(loader, Tensor):
+        raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
+    place = _input_device(model, device)
+    autocast = _autocast(place, dtype)
+    parts: list[HashCodes] = []
+    launched: _Launched | None = None
+    bar = tqdm(desc="encode", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
+    with _eval_mode(model), bar:
+        for number, content in enumerate(loader):
+            images, labels, ids = _read_batch(content, number)
+            size = images.shape[0]
+            images = _to_device(images, place)
+            # Only now is the batch before fetched, so that a GPU computed it while the loader was at work.
+            if launched is not None:
+                _fetch(launched, parts)
+            # Not inference_mode: what a module caches in it could never again be part of training.
+            with torch.no_grad(), autocast:
+                codes = model(images)
+            _check_output(codes, size, number)
+            launched = _Launched(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1], labels, ids)
+            if number == 0:
+                bar.total = operator.length_hint(loader) * size or None
+            bar.update(size)
+        if launched is None:
+            raise ValueError("loader is empty: it gave no batch")
+        _fetch(launched, parts)
+        bar.total = bar.n
+        bar.refresh()
+    return HashCodes.cat(parts)
+
+
+class _Launched(NamedTuple):
+    """A batch whose codes are on the device, perhaps still being computed."""
+
+    packed: Tensor
+    nan: Tensor  # bool (B,)
+    bits: int
+    labels: Tensor | None
+    ids: Tensor | None
+
+
+def _fetch(batch: _Launched, parts: list[HashCodes]) -> None:
+    """Append the codes of a batch to those of the batches before it, or raise if they are no codes."""
+    number = len(parts)
+    nan = batch.nan.cpu().nonzero()[:, 0]
+    if len(nan):
+        position = sum(map(len, parts)) + int(nan[0])
+        raise ValueError(
+            f"the model gave NaN codes in batch {number}, for {len(nan)} of its {len(batch.nan)} images, the first "
+            f"at position {position} of the loader: check that image, and whether training diverged"
+        )
+    codes = HashCodes(batch.packed.cpu(), batch.bits, batch.labels, batch.ids)
+    if parts:
+        check_joinable(parts[0], codes, ("batch 0", f"batch {number}"))
+    parts.append(codes)
+
+
+def _read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Images, labels and indices of what a loader yields, the latter two checked and on the CPU."""
+    if isinstance(content, Tensor):
+        fields: dict[str, Any] = {"images": content}
+    elif isinstance(content, Mapping):
+        fields = _named_fields(content, number)
+    elif isinstance(content, (tuple, list)) and 1 <= len(content) <= 3:
+        fields = dict(zip(_KEYS, content, strict=False))
+    else:
+        size = f" of {len(content)}" if isinstance(content, (tuple, list)) else ""
+        raise TypeError(
+            f"batch {number} is a {type(content).__name__}{size}: the loader must yield images, "
+            "(images, labels), (images, labels, indices) or a dict"
+        )
+    images, labels, ids = (fields.get(name) for name in _KEYS)
+    if not isinstance(images, Tensor) or images.ndim == 0:
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images of batch {number} must be a tensor (B, ...), got {got}")
+    # Clones, because the memory that the workers of a DataLoader share is freed only with the last view of it.
+    if labels is not None:
+        name = f"labels of batch {number}"
+        labels = as_labels(_tensor(labels, name), length=images.shape[0], name=name).cpu().clone()
+    if ids is not None:
+        name = f"indices of batch {number}"
+        ids = as_ids(_tensor(ids, name), length=images.shape[0], name=name).cpu().clone()
+    return images, labels, ids
+
+
+def _named_fields(content: Mapping[Any, Any], number: int) -> dict[str, Any]:
+    """The fields of a dict batch under the names of ``_KEYS``."""
+    names = {key: name for name, keys in _KEYS.items() for key in keys}
+    unknown = [key for key in content if key not in names]
+    if unknown:
+        raise ValueError(f"batch {number} has the unknown keys {unknown}: known are {', '.join(names)}")
+    fields = {names[key]: value for key, value in content.items()}
+    if len(fields) < len(content):
+        raise ValueError(f"batch {number} has two keys for the same thing: {list(content)}")
+    if "images" not in fields:
+        raise ValueError(f"batch {number} has no images, only the keys {list(content)}")
+    return fields
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a tensor or numbers, got {type(values).__name__}: {error}"
+        ) from error
+
+
+def _check_output(codes: Any, rows: int, number: int) -> None:
+    """That a model gave codes ``(rows, bits)``."""
+    if not isinstance(codes, Tensor) or codes.dtype == torch.uint8 or codes.dtype.is_complex:
+        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"the model must return a tensor of real-valued codes (B, bits), got {got}")
+    if codes.ndim != 2 or codes.shape[0] != rows or not 1 <= codes.shape[1] <= MAX_BITS:
+        raise ValueError(
+            f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
+            f"batch {number}, got shape {tuple(codes.shape)}"
+        )
+
+
+def _input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where images go: the device of the first parameter, or the one asked for if the model is there."""
+    places = list(dict.fromkeys(t.device for t in itertools.chain(model.parameters(), model.buffers())))
+    if device is None:
+        return places[0] if places else torch.device("cpu")
+    device = torch.device(device)
+    for place in places:
+        if place.type == device.type and device.index in (None, place.index):
+            return place
+    if places:
+        raise ValueError(
+            f"the model is on {places[0]}, but device={str(device)!r} was given: move it with "
+            f"model.to({str(device)!r}) first, encode does not"
+        )
+    return device
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    if dtype is None:
+        return nullcontext()
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be None, torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    """A copy from pinned memory does not block; that matters for CUDA only."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        return images.pin_memory().to(device, non_blocking=True)
+    return images.to(device)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, afterwards the mode that each module was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
