@@ -6,10 +6,15 @@ import logging
 import re
 import warnings
 from math import isqrt
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor
 
 from .blocks import Attention, merge_blocks, split_blocks
@@ -17,7 +22,7 @@ from .blocks import Attention, merge_blocks, split_blocks
 if TYPE_CHECKING:
     from .hybridhash import HybridHash
 
-__all__ = ["checkpoint_filter_fn"]
+__all__ = ["checkpoint_filter_fn", "load_checkpoint"]
 
 _logger = logging.getLogger(__name__)
 
@@ -79,6 +84,58 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
             stacklevel=2,
         )
     return mapped
+
+
+def load_checkpoint(model: HybridHash, path: str | PathLike[str], *, use_ema: bool = True) -> None:
+    """Load a checkpoint file of any layout that :func:`checkpoint_filter_fn` knows.
+
+    As ``create_model(..., pretrained_cfg_overlay=dict(file=path))`` does, for a model that exists already.
+    The first convolution is adapted to the model's ``in_chans``; the last linear map is left as it is, with
+    a warning, if the file's code length differs.
+
+    Args:
+        model: the model to load into.
+        path: a safetensors file, or one of ``torch.save`` that holds tensors only (a state dict, or a
+            dictionary with one under ``state_dict`` or ``model``).
+        use_ema: prefer the averaged weights where the file has them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is a pickle of more than tensors, or does not fit the model.
+
+    Example:
+        >>> import timm
+        >>> import hybridhash
+        >>> model = timm.create_model("hybridhash_tiny_16")
+        >>> hybridhash.models.load_checkpoint(model, "no/such/file.safetensors")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: no checkpoint at no/such/file.safetensors
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state_dict = load_state_dict(str(path), use_ema, device="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no intact safetensors file ({error}): download it again") from error
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors only; it is damaged, or a pickle that could run "
+            "code. If you trust it, load it yourself and save its state dict with safetensors"
+        ) from error
+    mapped = checkpoint_filter_fn(state_dict, model)
+    weight = mapped["patch_embed.proj.weight"]
+    if weight.shape[1] != model.in_chans:
+        if weight.shape[1] != 3:
+            raise ValueError(f"{path} is of {weight.shape[1]} input channels, the model of {model.in_chans}")
+        mapped["patch_embed.proj.weight"] = adapt_input_conv(model.in_chans, weight)
+    own_head = {key: value for key, value in model.state_dict().items() if key.startswith("head.fc.")}
+    for key in {"head.fc.weight", "head.fc.bias"}:
+        if key not in own_head:
+            mapped.pop(key, None)
+        elif key not in mapped or mapped[key].shape != own_head[key].shape:
+            mapped[key] = own_head[key]
+    model.load_state_dict(mapped)
 
 
 def _rename(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:

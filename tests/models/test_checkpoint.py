@@ -5,10 +5,11 @@ import logging
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.nest import Nest
 
 import hybridhash  # noqa: F401
-from hybridhash.models import checkpoint_filter_fn
+from hybridhash.models import checkpoint_filter_fn, load_checkpoint
 
 SMALL = {"embed_dims": (16, 32, 64), "num_heads": (1, 2, 4)}
 
@@ -178,3 +179,88 @@ def test_other_code_length_is_left_to_timm_with_a_warning():
     with pytest.warns(UserWarning, match="24-bit hash layer .* 16 bits"):
         mapped = checkpoint_filter_fn(source.state_dict(), create(num_classes=16))
     assert mapped["head.fc.weight"].shape == (24, 64)
+
+
+class TestLoadCheckpoint:
+    def save(self, tmp_path, model):
+        path = tmp_path / "model.safetensors"
+        save_file(model.state_dict(), path)
+        return path
+
+    def test_a_file_gives_the_models_codes(self, tmp_path):
+        source, model = create(), create()
+        load_checkpoint(model, self.save(tmp_path, source))
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model(x), source(x))
+
+    def test_a_training_checkpoint_gives_its_averaged_weights(self, tmp_path):
+        source, average, model = create(), create(), create()
+        path = tmp_path / "last.pth"
+        torch.save({"state_dict": source.state_dict(), "state_dict_ema": average.state_dict()}, path)
+        load_checkpoint(model, path)
+        assert torch.equal(model.head.fc.weight, average.head.fc.weight)
+        load_checkpoint(model, str(path), use_ema=False)
+        assert torch.equal(model.head.fc.weight, source.head.fc.weight)
+
+    @pytest.mark.filterwarnings("ignore:this checkpoint has the layout of the public")
+    def test_a_reference_file_gives_its_codes(self, golden, reference_weights, tmp_path):
+        tensors, metadata = golden
+        path = tmp_path / "reference.pth"
+        torch.save({f"module.{key}": x for key, x in reference_weights.items()}, path)
+        model = create(img_size=224, num_heads=(2, 4, 8), pad_type="")
+        load_checkpoint(model, path)
+        mean, std = (
+            torch.tensor([float(x) for x in metadata[k].split(",")]).view(3, 1, 1) for k in ("mean", "std")
+        )
+        codes = model((tensors["image"].float() / 255 - mean) / std)
+        torch.testing.assert_close(codes, tensors["correct/code"], rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("in_chans", [1, 4])
+    def test_input_channels_are_adapted(self, in_chans, tmp_path):
+        source, model = create(), create(in_chans=in_chans)
+        load_checkpoint(model, self.save(tmp_path, source))
+        weight = source.patch_embed.proj.weight
+        adapted = model.patch_embed.proj.weight
+        if in_chans == 1:
+            torch.testing.assert_close(adapted, weight.sum(dim=1, keepdim=True))
+        else:
+            torch.testing.assert_close(adapted, weight[:, [0, 1, 2, 0]] * 3 / 4)
+
+    def test_input_channels_that_cannot_be_adapted_are_refused(self, tmp_path):
+        path = self.save(tmp_path, create(in_chans=4))
+        with pytest.raises(ValueError, match="of 4 input channels, the model of 3"):
+            load_checkpoint(create(), path)
+
+    def test_another_code_length_keeps_the_models_last_map_and_warns(self, tmp_path):
+        source, model = create(num_classes=24), create(num_classes=16)
+        before = model.head.fc.weight.clone()
+        with pytest.warns(UserWarning, match="24-bit hash layer"):
+            load_checkpoint(model, self.save(tmp_path, source))
+        assert torch.equal(model.head.fc.weight, before)
+        assert torch.equal(model.norm.weight, source.norm.weight)
+
+    def test_hash_weights_load_into_an_embedding_model(self, tmp_path):
+        source, model = create(), create(num_classes=0)
+        load_checkpoint(model, self.save(tmp_path, source))
+        x = torch.randn(2, 3, 32, 32)
+        expected = source.forward_head(source.forward_features(x), pre_logits=True)
+        assert torch.equal(model(x), expected)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent\.safetensors"):
+            load_checkpoint(create(), tmp_path / "absent.safetensors")
+
+    def test_a_truncated_file_is_named_and_changes_nothing(self, tmp_path):
+        model = create()
+        before = {key: x.clone() for key, x in model.state_dict().items()}
+        path = self.save(tmp_path, create())
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):
+            load_checkpoint(model, path)
+        assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
+
+    def test_a_pickle_that_could_run_code_is_refused(self, tmp_path):
+        path = tmp_path / "model.pth"
+        torch.save({"state_dict": create().state_dict(), "hook": print}, path)
+        with pytest.raises(ValueError, match="could run code"):
+            load_checkpoint(create(), path)
