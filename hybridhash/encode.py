@@ -36,8 +36,8 @@ def encode(
     """Binary codes of all images of a loader, with their labels and indices if it yields them.
 
     The model runs in eval mode without gradients; afterwards, also after an exception, every module is back
-    in the mode it was in. A bit is 1 where the output is > 0 (an infinity has its sign, NaN raises). Codes are
-    packed on the device of the model: ``ceil(bits / 8)`` bytes leave it for each image.
+    in the mode it was in. A bit is 1 where the output is > 0 (an infinity has its sign, NaN raises). Codes
+    are packed on the device of the model: ``ceil(bits / 8)`` bytes leave it for each image.
 
     Args:
         model: maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 512 bits.
@@ -125,8 +125,8 @@ def _fetch(batch: _Launched, parts: list[HashCodes]) -> None:
     if len(nan):
         position = sum(map(len, parts)) + int(nan[0])
         raise ValueError(
-            f"the model gave NaN codes in batch {number}, for {len(nan)} of its {len(batch.nan)} images, the first "
-            f"at position {position} of the loader: check that image, and whether training diverged"
+            f"the model gave NaN codes in batch {number} for {len(nan)} of its {len(batch.nan)} images, the "
+            f"first at position {position} of the loader: check that image, and whether training diverged"
         )
     codes = HashCodes(batch.packed.cpu(), batch.bits, batch.labels, batch.ids)
     if parts:
@@ -152,7 +152,7 @@ def _read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tenso
     if not isinstance(images, Tensor) or images.ndim == 0:
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images of batch {number} must be a tensor (B, ...), got {got}")
-    # Clones, because the memory that the workers of a DataLoader share is freed only with the last view of it.
+    # Clones, because memory shared by the workers of a DataLoader stays open as long as anything views it.
     if labels is not None:
         name = f"labels of batch {number}"
         labels = as_labels(_tensor(labels, name), length=images.shape[0], name=name).cpu().clone()
