@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bits import packed_distances
 from .inputs import Sides
-from .relevance import Relevance
+from .relevance import Array, Relevance
 
 __all__ = ["count_pairs"]
 
@@ -70,23 +70,33 @@ def _count_rows_by_class(
 ) -> Tensor:
     """Counts for class ids, the database sorted by class: the relevant items of a query are one segment."""
     counts = torch.zeros((distances.shape[0], stride, 2), dtype=torch.int64)
-    counts[:, :, 0] = _bincount_rows(distances, stride)
     labels, query = relevance.database[columns], relevance.query[rows]
-    first = torch.searchsorted(labels, query).tolist()
-    last = torch.searchsorted(labels, query, right=True).tolist()
-    for row, (start, stop, label) in enumerate(zip(first, last, query.tolist(), strict=True)):
-        if label >= 0 and stop > start:
-            counts[row, :, 1] = torch.bincount(distances[row, start:stop], minlength=stride)
-    counts[:, :, 0] -= counts[:, :, 1]
+    first = torch.searchsorted(labels, query)
+    last = torch.where(query >= 0, torch.searchsorted(labels, query, right=True), first)
+    ends = (last - first).cumsum(0).tolist()
+    keys: Array = np.empty(ends[-1], np.int32)
+    start = 0
+    table = distances.numpy()
+    for row, (left, right, end) in enumerate(zip(first.tolist(), last.tolist(), ends, strict=True)):
+        np.add(table[row, left:right], row * stride, out=keys[start:end], dtype=np.int32)
+        start = end
+    counts[:, :, 1] = torch.bincount(torch.from_numpy(keys), minlength=counts[:, :, 0].numel()).view(
+        -1, stride
+    )
+    counts[:, :, 0] = _bincount_rows(distances, stride) - counts[:, :, 1]
     return counts
 
 
 def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:
     """Counts for multi-hot labels on the CPU: grade and distance in one key as small as it can be."""
     size = stride * relevance.grades
-    dtype = np.uint8 if size <= 256 else np.int16 if size <= 1 << 15 else np.int32
-    keys = np.multiply(relevance.block(rows, columns).numpy(), stride, dtype=dtype, casting="unsafe")
-    np.add(keys, distances.numpy(), out=keys, casting="unsafe")
+    grades = relevance.block(rows, columns).numpy()
+    if size <= 256:
+        keys = np.multiply(grades.view(np.uint8), np.uint8(stride))
+        keys += distances.numpy()
+    else:
+        keys = np.multiply(grades, stride, dtype=np.int16 if size <= 1 << 15 else np.int32)
+        keys += distances.numpy()
     counts = _bincount_rows(torch.from_numpy(keys), size)
     return counts.view(-1, relevance.grades, stride).transpose(1, 2)
 
@@ -103,22 +113,21 @@ def _bincount_rows(keys: Tensor, size: int) -> Tensor:
     length = keys.shape[1]
     if length < _LONG_ROW:
         return _bincount_block(keys.to(torch.int32), size)
-    counts = torch.empty((keys.shape[0], size), dtype=torch.int64)
     if keys.dtype != torch.uint8 or size > 128:
-        for row, key in enumerate(keys):
-            counts[row] = torch.bincount(key, minlength=size)
-        return counts
-    # Two neighbouring bytes are one int16 low + 256 high (or the reverse): half as many increments.
-    even = length - length % 2
-    for row, key in enumerate(keys):
-        head = key[:even]
-        if head.storage_offset() % 2:
-            head = head.clone()
-        table = torch.bincount(head.view(torch.int16), minlength=size * 256).view(size, 256)
-        counts[row] = table.sum(1) + table.sum(0)[:size]
-        if even < length:
-            counts[row, int(key[-1])] += 1
-    return counts
+        return torch.stack([torch.bincount(row, minlength=size) for row in keys])
+    counts: Array = np.empty((keys.shape[0], size), np.int64)
+    for count, row in zip(counts, keys.numpy(), strict=True):
+        # Two neighbouring bytes are one int16, first + 256 second (or the reverse): half the increments.
+        skip = row.ctypes.data % 2
+        pairs = row[skip : length - (length - skip) % 2]
+        table = torch.bincount(torch.from_numpy(pairs.view(np.int16)), minlength=size * 256).numpy()
+        table = table.reshape(size, 256)[:, :size]
+        np.add(table.sum(0), table.sum(1), out=count)
+        if skip:
+            count[row[0]] += 1
+        if skip + len(pairs) < length:
+            count[row[-1]] += 1
+    return torch.from_numpy(counts)
 
 
 def _bincount_block(keys: Tensor, size: int) -> Tensor:

@@ -13,6 +13,9 @@ __all__ = ["Relevance"]
 
 Array = npt.NDArray[Any]
 
+# Items whose words are compared at a time, so that they stay in the second-level cache.
+_TILE = 1 << 14
+
 
 class Relevance:
     """Grades of relevance between queries and a database: shared labels, or 0 and 1 if not ``graded``.
@@ -51,13 +54,16 @@ class Relevance:
         database_words = self.database_words[:, columns]
         kind = "bool" if not self.graded else "uint8" if self.grades <= 256 else "int16"
         out: Array = np.zeros((self.query[rows].shape[0], database_words.shape[1]), kind)
+        buffer = np.empty(_TILE, database_words.dtype)
         for row, words in zip(out, self.query_words[:, rows].T, strict=True):
             for word in np.flatnonzero(words):
-                both = database_words[word] & words[word]
-                if self.graded:
-                    row += np.bitwise_count(both)
-                else:
-                    row |= both != 0
+                for left in range(0, out.shape[1], _TILE):
+                    tile, side = row[left : left + _TILE], database_words[word, left : left + _TILE]
+                    both = np.bitwise_and(side, words[word], out=buffer[: len(side)])
+                    if self.graded:
+                        tile += np.bitwise_count(both)
+                    else:
+                        tile |= both != 0
         return torch.from_numpy(out)
 
     def pairs(self, rows: slice, indices: Tensor) -> Tensor:
