@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 MAX_BITS = 512
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _TILE = 1 << 18  # bytes of a tile of distances on the CPU: they stay in the second-level cache
 _PAIRS = 1 << 21  # pairs in a block of distances on the CPU, one or two bytes each
@@ -142,8 +146,9 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
     """Hamming distances of a chunk of packed queries to a chunk of packed database items, exactly.
 
     The one kernel behind every distance, ranking and metric of the package. On the CPU it counts the bits of
-    the exclusive or of machine words; elsewhere it multiplies ±1 matrices in half precision, which is exact
-    because all sums are whole numbers up to 512. The whole result is held in memory: the caller chunks.
+    the exclusive or of machine words, in ``torch.get_num_threads()`` threads; elsewhere it multiplies ±1
+    matrices in half precision, which is exact because all sums are whole numbers up to 512. The whole result
+    is held in memory: the caller chunks.
 
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
@@ -157,12 +162,11 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
         >>> packed_distances(*torch.tensor([[[0b11000000]], [[0b10100000]]], dtype=torch.uint8), bits=3)
         tensor([[2]], dtype=torch.uint8)
     """
-    dtype = torch.uint8 if bits <= 255 else torch.int16
-    if query_packed.device.type != "cpu":
-        return _distances_by_product(query_packed, database_packed, bits).to(dtype)
-    out = torch.empty((query_packed.shape[0], database_packed.shape[0]), dtype=dtype)
-    _count_differing_bits(_words(query_packed), _words(database_packed), out.numpy())
-    return out
+    if query_packed.device.type == "cpu":
+        threads = torch.get_num_threads()
+        return torch.from_numpy(_distances_by_count(query_packed, database_packed, bits, threads))
+    product = _distances_by_product(query_packed, database_packed, bits)
+    return product.to(torch.uint8 if bits <= 255 else torch.int16)
 
 
 def packed_topk(
@@ -186,32 +190,45 @@ def packed_topk(
         (tensor([[0, 1]], dtype=torch.int16), tensor([[0, 2]]))
     """
     shape, device = (query_packed.shape[0], top_k), query_packed.device
-    select, pairs = (_topk_words, _PAIRS) if device.type == "cpu" else (_topk_keys, _DEVICE_PAIRS)
+    on_cpu = device.type == "cpu"
+    pairs, threads = (_PAIRS, torch.get_num_threads()) if on_cpu else (_DEVICE_PAIRS, 1)
     if chunk_size is None:
         chunk_size = max(1 << 16, pairs // shape[0])
     chunk_size = min(max(chunk_size, top_k), database_packed.shape[0])
-    rows = max(1, min(pairs // chunk_size, (1 << 16) // (bits + 1)))
+    rows = max(1, min(pairs // chunk_size, (1 << 16) // (bits + 1), -(-shape[0] // threads)))
+    parts = [slice(start, start + rows) for start in range(0, shape[0], rows)]
     distances = torch.empty(shape, dtype=torch.int16, device=device)
     indices = torch.empty(shape, dtype=torch.int64, device=device)
-    for start in range(0, shape[0], rows):
-        part = slice(start, start + rows)
-        distances[part], indices[part] = select(query_packed[part], database_packed, bits, top_k, chunk_size)
+
+    def select(part: slice) -> None:
+        query = query_packed[part]
+        if on_cpu:
+            # The threads are either here, one for each part, or inside of the only part.
+            inside = threads if len(parts) == 1 else 1
+            best = _topk_by_merge(query, database_packed, bits, top_k, chunk_size, inside)
+        else:
+            best = _topk_by_key(query, database_packed, bits, top_k, chunk_size)
+        distances[part], indices[part] = best
+
+    _in_threads(select, parts, threads)
     return distances, indices
 
 
-def _topk_words(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _topk_by_merge(
+    query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int, threads: int
+) -> tuple[Tensor, Tensor]:
     """Top-k of a few queries on the CPU: sort the first items, then merge what is nearer than the k-th.
 
     Chunks double in size, so that in any but the worst order about ``k`` items of each are nearer.
     """
     rows, size = query.shape[0], min(chunk, max(4 * top_k, 4096))
-    block = packed_distances(query, database[:size], bits).numpy()
+    block = _distances_by_count(query, database[:size], bits, threads)
     indices = np.argsort(block, axis=1, kind="stable")[:, :top_k]
     distances = np.take_along_axis(block, indices, axis=1)
     start = block.shape[1]
     while start < database.shape[0]:
         size = min(2 * size, chunk)
-        block = packed_distances(query, database[start : start + size], bits).numpy()
+        block = _distances_by_count(query, database[start : start + size], bits, threads)
         # A later item at the distance of the k-th loses the tie, so "nearer" is strict.
         row, column = np.divmod(np.flatnonzero(block < distances[:, -1:]), block.shape[1])
         distance = np.concatenate([distances.ravel(), block[row, column]])
@@ -226,14 +243,14 @@ def _topk_words(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: i
     return torch.from_numpy(distances), torch.from_numpy(indices)
 
 
-def _topk_keys(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Top-k of a few queries on an accelerator: the smallest keys ``distance * Nd + index``."""
     size = database.shape[0]
     best = torch.empty((query.shape[0], 0), dtype=torch.int64, device=query.device)
     for start in range(0, size, chunk):
-        distances = packed_distances(query, database[start : start + chunk], bits)
+        distances = _distances_by_product(query, database[start : start + chunk], bits).long()
         index = torch.arange(start, start + distances.shape[1], device=query.device)
-        keys = torch.cat([best, distances.long() * size + index], dim=1)
+        keys = torch.cat([best, distances * size + index], dim=1)
         best = keys.topk(min(top_k, keys.shape[1]), dim=1, largest=False).values
     return best // size, best % size
 
@@ -244,7 +261,22 @@ def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
     return (a @ b.T).neg_().add_(bits).mul_(0.5)
 
 
-def _words(packed: Tensor) -> np.ndarray[Any, Any]:
+def _distances_by_count(query: Tensor, database: Tensor, bits: int, threads: int) -> Array:
+    """The number of differing bits, ``(q, n)``; each thread takes some columns."""
+    out = np.empty((query.shape[0], database.shape[0]), np.uint8 if bits <= 255 else np.int16)
+    if out.size < _PAIRS // 2:
+        threads = 1  # starting them would take longer
+    columns = max(1, -(-out.shape[1] // threads))
+    words = _words(query)
+
+    def count(part: slice) -> None:
+        _count_differing_bits(words, _words(database[part]), out[:, part])
+
+    _in_threads(count, [slice(i, i + columns) for i in range(0, out.shape[1], columns)], threads)
+    return out
+
+
+def _words(packed: Tensor) -> Array:
     """Packed rows as machine words ``(words, N)``: one of 4 bytes, or several of 8 (1 if under 4).
 
     These are the fastest as measured: NumPy counts the bits of single bytes with vector instructions.
@@ -257,9 +289,7 @@ def _words(packed: Tensor) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(array.view(f"u{word}").T)
 
 
-def _count_differing_bits(
-    query: np.ndarray[Any, Any], database: np.ndarray[Any, Any], out: np.ndarray[Any, Any]
-) -> None:
+def _count_differing_bits(query: Array, database: Array, out: Array) -> None:
     """Write the distances of words ``(words, q)`` and ``(words, n)`` to ``out (q, n)``, tile by tile."""
     pairs = _TILE // (query.itemsize + 1)
     columns = max(1, min(pairs, out.shape[1]))
@@ -276,6 +306,16 @@ def _count_differing_bits(
                     np.bitwise_count(word, out=tile)
                 else:
                     np.add(tile, np.bitwise_count(word, out=count), out=tile)
+
+
+def _in_threads(function: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
+    """Call ``function`` for each part; NumPy lets other threads run while it works."""
+    if min(threads, len(parts)) <= 1:
+        for part in parts:
+            function(part)
+        return
+    with ThreadPoolExecutor(min(threads, len(parts))) as pool:
+        list(pool.map(function, parts))  # raises what a part raised
 
 
 def _check_unpacked(codes: Tensor, name: str = "codes") -> None:

@@ -196,9 +196,20 @@ def test_topk_of_many_chunks_holds_in_every_order_of_the_database(
 def test_the_key_form_of_accelerators_ranks_the_same(bits: int, chunk: int) -> None:
     query, database = pack_codes(signs(4, bits, 9)), pack_codes(signs(300, bits, 10))
     expected = packed_topk(query, database, bits, 60)
-    distances, indices = kernels._topk_keys(query, database, bits, 60, chunk)
+    distances, indices = kernels._topk_by_key(query, database, bits, 60, chunk)
     assert torch.equal(distances.to(torch.int16), expected[0])
     assert torch.equal(indices, expected[1])
+
+
+@pytest.mark.parametrize("queries", [1, 2, 40])
+def test_threads_change_nothing(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, database = pack_codes(signs(queries, 70, 14)), pack_codes(signs(5000, 70, 15))
+    distances, top = packed_distances(query, database, 70), packed_topk(query, database, 70, 30)
+    monkeypatch.setattr(kernels, "_PAIRS", 600)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(packed_distances(query, database, 70), distances)
+    for got, expected in zip(packed_topk(query, database, 70, 30, 500), top, strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_topk_holds_for_more_queries_than_fit_a_block() -> None:
