@@ -6,6 +6,7 @@ from .curves import (
     precision_within_radius,
     recall_within_radius,
 )
+from .definitions import DEFINITIONS, Definition
 from .histogram import DistanceHistogram, distance_histogram
 from .metrics import (
     acg_at_k,
@@ -19,6 +20,8 @@ from .metrics import (
 )
 
 __all__ = [
+    "DEFINITIONS",
+    "Definition",
     "DistanceHistogram",
     "PrecisionRecallCurve",
     "acg_at_k",

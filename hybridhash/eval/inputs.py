@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..codes import HashCodes, as_packed_pair
 from ..labels import as_labels
 
-__all__ = ["Sides", "as_sides", "check_choice", "check_radius", "check_rank", "check_top_k"]
+__all__ = ["Sides", "as_sides", "check_choice", "check_cuts", "check_radius", "check_rank", "check_top_k"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 def check_top_k(top_k: int | None) -> int | None:
     """``top_k`` if it is None (the whole database) or an integer >= 1."""
     return None if top_k is None else check_rank(top_k)
+
+
+def check_cuts(top_k: int | Sequence[int | None] | None) -> list[int | None]:
+    """One or several cuts, checked, as a list."""
+    cuts = [check_top_k(cut) for cut in (top_k if isinstance(top_k, Sequence) else [top_k])]
+    if not cuts:
+        raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")
+    return cuts
 
 
 def check_rank(top_k: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blocks import TieRule
 from .histogram import DistanceHistogram, histogram_of, ranking_of
-from .inputs import Sides, check_choice, check_top_k
+from .inputs import Sides, check_choice, check_cuts
 
 __all__ = ["Aggregation", "Empty", "Form", "Ties", "aggregate", "measure", "per_query", "tie_rule"]
 
@@ -32,15 +32,12 @@ def measure(
     graded: bool = False,
 ) -> Tensor:
     """Evaluate ``form(histogram, top_k=..., ties=...)`` at each cut, in one pass, and aggregate."""
-    single = not isinstance(top_k, Sequence)
-    cuts = [check_top_k(cut) for cut in (top_k if isinstance(top_k, Sequence) else [top_k])]
-    if not cuts:
-        raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")
+    cuts = check_cuts(top_k)
     forms = [partial(form, top_k=cut, ties=tie_rule(ties)) for cut in cuts]
     deepest = None if None in cuts else max(cut for cut in cuts if cut is not None)
     values = per_query(forms, sides, ties, deepest, graded=graded, chunk_size=chunk_size)
     values = aggregate(values, empty, aggregation)
-    return values[0] if single else values
+    return values if isinstance(top_k, Sequence) else values[0]
 
 
 def per_query(

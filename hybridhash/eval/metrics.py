@@ -24,8 +24,9 @@ from torch import Tensor
 from ..codes import HashCodes
 from . import closed_forms
 from .average_precision import Denominator, average_precision
-from .inputs import as_sides, check_choice
-from .measure import Aggregation, Empty, Ties, measure
+from .definitions import published_average_precision
+from .inputs import as_sides, check_choice, check_cuts
+from .measure import Aggregation, Empty, Ties, aggregate, measure
 
 __all__ = [
     "acg_at_k",
@@ -51,6 +52,7 @@ def mean_average_precision(
     ties: Ties = "expected",
     denominator: Denominator = "hits",
     empty: Empty = "zero",
+    definition: str | None = None,
     aggregation: Aggregation = "mean",
     bits: int | None = None,
     exclude_self: bool | Tensor = False,
@@ -71,6 +73,8 @@ def mean_average_precision(
             ``relevant``, ``min(top_k, all relevant items)`` (information retrieval).
         empty: ``zero`` or ``skip``, for queries without a relevant item (with ``hits``: without one among the
             first ``top_k`` in any order of the ties).
+        definition: compute what a published code base computes, instead of the rules above: a key of
+            :data:`DEFINITIONS <hybridhash.eval.definitions.DEFINITIONS>`.
         aggregation: ``mean``, or None for one value per query.
         bits: code length; needed only if both sides are packed tensors.
         exclude_self: leave each query out of its own ranking, by ids; or the database row of each query.
@@ -92,6 +96,22 @@ def mean_average_precision(
         >>> mean_average_precision(query, torch.tensor([0]), database, labels, top_k=3)
         tensor(0.9167, dtype=torch.float64)
     """
+    if definition is not None:
+        if (ties, denominator, empty) != ("expected", "hits", "zero"):
+            raise ValueError("definition sets ties, denominator and empty: leave them out")
+        values = published_average_precision(
+            definition,
+            query_codes,
+            query_labels,
+            database_codes,
+            database_labels,
+            top_k=check_cuts(top_k),
+            bits=bits,
+            exclude_self=exclude_self,
+            chunk_size=chunk_size,
+        )
+        values = aggregate(values, "skip", aggregation)
+        return values if isinstance(top_k, Sequence) else values[0]
     sides = as_sides(
         query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
     )
