@@ -170,7 +170,7 @@ class TestIntermediates:
     @pytest.mark.parametrize("feature_cls", ["list", "getter", "fx", "hook"])
     def test_features_only(self, create, images, feature_cls):
         torch.manual_seed(1)
-        whole = create(num_classes=0).eval()
+        whole = create().eval()
         torch.manual_seed(1)
         model = create(features_only=True, feature_cls=feature_cls, out_indices=(0, 2)).eval()
         maps = model(images)
