@@ -163,8 +163,8 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
         tensor([[2]], dtype=torch.uint8)
     """
     if query_packed.device.type == "cpu":
-        threads = torch.get_num_threads()
-        return torch.from_numpy(_distances_by_count(query_packed, database_packed, bits, threads))
+        query, database = query_packed.numpy(), database_packed.numpy()
+        return torch.from_numpy(_distances_by_count(query, database, bits, torch.get_num_threads()))
     product = _distances_by_product(query_packed, database_packed, bits)
     return product.to(torch.uint8 if bits <= 255 else torch.int16)
 
@@ -199,24 +199,28 @@ def packed_topk(
     parts = [slice(start, start + rows) for start in range(0, shape[0], rows)]
     distances = torch.empty(shape, dtype=torch.int16, device=device)
     indices = torch.empty(shape, dtype=torch.int64, device=device)
+    if not on_cpu:
+        for part in parts:
+            best = _topk_by_key(query_packed[part], database_packed, bits, top_k, chunk_size)
+            distances[part], indices[part] = best
+        return distances, indices
+
+    # NumPy only inside of threads: inference mode and the like belong to the thread that entered them.
+    query, database = query_packed.numpy(), database_packed.numpy()
+    out = distances.numpy(), indices.numpy()
+    inside = threads if len(parts) == 1 else 1  # threads for the parts, or within the only one
 
     def select(part: slice) -> None:
-        query = query_packed[part]
-        if on_cpu:
-            # The threads are either here, one for each part, or inside of the only part.
-            inside = threads if len(parts) == 1 else 1
-            best = _topk_by_merge(query, database_packed, bits, top_k, chunk_size, inside)
-        else:
-            best = _topk_by_key(query, database_packed, bits, top_k, chunk_size)
-        distances[part], indices[part] = best
+        best = _topk_by_merge(query[part], database, bits, top_k, chunk_size, inside)
+        out[0][part], out[1][part] = best
 
     _in_threads(select, parts, threads)
     return distances, indices
 
 
 def _topk_by_merge(
-    query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int, threads: int
-) -> tuple[Tensor, Tensor]:
+    query: Array, database: Array, bits: int, top_k: int, chunk: int, threads: int
+) -> tuple[Array, Array]:
     """Top-k of a few queries on the CPU: sort the first items, then merge what is nearer than the k-th.
 
     Chunks double in size, so that in any but the worst order about ``k`` items of each are nearer.
@@ -240,7 +244,7 @@ def _topk_by_merge(
         best = order[(np.cumsum(counts) - counts)[:, None] + np.arange(top_k)]
         distances, indices = distance[best], index[best]
         start += block.shape[1]
-    return torch.from_numpy(distances), torch.from_numpy(indices)
+    return distances, indices
 
 
 def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -258,10 +262,12 @@ def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: 
 def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
     """``(bits - <a, b>) / 2`` over ±1 codes, float16 ``(q, n)``."""
     a, b = (unpack_bits(packed, bits).to(torch.float16).mul_(2).sub_(1) for packed in (query, database))
-    return (a @ b.T).neg_().add_(bits).mul_(0.5)
+    # Autocast might make it a bfloat16 product, which is exact up to 256 only.
+    with torch.autocast(query.device.type, enabled=False):
+        return (a @ b.T).neg_().add_(bits).mul_(0.5)
 
 
-def _distances_by_count(query: Tensor, database: Tensor, bits: int, threads: int) -> Array:
+def _distances_by_count(query: Array, database: Array, bits: int, threads: int) -> Array:
     """The number of differing bits, ``(q, n)``; each thread takes some columns."""
     out = np.empty((query.shape[0], database.shape[0]), np.uint8 if bits <= 255 else np.int16)
     if out.size < _PAIRS // 2:
@@ -276,17 +282,16 @@ def _distances_by_count(query: Tensor, database: Tensor, bits: int, threads: int
     return out
 
 
-def _words(packed: Tensor) -> Array:
+def _words(packed: Array) -> Array:
     """Packed rows as machine words ``(words, N)``: one of 4 bytes, or several of 8 (1 if under 4).
 
     These are the fastest as measured: NumPy counts the bits of single bytes with vector instructions.
     """
-    array = np.ascontiguousarray(packed.numpy())
-    width = array.shape[1]
+    width = packed.shape[1]
     word = 1 if width < 4 else 4 if width == 4 else 8
     if width % word:
-        array = np.pad(array, ((0, 0), (0, -width % word)))
-    return np.ascontiguousarray(array.view(f"u{word}").T)
+        packed = np.pad(packed, ((0, 0), (0, -width % word)))
+    return np.ascontiguousarray(np.ascontiguousarray(packed).view(f"u{word}").T)
 
 
 def _count_differing_bits(query: Array, database: Array, out: Array) -> None:
