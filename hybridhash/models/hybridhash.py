@@ -109,6 +109,23 @@ class HybridHash(nn.Module):
             raise ValueError(
                 f"pad_type must be 'same' (NesT's weights) or '' (the reference), got {pad_type!r}"
             )
+        # What rebuilds the network; the head's arguments are not among it, because they can be reset.
+        self.model_args: dict[str, Any] = {
+            "img_size": img_size,
+            "in_chans": in_chans,
+            "patch_size": patch_size,
+            "embed_dims": list(embed_dims),
+            "num_heads": list(num_heads),
+            "depths": list(depths),
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "interaction_heads": interaction_heads,
+            "tokens_per_block": tokens_per_block,
+            "legacy_token_order": legacy_token_order,
+            "pad_type": pad_type,
+            **({"norm_layer": norm_layer} if norm_layer else {}),
+            **({"act_layer": act_layer} if act_layer else {}),
+        }
         norm_layer = norm_layer or LayerNorm
         act_layer = act_layer or nn.GELU
         edge = _block_edge(img_size, patch_size)

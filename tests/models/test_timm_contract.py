@@ -278,6 +278,15 @@ class TestDeviceAndDtype:
         direct = HybridHash(num_classes=model.num_classes, **small_kwargs)
         assert list(direct.state_dict()) == list(model.state_dict())
 
+    def test_model_args_rebuild_the_network(self, create, images):
+        model = create(
+            img_size=64, in_chans=4, patch_size=2, depths=(1, 2, 1), tokens_per_block=4, pad_type=""
+        )
+        rebuilt = HybridHash(num_classes=model.num_classes, **model.model_args).eval()
+        rebuilt.load_state_dict(model.state_dict())
+        images = torch.randn(1, 4, 64, 64)
+        assert torch.equal(rebuilt(images), model.eval()(images))
+
     def test_none_means_the_default_layer(self, create):
         model = create(norm_layer=None, act_layer=None)
         assert isinstance(model.norm, nn.LayerNorm)
