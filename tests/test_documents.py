@@ -1,0 +1,54 @@
+"""The Python blocks of the README and the manual run as they stand, each document from top to bottom."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document):
+    return re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def images_of(count):
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn(count, 3, 64, 64, generator=generator)
+    return TensorDataset(images, torch.arange(count) % 3, torch.arange(count))
+
+
+@pytest.fixture
+def namespace():
+    """What the documents take for granted: the user's own data."""
+    train_set = images_of(8)
+    return {
+        "train_set": train_set,
+        "train_loader": DataLoader(train_set, batch_size=4),
+        "query_loader": DataLoader(images_of(3), batch_size=4),
+        "database_loader": DataLoader(images_of(7), batch_size=4),
+    }
+
+
+def test_the_readme_shows_usage_in_about_15_lines():
+    usage = blocks(ROOT / "README.md")[0]
+    assert len([line for line in usage.splitlines() if line.strip()]) <= 18
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d)], ids=lambda d: d.stem)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_python_blocks_run(document, namespace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(document):
+        exec(compile(block, str(document), "exec"), namespace)
+    for path in re.findall(r'\.save\("([^"]+)"\)', "".join(blocks(document))):
+        assert Path(path).exists()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.stem)
+def test_links_between_documents_lead_somewhere(document):
+    targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
