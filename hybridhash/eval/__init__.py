@@ -7,6 +7,7 @@ from .curves import (
     recall_within_radius,
 )
 from .definitions import DEFINITIONS, Definition
+from .evaluation import evaluate
 from .histogram import DistanceHistogram, distance_histogram
 from .metrics import (
     acg_at_k,
@@ -18,22 +19,45 @@ from .metrics import (
     recall_at_k,
     weighted_map,
 )
+from .plots import (
+    plot_distance_histogram,
+    plot_precision_at_k,
+    plot_precision_recall,
+    plot_precision_within_radius,
+    plot_report,
+    plot_retrieval_grid,
+)
+from .report import RetrievalReport
+from .reranking import evaluate_ranking, rerank
+from .statistics import CodeStatistics, code_statistics
 
 __all__ = [
     "DEFINITIONS",
+    "CodeStatistics",
     "Definition",
     "DistanceHistogram",
     "PrecisionRecallCurve",
+    "RetrievalReport",
     "acg_at_k",
+    "code_statistics",
     "distance_histogram",
+    "evaluate",
+    "evaluate_ranking",
     "hit_rate_at_k",
     "mean_average_precision",
     "mean_reciprocal_rank",
     "ndcg_at_k",
+    "plot_distance_histogram",
+    "plot_precision_at_k",
+    "plot_precision_recall",
+    "plot_precision_within_radius",
+    "plot_report",
+    "plot_retrieval_grid",
     "precision_at_k",
     "precision_recall_curve",
     "precision_within_radius",
     "recall_at_k",
     "recall_within_radius",
+    "rerank",
     "weighted_map",
 ]

@@ -8,6 +8,7 @@ relevant item, or nothing lies within the radius), and knows nothing of codes or
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +19,15 @@ from .histogram import DistanceHistogram
 __all__ = [
     "average_cumulative_gain",
     "hit_rate",
+    "hits_at",
     "ndcg",
     "precision",
+    "precision_at",
+    "precision_by_radius",
     "precision_within",
     "recall",
+    "recall_at",
+    "recall_by_radius",
     "recall_within",
     "reciprocal_rank",
 ]
@@ -36,14 +42,35 @@ def precision(
     histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
 ) -> Tensor:
     """Share of relevant items among the first ``min(top_k, Nd)``: float64 ``(Nq,)``."""
-    return _no_relevant_is_nan(_hits(histogram, top_k, ties) / _depth(histogram, top_k), histogram)
+    return precision_at(histogram, [effective_cut(histogram, top_k)], ties=ties)[0]
 
 
 def recall(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
     """Share of all relevant items that are among the first ``top_k``: float64 ``(Nq,)``."""
-    return _hits(histogram, top_k, ties) / histogram.total_relevant.double().where(
-        histogram.total_relevant > 0, math.nan
-    )
+    return recall_at(histogram, [effective_cut(histogram, top_k)], ties=ties)[0]
+
+
+def precision_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+    """:func:`precision` at each of many ranks: float64 ``(ranks, Nq)``."""
+    depth = torch.tensor(ranks, device=histogram.counts.device)[:, None].clamp(max=histogram.total_items)
+    return _no_relevant_is_nan(hits_at(histogram, ranks, ties=ties) / depth.clamp(min=1), histogram)
+
+
+def recall_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+    """:func:`recall` at each of many ranks: float64 ``(ranks, Nq)``."""
+    hits = hits_at(histogram, ranks, ties=ties)
+    return _no_relevant_is_nan(hits / histogram.total_relevant.clamp(min=1), histogram)
+
+
+def hits_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+    """Mean number of relevant items among the first ``ranks``: float64 ``(ranks, Nq)``."""
+    split = ordered(histogram, ties)
+    items, relevant = split.items.cumsum(1), split.relevant.cumsum(1)
+    rank = torch.tensor(ranks, device=items.device).expand(len(histogram), -1).contiguous()
+    block = torch.searchsorted(items, rank).clamp(max=items.shape[1] - 1)
+    n, r = split.items.gather(1, block), split.relevant.gather(1, block)
+    taken = n - (items.gather(1, block) - rank).clamp(min=0)
+    return (relevant.gather(1, block) - r + taken * r / n.clamp(min=1).double()).T
 
 
 def hit_rate(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
@@ -99,20 +126,24 @@ def ndcg(
 
 def precision_within(histogram: DistanceHistogram, radius: int) -> Tensor:
     """Share of relevant items among those at distance ``<= radius``: ``(Nq,)``; NaN for an empty ball."""
-    items = histogram.items[:, : radius + 1].sum(1).double()
-    return histogram.relevant[:, : radius + 1].sum(1) / items.where(items > 0, math.nan)
+    return precision_by_radius(histogram)[min(radius, histogram.counts.shape[1] - 1)]
 
 
 def recall_within(histogram: DistanceHistogram, radius: int) -> Tensor:
     """Share of all relevant items that lie at distance ``<= radius``: float64 ``(Nq,)``."""
-    total = histogram.total_relevant.double()
-    return histogram.relevant[:, : radius + 1].sum(1) / total.where(total > 0, math.nan)
+    return recall_by_radius(histogram)[min(radius, histogram.counts.shape[1] - 1)]
 
 
-def _hits(histogram: DistanceHistogram, top_k: int | None, ties: TieRule) -> Tensor:
-    """Relevant items within the cut, in the mean over the orders."""
-    blocks = cut_blocks(ordered(histogram, ties), effective_cut(histogram, top_k))
-    return (blocks.m * blocks.r / blocks.n.clamp(min=1)).sum(1)
+def precision_by_radius(histogram: DistanceHistogram) -> Tensor:
+    """:func:`precision_within` every radius 0..bits: float64 ``(bits + 1, Nq)``."""
+    items = histogram.items.cumsum(1).double()
+    return (histogram.relevant.cumsum(1) / items.where(items > 0, math.nan)).T
+
+
+def recall_by_radius(histogram: DistanceHistogram) -> Tensor:
+    """:func:`recall_within` every radius 0..bits: float64 ``(bits + 1, Nq)``."""
+    hits = histogram.relevant.cumsum(1).T
+    return _no_relevant_is_nan(hits / histogram.total_relevant.clamp(min=1).double(), histogram)
 
 
 def _depth(histogram: DistanceHistogram, top_k: int | None) -> Tensor:

@@ -160,13 +160,12 @@ def precision_recall_curve(
     points: list[int]
     if by == "radius":
         points, ties = list(range(sides.bits + 1)), "expected"
-        forms: list[Form] = [partial(closed_forms.precision_within, radius=point) for point in points]
-        forms += [partial(closed_forms.recall_within, radius=point) for point in points]
+        forms: list[Form] = [closed_forms.precision_by_radius, closed_forms.recall_by_radius]
     else:
         points = list(top_k) if isinstance(top_k, Sequence) else ranks_up_to(sides.size, top_k)
         points = [check_rank(point) for point in points]
-        forms = [partial(closed_forms.precision, top_k=point, ties=rule) for point in points]
-        forms += [partial(closed_forms.recall, top_k=point, ties=rule) for point in points]
+        forms = [partial(closed_forms.precision_at, ranks=points, ties=rule)]
+        forms += [partial(closed_forms.recall_at, ranks=points, ties=rule)]
     values = per_query(forms, sides, ties, max(points), chunk_size=chunk_size)
     precision, recall = aggregate(values, empty, aggregation).chunk(2)
     return PrecisionRecallCurve(precision, recall, torch.tensor(points, device=precision.device))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ from .counting import count_pairs
 from .inputs import Sides, as_sides
 from .relevance import Relevance
 
-__all__ = ["DistanceHistogram", "distance_histogram", "histogram_of", "ranking_of"]
+__all__ = [
+    "DistanceHistogram",
+    "distance_histogram",
+    "histogram_of",
+    "ranked",
+    "ranking_chunks",
+    "ranking_of",
+]
 
 # Counts (blocks of one item, times grades) of rankings that are held at a time.
 _RANKED = 1 << 20
@@ -44,12 +52,12 @@ class DistanceHistogram:
         """Number of queries."""
         return self.counts.shape[0]
 
-    @property
+    @cached_property
     def items(self) -> Tensor:
         """Items in each block: int64 ``(Nq, blocks)``."""
         return self.counts.sum(2)
 
-    @property
+    @cached_property
     def relevant(self) -> Tensor:
         """Items in each block that share at least one label with the query: int64 ``(Nq, blocks)``."""
         return self.counts[:, :, 1:].sum(2)
@@ -160,23 +168,33 @@ def ranking_of(
     depth = sides.size if top_k is None else min(top_k, sides.size)
     if sides.own is not None:
         depth = min(depth + 1, sides.size)
-    step = max(1, _RANKED // (depth * relevance.grades))
-    for start in range(0, len(sides.query), step):
-        rows = slice(start, min(start + step, len(sides.query)))
+    for rows in ranking_chunks(len(sides.query), depth, relevance.grades):
         _, indices = packed_topk(sides.query[rows], sides.database, sides.bits, depth, chunk_size)
-        totals = relevance.totals(rows)
-        if sides.own is not None:
-            own = sides.own[rows, None]
-            # The query itself, if found, goes last and then out.
-            order = (indices == own).byte().argsort(stable=True, dim=1)
-            indices = indices.gather(1, order)
-            indices = indices.masked_fill(indices == own, -1)
-            grade = relevance.pairs(rows, own)
-            totals.scatter_add_(1, grade, -(own >= 0).long())
-        yield _one_item_blocks(relevance.pairs(rows, indices), indices >= 0, totals)
+        yield ranked(indices, relevance, rows, None if sides.own is None else sides.own[rows])
 
 
-def _one_item_blocks(grades: Tensor, found: Tensor, totals: Tensor) -> DistanceHistogram:
-    """Rankings, given as the grade of the item at each rank ``(q, k)`` and whether there is one."""
-    counts = torch.nn.functional.one_hot(grades, totals.shape[1]) * found[:, :, None]
-    return DistanceHistogram(counts, totals)
+def ranking_chunks(queries: int, depth: int, grades: int) -> Iterator[slice]:
+    """Slices of queries whose rankings of ``depth`` items are held at a time."""
+    step = max(1, _RANKED // (depth * grades))
+    for start in range(0, queries, step):
+        yield slice(start, min(start + step, queries))
+
+
+def ranked(indices: Tensor, relevance: Relevance, rows: slice, own: Tensor | None) -> DistanceHistogram:
+    """Rankings as a histogram with one item per block.
+
+    Args:
+        indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
+        relevance: grades of all queries.
+        rows: which of them the rankings belong to.
+        own: int64 ``(q,)``: an item to leave out of each ranking, -1 for none; or None.
+    """
+    totals = relevance.totals(rows)
+    if own is not None:
+        own = own[:, None]
+        totals = totals.scatter_add(1, relevance.pairs(rows, own), -(own >= 0).long())
+        indices = indices.masked_fill(indices == own, -1)
+    # Ranks that hold nothing go last.
+    indices = indices.gather(1, (indices < 0).byte().argsort(stable=True, dim=1))
+    grades = torch.nn.functional.one_hot(relevance.pairs(rows, indices), relevance.grades)
+    return DistanceHistogram(grades * (indices >= 0)[:, :, None], totals)

@@ -12,7 +12,17 @@ from torch import Tensor
 from ..codes import HashCodes, as_packed_pair
 from ..labels import as_labels
 
-__all__ = ["Sides", "as_sides", "check_choice", "check_cuts", "check_radius", "check_rank", "check_top_k"]
+__all__ = [
+    "Sides",
+    "as_sides",
+    "check_choice",
+    "check_cuts",
+    "check_radius",
+    "check_rank",
+    "check_rows",
+    "check_top_k",
+    "same_form",
+]
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ def as_sides(
     database_hot = _labels_of(database_codes, database_labels, len(database), "database_labels").to(
         query.device
     )
-    query_hot, database_hot = _same_form(query_hot, database_hot)
+    query_hot, database_hot = same_form(query_hot, database_hot)
     if len(database) > 1 and bool((database == database[0]).all()):
         warnings.warn(
             f"all {len(database)} database codes are the same: every item ties, and retrieval is at chance",
@@ -140,6 +150,19 @@ def check_radius(radius: int) -> int:
     return radius
 
 
+def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:
+    """Raise unless ``rows (queries, k)`` holds database rows, or -1."""
+    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"{name} must be database rows, an int64 tensor, got {got}")
+    if rows.ndim != 2 or rows.shape[0] != queries or rows.shape[1] == 0:
+        raise ValueError(f"{name} must have a row for each of {queries} queries, got {tuple(rows.shape)}")
+    if not -1 <= int(rows.min()) <= int(rows.max()) < items:
+        raise ValueError(
+            f"{name} must hold database rows 0..{items - 1} or -1, got {int(rows.min())}..{int(rows.max())}"
+        )
+
+
 def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:
     if labels is None and isinstance(codes, HashCodes):
         labels = codes.labels
@@ -150,7 +173,7 @@ def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, na
     return as_labels(labels, length=length, name=name)
 
 
-def _same_form(query: Tensor, database: Tensor) -> tuple[Tensor, Tensor]:
+def same_form(query: Tensor, database: Tensor) -> tuple[Tensor, Tensor]:
     """Both class ids if no row has two labels, else both multi-hot."""
     widths = {labels.shape[1] for labels in (query, database) if labels.ndim == 2}
     if len(widths) > 1:
@@ -190,16 +213,7 @@ def _own_rows(
     if exclude_self is False:
         return None
     if isinstance(exclude_self, Tensor):
-        if exclude_self.shape != (queries,) or exclude_self.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"exclude_self must be True or the database row of each query, int64 ({queries},), "
-                f"got {exclude_self.dtype} {tuple(exclude_self.shape)}"
-            )
-        if not -1 <= int(exclude_self.min()) <= int(exclude_self.max()) < items:
-            raise ValueError(
-                f"exclude_self must hold database rows 0..{items - 1} or -1, got "
-                f"{int(exclude_self.min())}..{int(exclude_self.max())}"
-            )
+        check_rows("exclude_self", exclude_self[..., None], queries, items)
         return exclude_self.long()
     query_ids = query.ids if isinstance(query, HashCodes) else None
     database_ids = database.ids if isinstance(database, HashCodes) else None

@@ -13,7 +13,17 @@ from .blocks import TieRule
 from .histogram import DistanceHistogram, histogram_of, ranking_of
 from .inputs import Sides, check_choice, check_cuts
 
-__all__ = ["Aggregation", "Empty", "Form", "Ties", "aggregate", "measure", "per_query", "tie_rule"]
+__all__ = [
+    "Aggregation",
+    "Empty",
+    "Form",
+    "Ties",
+    "aggregate",
+    "evaluate_forms",
+    "measure",
+    "per_query",
+    "tie_rule",
+]
 
 Ties = Literal["expected", "stable", "best", "worst"]
 Empty = Literal["zero", "skip"]
@@ -49,17 +59,21 @@ def per_query(
     graded: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Every form of every query, in one pass: float64 ``(forms, Nq)``.
+    """Every form of every query, in one pass: float64 ``(values, Nq)``; a form gives one value or several.
 
     The forms see the histogram of distances, or for ``stable`` the ranking of the database order down to
     ``top_k``, in pieces.
     """
-    pieces: Iterable[DistanceHistogram]
     if ties == "stable":
-        pieces = ranking_of(sides, top_k, graded=graded, chunk_size=chunk_size)
-    else:
-        pieces = [histogram_of(sides, graded=graded, chunk_size=chunk_size)]
-    return torch.cat([torch.stack([form(piece) for form in forms]) for piece in pieces], 1)
+        return evaluate_forms(forms, ranking_of(sides, top_k, graded=graded, chunk_size=chunk_size))
+    return evaluate_forms(forms, [histogram_of(sides, graded=graded, chunk_size=chunk_size)])
+
+
+def evaluate_forms(forms: Iterable[Form], pieces: Iterable[DistanceHistogram]) -> Tensor:
+    """Every form of every query of the pieces: float64 ``(values, Nq)``."""
+    forms = list(forms)
+    columns = [torch.cat([form(piece).reshape(-1, len(piece)) for form in forms]) for piece in pieces]
+    return torch.cat(columns, 1)
 
 
 def tie_rule(ties: Ties) -> TieRule:

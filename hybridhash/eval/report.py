@@ -1,0 +1,264 @@
+"""Everything at once: all metrics of a retrieval experiment, with the definition beside the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .statistics import CodeStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RetrievalReport"]
+
+_FORMAT = "hybridhash.retrieval-report/1"
+_TIES = {
+    "expected": "exact mean over all orders of equal distances",
+    "stable": "equal distances in database order",
+    "best": "the best order of equal distances",
+    "worst": "the worst order of equal distances",
+    "none": "a given ranking, without ties",
+}
+_DIVISORS = {
+    "hits": "the relevant items among the first {:,}",
+    "relevant": "min({:,}, all relevant items)",
+}
+_COLUMNS = {
+    "precision": "precision",
+    "recall": "recall",
+    "hit_rate": "hit rate",
+    "ndcg": "NDCG",
+    "acg": "ACG",
+}
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """Metrics of a retrieval experiment; see :func:`hybridhash.eval.evaluate`, which makes it.
+
+    Attributes:
+        queries: number of queries.
+        unlabelled_queries: how many of them have no label.
+        database: number of database items.
+        bits: code length; None if a ranking was evaluated.
+        top_k: the cut of mAP and MRR; None is the whole database.
+        radius: the Hamming radius; None if a ranking was evaluated.
+        ties: the tie rule, or ``none`` if a ranking was evaluated.
+        denominator: what average precision is divided by.
+        empty: what queries without a relevant item count.
+        exclude_self: whether queries were left out of their own rankings.
+        metrics: ``map``, ``map_best``, ``map_worst`` (over the orders of ties, for ``ties="expected"``),
+            ``mrr``, ``precision_within_radius``, ``recall_within_radius``; for each k ``precision@k``,
+            ``recall@k``, ``hit_rate@k``, ``ndcg@k``; and for multi-hot labels ``weighted_map`` and ``acg@k``.
+        curves: lists of equal length: ``rank``, ``precision_at_rank``, ``recall_at_rank``; and ``radius``,
+            ``precision_by_radius``, ``recall_by_radius`` (means over the queries for which they are defined),
+            ``precision_within_radius`` (the mean by the rule ``empty``), ``relevant_by_distance``,
+            ``irrelevant_by_distance`` (pairs, over all queries).
+        codes: how the bits of the database codes are used; None if a ranking was evaluated.
+    """
+
+    queries: int
+    unlabelled_queries: int
+    database: int
+    bits: int | None
+    top_k: int | None
+    radius: int | None
+    ties: str
+    denominator: str
+    empty: str
+    exclude_self: bool
+    metrics: dict[str, float]
+    curves: dict[str, list[float]]
+    codes: CodeStatistics | None = None
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of a metric, as ``report["map"]``."""
+        if metric not in self.metrics:
+            raise KeyError(f"no metric {metric!r} in this report; it has {', '.join(self.metrics)}")
+        return self.metrics[metric]
+
+    @property
+    def ks(self) -> list[int]:
+        """The cuts of precision, recall, hit rate, NDCG and ACG."""
+        return [int(name.split("@")[1]) for name in self.metrics if name.startswith("precision@")]
+
+    def __str__(self) -> str:
+        """The numbers as tables for the terminal, below their definition."""
+        summary = [[name, _number(value), note] for name, value, note in self._summary()]
+        blocks = [self._definition(), _aligned(summary), _aligned(self._by_k())]
+        if self.codes is not None:
+            blocks.append(f"Database codes: {self._code_line()}")
+        return "\n\n".join(block for block in blocks if block)
+
+    def to_markdown(self) -> str:
+        """The numbers as markdown tables, below their definition."""
+        summary = [["metric", "value", "note"]]
+        summary += [[name, _number(value), note] for name, value, note in self._summary()]
+        blocks = [self._definition().replace("\n", "  \n"), _markdown(summary), _markdown(self._by_k())]
+        if self.codes is not None:
+            blocks.append(f"Database codes: {self._code_line()}")
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python values; a number that is not defined is None."""
+        values = {"format": _FORMAT, **asdict(self)}
+        values["metrics"] = {name: _or_none(value) for name, value in self.metrics.items()}
+        values["curves"] = {name: [_or_none(value) for value in curve] for name, curve in self.curves.items()}
+        if self.codes is not None:
+            values["codes"]["ones"] = list(self.codes.ones)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RetrievalReport:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: ``values`` are not those of a report, or lack a field.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != _FORMAT:
+            got = values.get("format") if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"not a retrieval report: format is {got!r}, expected {_FORMAT!r}")
+        missing = [field.name for field in fields(cls) if field.name not in values]
+        if missing:
+            raise ValueError(f"the retrieval report lacks {', '.join(missing)}: was it cut off?")
+        known = {field.name: values[field.name] for field in fields(cls)}
+        known["metrics"] = {name: _or_nan(value) for name, value in known["metrics"].items()}
+        known["curves"] = {
+            name: [_or_nan(value) for value in curve] for name, curve in known["curves"].items()
+        }
+        if known["codes"] is not None:
+            known["codes"] = CodeStatistics(**{**known["codes"], "ones": tuple(known["codes"]["ones"])})
+        return cls(**known)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, in one step: a failure leaves what was there before.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written to.
+        """
+        path = Path(path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self.to_dict(), file, indent=1, allow_nan=False)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> RetrievalReport:
+        """Read a report that :meth:`to_json` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not JSON, or not a report.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a retrieval report: {error}") from error
+        return cls.from_dict(values)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the curves of the report; with ``path``, also save the figure there (png, pdf, svg).
+
+        Raises:
+            ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
+        """
+        from .plots import plot_report
+
+        figure = plot_report(self)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _definition(self) -> str:
+        """What was computed, in words."""
+        size = f"{self.bits} bits, " if self.bits is not None else ""
+        excluded = ", each left out of its own ranking" if self.exclude_self else ""
+        divisor = "all relevant items"
+        if self.top_k is not None:
+            divisor = _DIVISORS[self.denominator].format(self.top_k)
+        counted = "count 0" if self.empty == "zero" else "are left out"
+        return (
+            f"Retrieval: {size}{self.queries:,} queries ({self.unlabelled_queries:,} without a label"
+            f"{excluded}), {self.database:,} database items\n"
+            f"top_k={self.top_k}, ties={self.ties!r} ({_TIES[self.ties]})\n"
+            f"denominator={self.denominator!r} (AP is divided by {divisor}), "
+            f"empty={self.empty!r} (queries without a relevant item {counted})"
+        )
+
+    def _summary(self) -> list[tuple[str, float, str]]:
+        cut = "" if self.top_k is None else f"@{self.top_k}"
+        rows = [(f"mAP{cut}", self.metrics["map"], "")]
+        if "map_best" in self.metrics:
+            low, high = (_number(self.metrics[name]) for name in ("map_worst", "map_best"))
+            rows[0] = (f"mAP{cut}", self.metrics["map"], f"{low} to {high} over the orders of ties")
+        if "weighted_map" in self.metrics:
+            rows.append((f"weighted mAP{cut}", self.metrics["weighted_map"], "shared labels instead of hits"))
+        rows.append((f"MRR{cut}", self.metrics["mrr"], ""))
+        if self.radius is not None:
+            rows.append((f"P@H<={self.radius}", self.metrics["precision_within_radius"], "within the radius"))
+            rows.append((f"R@H<={self.radius}", self.metrics["recall_within_radius"], "within the radius"))
+        return rows
+
+    def _by_k(self) -> list[list[str]]:
+        if not self.ks:
+            return []
+        shown = {key: title for key, title in _COLUMNS.items() if f"{key}@{self.ks[0]}" in self.metrics}
+        rows = [["k", *shown.values()]]
+        rows += [[str(k), *(_number(self.metrics[f"{key}@{k}"]) for key in shown)] for k in self.ks]
+        return rows
+
+    def _code_line(self) -> str:
+        codes = self.codes
+        assert codes is not None
+        return (
+            f"{codes.distinct:,} distinct of {codes.items:,}, "
+            f"the most frequent {codes.largest_bucket:,} times; "
+            f"share of ones per bit {min(codes.ones):.2f} to {max(codes.ones):.2f}; "
+            f"correlation of bits {codes.mean_correlation:.2f} mean, {codes.max_correlation:.2f} max; "
+            f"{codes.constant_bits} constant bits"
+        )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Rows of cells in columns: the first and a column of words to the left, numbers to the right."""
+    if not rows:
+        return ""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 or " " in cell else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|" + "|".join(["---", *["---:"] * (len(rows[0]) - 1)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

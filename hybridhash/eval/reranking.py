@@ -1,0 +1,166 @@
+"""Coarse-to-fine search: candidates ordered by real-valued features; the score of any ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..labels import as_labels
+from .average_precision import Denominator
+from .curves import ranks_up_to
+from .evaluation import count_unlabelled, rank_forms, rank_results
+from .histogram import ranked, ranking_chunks
+from .inputs import check_choice, check_rank, check_rows, same_form
+from .measure import Empty
+from .relevance import Relevance
+from .report import RetrievalReport
+
+__all__ = ["evaluate_ranking", "rerank"]
+
+# Features of candidates that are held at a time.
+_FEATURES = 1 << 24
+
+Distance = Literal["euclidean", "cosine", "dot"]
+
+
+def rerank(
+    candidates: Tensor,
+    query_features: Tensor,
+    database_features: Tensor,
+    *,
+    top_k: int | None = None,
+    distance: Distance = "euclidean",
+) -> tuple[Tensor, Tensor]:
+    """Order candidates by the distance of real-valued features, the fine level of a coarse-to-fine search.
+
+    Args:
+        candidates: int64 ``(Nq, k)`` database rows, as :func:`hybridhash.codes.hamming_topk` or an index
+            returns them; -1 for none. To take a Hamming ball as the pool, set those beyond it to -1:
+            ``indices.masked_fill(distances > radius, -1)``.
+        query_features: floating ``(Nq, F)``.
+        database_features: floating ``(Nd, F)`` of the same device as ``candidates``.
+        top_k: how many to return; None for all.
+        distance: ``euclidean``; ``cosine`` (1 - cosine); or ``dot`` (the negative inner product).
+
+    Returns:
+        ``(distances, indices)``: float32 and int64 ``(Nq, min(top_k, k))``, nearest first; equal distances in
+        the order of the candidates; where there is no candidate, infinity and -1.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, candidates out of range, features that are not finite
+            numbers, an unknown distance.
+
+    Source: Lin et al., "Deep Learning of Binary Hash Codes for Fast Image Retrieval", CVPR Workshops 2015.
+
+    Example:
+        >>> database = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]])
+        >>> rerank(torch.tensor([[1, 2]]), torch.tensor([[0.0, 0.0]]), database)
+        (tensor([[1., 5.]]), tensor([[2, 1]]))
+    """
+    check_choice("distance", distance, ("euclidean", "cosine", "dot"))
+    for features, name in ((query_features, "query_features"), (database_features, "database_features")):
+        if features.ndim != 2 or not features.dtype.is_floating_point:
+            raise ValueError(f"{name} must be floating (N, F), got {features.dtype} {tuple(features.shape)}")
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+    if query_features.shape[1] != database_features.shape[1]:
+        raise ValueError(
+            f"query_features have {query_features.shape[1]} columns, database_features "
+            f"{database_features.shape[1]}"
+        )
+    check_rows("candidates", candidates, len(query_features), len(database_features))
+    depth = candidates.shape[1] if top_k is None else min(check_rank(top_k), candidates.shape[1])
+    query, database = query_features.detach().float(), database_features.detach()
+    if distance == "cosine":
+        query = torch.nn.functional.normalize(query, dim=1)
+    step = max(1, _FEATURES // max(1, candidates.shape[1] * query.shape[1]))
+    found = []
+    for start in range(0, len(candidates), step):
+        rows = candidates[start : start + step]
+        pool = database[rows.clamp(min=0)].float()
+        if distance == "cosine":
+            pool = torch.nn.functional.normalize(pool, dim=2)
+        one = query[start : start + step, None]
+        if distance == "euclidean":
+            values = (pool - one).square().sum(2).sqrt()
+        else:
+            values = (1.0 if distance == "cosine" else 0.0) - (pool * one).sum(2)
+        values, order = values.masked_fill(rows < 0, torch.inf).sort(dim=1, stable=True)
+        found.append((values[:, :depth], rows.gather(1, order)[:, :depth]))
+    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def evaluate_ranking(
+    indices: Tensor,
+    query_labels: Tensor,
+    database_labels: Tensor,
+    *,
+    top_k: int | None = None,
+    ks: Sequence[int] = (1, 5, 10, 100, 1000),
+    denominator: Denominator = "hits",
+    empty: Empty = "zero",
+    exclude_self: Tensor | None = None,
+) -> RetrievalReport:
+    """Score a ranking from any index, with or without re-ranking.
+
+    Args:
+        indices: integer ``(Nq, k)``: the database rows found for each query, nearest first; -1 for none.
+        query_labels: class ids ``(Nq,)`` or multi-hot ``(Nq, C)``.
+        database_labels: class ids ``(Nd,)`` or multi-hot ``(Nd, C)`` of the whole database.
+        top_k: the cut of mAP, weighted mAP and MRR; None for the whole ranking.
+        ks: the cuts of the other metrics; those beyond the ranking are left out.
+        denominator: ``hits`` or ``relevant``.
+        empty: ``zero`` or ``skip``.
+        exclude_self: int64 ``(Nq,)``: the database row of each query, left out of its ranking; -1 for none.
+
+    Returns:
+        The report of :func:`hybridhash.eval.evaluate`, without what needs codes.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit, rows out of range or found twice by a query, ``top_k``
+            beyond the ranking, an unknown rule.
+
+    Example:
+        >>> report = evaluate_ranking(torch.tensor([[2, 0, 1]]), torch.tensor([1]), torch.tensor([0, 1, 1]))
+        >>> round(report["map"], 4)
+        0.8333
+    """
+    query = as_labels(query_labels, name="query_labels").to(indices.device)
+    database = as_labels(database_labels, name="database_labels").to(indices.device)
+    check_rows("indices", indices, len(query), len(database))
+    query, database = same_form(query, database)
+    indices = indices.long()
+    in_order = indices.sort(dim=1).values
+    if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
+        raise ValueError("indices hold a database row twice for the same query: a ranking has each item once")
+    if exclude_self is not None:
+        check_rows("exclude_self", exclude_self[:, None], len(query), len(database))
+    depth = indices.shape[1]
+    if top_k is not None and check_rank(top_k) > depth and depth < len(database):
+        raise ValueError(f"top_k={top_k}, but the ranking has only {depth} ranks: search deeper")
+    graded = query.ndim == 2
+    cut = min(depth, len(database)) if top_k is None else top_k
+    forms = rank_forms(cut, ks, "stable", denominator, size=depth, graded=graded)
+    relevance = Relevance(query, database, graded=graded)
+    pieces = (
+        ranked(indices[rows], relevance, rows, None if exclude_self is None else exclude_self[rows].long())
+        for rows in ranking_chunks(len(query), depth, relevance.grades)
+    )
+    metrics, curves = rank_results(forms, pieces, ranks_up_to(depth), "expected", empty)
+    return RetrievalReport(
+        queries=len(query),
+        unlabelled_queries=count_unlabelled(query),
+        database=len(database),
+        bits=None,
+        top_k=cut,
+        radius=None,
+        ties="none",
+        denominator=denominator,
+        empty=empty,
+        exclude_self=exclude_self is not None,
+        metrics=metrics,
+        curves=curves,
+    )
