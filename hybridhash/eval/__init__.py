@@ -29,6 +29,7 @@ from .plots import (
 )
 from .report import RetrievalReport
 from .reranking import evaluate_ranking, rerank
+from .retrieval import HammingRetrieval
 from .statistics import CodeStatistics, code_statistics
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "CodeStatistics",
     "Definition",
     "DistanceHistogram",
+    "HammingRetrieval",
     "PrecisionRecallCurve",
     "RetrievalReport",
     "acg_at_k",

@@ -199,7 +199,7 @@ class RetrievalReport:
     def _summary(self) -> list[tuple[str, float, str]]:
         cut = "" if self.top_k is None else f"@{self.top_k}"
         rows = [(f"mAP{cut}", self.metrics["map"], "")]
-        if "map_best" in self.metrics:
+        if "map_best" in self.metrics and not math.isnan(self.metrics["map"]):
             low, high = (_number(self.metrics[name]) for name in ("map_worst", "map_best"))
             rows[0] = (f"mAP{cut}", self.metrics["map"], f"{low} to {high} over the orders of ties")
         if "weighted_map" in self.metrics:

@@ -25,7 +25,7 @@ def test_reranking_everything_is_a_full_search(distance):
         a, b = query.double(), database.double()
         if distance == "cosine":
             a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
-        literal = (distance == "cosine") - a @ b.T
+        literal = float(distance == "cosine") - a @ b.T
     generator = torch.Generator().manual_seed(1)
     candidates = torch.stack([torch.randperm(40, generator=generator) for _ in range(5)])
     values, indices = rerank(candidates, query, database, distance=distance)

@@ -1,0 +1,168 @@
+"""HammingRetrieval: batches, duplicates, several processes, torchmetrics and Lightning."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_metrics import random_case
+
+from hybridhash.codes import HashCodes, pack_codes
+from hybridhash.eval import HammingRetrieval, evaluate
+
+SETTINGS = {"top_k": 30, "ks": (1, 10), "ties": "stable", "denominator": "relevant"}
+
+
+def filled(case, *, size=17, **settings):
+    metric = HammingRetrieval(8, **SETTINGS | settings)
+    for is_query, codes, labels in ((True, *case[:2]), (False, *case[2:])):
+        for start in range(0, len(codes), size):
+            rows = torch.arange(start, min(start + size, len(codes)))
+            metric.update(codes[rows], labels[rows], is_query=is_query, indices=rows)
+    return metric
+
+
+def test_batches_give_the_report_of_the_whole():
+    case = random_case(seed=70)
+    want = evaluate(*case, **SETTINGS)
+    metric = filled(case)
+    assert metric.report() == want
+    assert {name: value.item() for name, value in metric.compute().items()} == want.metrics
+    assert all(value.ndim == 0 for value in metric.compute().values())
+
+
+def test_forms_of_codes_agree_and_only_packed_codes_are_kept():
+    query, query_labels, codes, labels = random_case(seed=71)
+    metric = HammingRetrieval(8, **SETTINGS)
+    metric(pack_codes(query), query_labels, is_query=True)
+    metric.update(HashCodes(pack_codes(codes), 8, labels), is_query=False)
+    assert metric.report() == evaluate(query, query_labels, codes, labels, **SETTINGS)
+    assert all(part.dtype == torch.uint8 for part in metric.query_packed + metric.database_packed)
+
+
+def test_repeated_indices_count_once():
+    case = random_case(seed=72)
+    metric = filled(case)
+    want = metric.report()
+    again = torch.tensor([3, 3, 7])
+    metric.update(case[0][again], case[1][again], is_query=True, indices=again)
+    metric.update(case[2][again], case[3][again], is_query=False, indices=again)
+    assert metric.report() == want
+
+
+def test_reset_forgets_everything():
+    metric = filled(random_case(seed=73))
+    metric.reset()
+    case = random_case(seed=74)
+    with pytest.raises(ValueError, match="no query codes"):
+        metric.report()
+    metric.update(*case[:2], is_query=True)
+    with pytest.raises(ValueError, match="no database codes"):
+        metric.report()
+    metric.update(*case[2:], is_query=False)
+    assert metric.report() == evaluate(*case, **SETTINGS)
+
+
+def test_queries_are_left_out_of_their_own_rankings_by_index():
+    _, _, codes, labels = random_case(seed=75)
+    rows = torch.tensor([4, 8, 100])
+    metric = HammingRetrieval(8, exclude_self=True, **SETTINGS)
+    metric.update(codes, labels, is_query=False, indices=torch.arange(150))
+    metric.update(codes[rows], labels[rows], is_query=True, indices=rows)
+    want = evaluate(codes[rows], labels[rows], codes, labels, exclude_self=rows, **SETTINGS)
+    # Radii without an item are NaN, which equals nothing: compare the plain values.
+    assert metric.report().to_dict() == want.to_dict()
+
+
+def test_bad_batches_are_refused():
+    query, query_labels, _, _ = random_case(seed=76)
+    metric = HammingRetrieval(8)
+    with pytest.raises(ValueError, match="NaN"):
+        metric.update(query * torch.nan, query_labels, is_query=True)
+    with pytest.raises(ValueError, match="bits=8 was given"):
+        metric.update(query[:, :7], query_labels, is_query=True)
+    with pytest.raises(ValueError, match="11 rows, expected 12"):
+        metric.update(query, query_labels[1:], is_query=True)
+    with pytest.raises(TypeError, match="labels are missing"):
+        metric.update(query, is_query=True)
+    with pytest.raises(ValueError, match=r"indices must be int64 \(12,\)"):
+        metric.update(query, query_labels, is_query=True, indices=torch.arange(11))
+    metric.update(query, query_labels, is_query=True)
+    with pytest.raises(ValueError, match="always or never"):
+        metric.update(query, query_labels, is_query=True, indices=torch.arange(12))
+    with pytest.raises(ValueError, match="bits must be"):
+        HammingRetrieval(0)
+
+
+def _worker(rank: int, file: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    case = random_case(seed=77)
+    metric = HammingRetrieval(8, **SETTINGS)
+    # All queries in one process; a database split unevenly, with padding as a sampler adds it.
+    if rank == 0:
+        metric.update(*case[:2], is_query=True, indices=torch.arange(12))
+    rows = (
+        torch.arange(rank, 150, 2)
+        if rank == 0
+        else torch.cat([torch.arange(1, 150, 2), torch.tensor([0, 2])])
+    )
+    metric.update(case[2][rows], case[3][rows], is_query=False, indices=rows)
+    report = metric.report()
+    assert {name: value.item() for name, value in metric.compute().items()} == report.metrics
+    report.to_json(f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    out = str(tmp_path / "report")
+    mp.spawn(_worker, (str(tmp_path / "store"), out), nprocs=2)
+    want = evaluate(*random_case(seed=77), **SETTINGS)
+    for rank in (0, 1):
+        assert type(want).from_json(f"{out}.{rank}") == want
+    assert os.path.exists(out + ".0")
+
+
+def test_it_is_a_torchmetrics_metric_where_there_is_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = filled(random_case(seed=78))
+    assert isinstance(metric, torchmetrics.Metric)
+    collection = torchmetrics.MetricCollection({"retrieval": metric})
+    want = evaluate(*random_case(seed=78), **SETTINGS)
+    assert collection.compute()["map"].item() == want["map"]
+    copy = pickle.loads(pickle.dumps(metric))
+    assert copy.report() == want
+
+
+def test_it_works_in_a_lightning_module():
+    lightning = pytest.importorskip("lightning")
+    case = random_case(seed=79)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 8)
+            self.metric = HammingRetrieval(8, **SETTINGS)
+
+        def validation_step(self, batch, batch_index, dataloader_idx=0):
+            codes, labels, rows = batch
+            self.metric.update(codes, labels, is_query=dataloader_idx == 0, indices=rows)
+
+        def on_validation_epoch_end(self):
+            self.log_dict({name: value.float() for name, value in self.metric.compute().items()})
+            self.metric.reset()
+
+    def loader(codes, labels):
+        data = torch.utils.data.TensorDataset(codes, labels, torch.arange(len(codes)))
+        return torch.utils.data.DataLoader(data, batch_size=32)
+
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.validate(Module(), [loader(*case[:2]), loader(*case[2:])], verbose=False)
+    want = evaluate(*case, **SETTINGS)
+    assert trainer.callback_metrics["map"].item() == pytest.approx(want["map"], abs=1e-6)
