@@ -98,6 +98,7 @@ def main():
                     images = images.to(args.device, dtype)
                     if args.channels_last:
                         images = images.to(memory_format=torch.channels_last)
+                    forward_work = flops(inference(model, images))
                     work = flops(step(model, images))
                     rivals = {
                         key: step(torch.compile(m) if compiled else m, images)
@@ -107,6 +108,8 @@ def main():
                     rows.append(
                         [
                             name,
+                            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
+                            f"{forward_work / args.batch_size / 2e9:.2f}",
                             dtype_name,
                             step.__name__.replace("_", " "),
                             "compiled" if compiled else "eager",
@@ -119,8 +122,8 @@ def main():
                     )
     print(machine(args.device))
     print(f"batch {args.batch_size}, {args.img_size} px, median of {args.repeats}\n")
-    header = ["model", "dtype", "step", "mode", "images/s", "Nest images/s", "ratio", "share of limit"]
-    print(table([*header, "limit, GFLOP/s"], rows))
+    header = ["model", "M params", "GMACs", "dtype", "step", "mode", "images/s", "Nest images/s", "ratio"]
+    print(table([*header, "share of limit", "limit, GFLOP/s"], rows))
 
 
 if __name__ == "__main__":

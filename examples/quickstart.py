@@ -8,7 +8,6 @@ import argparse
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridhash import HashCodes, encode, hamming_topk
-from hybridhash.eval import mean_average_precision
+from hybridhash.eval import mean_average_precision, plot_retrieval_grid
 from hybridhash.losses import CodeBank, WMLLoss
 
 NUM_QUERIES = 300
@@ -54,31 +53,23 @@ def train(model, dataset, epochs, device):
         print(f"epoch {epoch + 1:2d}/{epochs}  loss {total / len(loader):.4f}  {speed:.0f} images/s")
 
 
-def draw(path, query, queries, database, items, rows=8, columns=10):
+def draw(path, query, queries, database, items):
     """Queries (left) and their nearest images, right ones framed green, wrong ones red."""
-    distances, nearest = hamming_topk(query[:rows], database, top_k=columns)
-    figure, axes = plt.subplots(rows, columns + 1, figsize=(columns + 1, 1.15 * rows))
-    for row in range(rows):
-        label = query.labels[row]
-        for axis, column in zip(axes[row], range(-1, columns), strict=True):
-            index = row if column < 0 else nearest[row, column]
-            image = (queries if column < 0 else items).tensors[0][index, 0]
-            right = column < 0 or database.labels[index] == label
-            color = "black" if column < 0 else "tab:green" if right else "tab:red"
-            axis.imshow(image, cmap="gray_r")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set(color=color, linewidth=1 if column < 0 else 3, linestyle="-" if right else ":")
-            axis.set_title("query" if column < 0 else f"{distances[row, column]} bits", fontsize=8, pad=3)
-    figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    hardest = mean_average_precision(query, database, aggregation=None).argsort()[:3]
+    rows = torch.cat([torch.arange(5), hardest])
+    _, nearest = hamming_topk(query[rows], database, top_k=10)
+    right = database.labels[nearest] == query.labels[rows, None]
+    pixels = [(1 - part.tensors[0]) / 2 for part in (queries, items)]  # dark ink on white paper
+    titles = [""] * 5 + ["hardest"] * 3
+    plot_retrieval_grid(pixels[0][rows], pixels[1], nearest, right, query_titles=titles).savefig(
+        path, dpi=100
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, default=16, help="code length (default 16)")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over the training set (default 12)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training set (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results (default out)")
