@@ -1,0 +1,166 @@
+"""The memory bank: the latest code of every training item."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hybridhash.labels import as_labels
+from hybridhash.losses._checks import check_codes
+from hybridhash.losses._distributed import gather_rows
+from hybridhash.losses._walks import to_multi_hot
+
+__all__ = ["CodeBank"]
+
+
+class CodeBank(nn.Module):
+    """Latest code and label of every training item, so that a batch can be compared with the whole set.
+
+    All state is in buffers: ``state_dict``, ``.to(device)`` and resuming a run work. Under
+    ``torch.distributed`` an update writes the rows of all ranks, so the banks of all ranks stay equal; do not
+    let ``DistributedDataParallel`` broadcast them as well (``broadcast_buffers=False`` saves that traffic).
+
+    Args:
+        num_samples: rows, one for each training item.
+        bits: length of a code.
+        num_classes: None for class ids ``(N,)``; C for multi-hot labels ``(N, C)`` (class ids are then
+            accepted too and are converted).
+        count_unseen: what a row is worth that was never written. False: it is left out of every pair. True:
+            it is a zero code without label, dissimilar to everything, as in the public HybridHash code.
+        dtype: of the stored codes. float16 and bfloat16 halve the memory and round the codes; the loss
+            is computed in float32 in any case.
+
+    Attributes:
+        codes: ``(num_samples, bits)`` of ``dtype``.
+        labels: int64 ``(num_samples,)``, -1 where unknown, or bool ``(num_samples, num_classes)``.
+        seen: bool ``(num_samples,)``, True for rows that were written.
+
+    Raises:
+        ValueError: a size below 1.
+        TypeError: ``dtype`` is not a floating-point type.
+
+    Example:
+        >>> bank = CodeBank(1000, bits=4)
+        >>> bank.update(torch.tensor([7, 9]), torch.ones(2, 4), torch.tensor([0, 1]))
+        >>> bank.codes[7], int(bank.labels[9]), int(bank.seen.sum())
+        (tensor([1., 1., 1., 1.]), 1, 2)
+    """
+
+    codes: Tensor
+    labels: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        num_samples: int,
+        bits: int,
+        num_classes: int | None = None,
+        *,
+        count_unseen: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        for name, size in (("num_samples", num_samples), ("bits", bits), ("num_classes", num_classes)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point type, got {dtype}: real-valued codes are stored")
+        self.count_unseen = count_unseen
+        self.register_buffer("codes", torch.zeros(num_samples, bits, dtype=dtype))
+        labels = torch.full((num_samples,), -1)
+        if num_classes is not None:
+            labels = torch.zeros(num_samples, num_classes, dtype=torch.bool)
+        self.register_buffer("labels", labels)
+        self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.bool))
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of the bank."""
+        return self.codes.shape[0]
+
+    @property
+    def bits(self) -> int:
+        """Length of a code."""
+        return self.codes.shape[1]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Columns of the labels; None if the bank holds class ids."""
+        return None if self.labels.ndim == 1 else self.labels.shape[1]
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, codes: Tensor, labels: Tensor) -> None:
+        """Write rows; the tensors are detached.
+
+        Args:
+            indices: integers ``(B,)``, rows to write. If a row occurs several times, its last occurrence
+                counts (under ``torch.distributed``: in the order of the ranks).
+            codes: ``(B, bits)``, any floating-point type.
+            labels: ``(B,)`` class ids, or ``(B, num_classes)`` multi-hot if the bank was made for them.
+
+        Raises:
+            IndexError: an index outside the bank.
+            TypeError: indices that are not integers, codes that are not floating-point.
+            ValueError: shapes that do not fit the bank or each other, codes that contain NaN (they would
+                stay in the bank), tensors on another device.
+        """
+        codes = check_codes(codes)
+        indices = self.check_indices(indices, codes.shape[0])
+        labels = self.convert_labels(labels, codes.shape[0])
+        if codes.shape[1] != self.bits:
+            raise ValueError(f"codes have {codes.shape[1]} bits, the bank was made for {self.bits}")
+        if codes.device != self.codes.device:
+            raise ValueError(
+                f"codes are on {codes.device}, the bank is on {self.codes.device}: use .to(device)"
+            )
+        if bool(codes.isnan().any()):
+            raise ValueError("codes contain NaN, which would stay in the bank: the training has diverged")
+        codes, labels, indices = gather_rows(codes.detach()), gather_rows(labels), gather_rows(indices)
+        ordered, order = torch.sort(indices, stable=True)
+        last = torch.ones_like(ordered, dtype=torch.bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        rows, source = ordered[last], order[last]
+        self.codes[rows] = codes[source].to(self.codes.dtype)
+        self.labels[rows] = labels[source]
+        self.seen[rows] = True
+
+    def check_indices(self, indices: Tensor, length: int) -> Tensor:
+        """``indices`` as int64 ``(length,)`` on the bank's device, or the error that says what is wrong."""
+        if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+            got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"indices must be a tensor of integers (row numbers of the data set), got {got}")
+        if indices.shape != (length,):
+            raise ValueError(
+                f"indices must have shape ({length},), one for each code, got {tuple(indices.shape)}"
+            )
+        indices = indices.to(device=self.codes.device, dtype=torch.int64)
+        if length:
+            low, high = (int(bound) for bound in torch.aminmax(indices))
+            if low < 0 or high >= self.num_samples:
+                raise IndexError(
+                    f"index {low if low < 0 else high} is outside the bank of {self.num_samples} rows: "
+                    "make the bank as large as the training set, and give row numbers of that set"
+                )
+        return indices
+
+    def convert_labels(self, labels: Tensor, length: int) -> Tensor:
+        """Labels in the form that the bank holds, or the error that says what is wrong."""
+        labels = as_labels(labels, length=length)
+        if self.labels.ndim == 1 and labels.ndim == 2:
+            raise ValueError(
+                f"the bank holds class ids, got multi-hot labels of shape {tuple(labels.shape)}: "
+                f"make it with CodeBank(..., num_classes={labels.shape[1]})"
+            )
+        if self.labels.ndim == 2 and labels.ndim == 1:
+            labels = to_multi_hot(labels, self.labels.shape[1])
+        if labels.shape[1:] != self.labels.shape[1:]:
+            raise ValueError(
+                f"labels have {labels.shape[1]} classes, the bank was made for {self.labels.shape[1]}"
+            )
+        return labels.to(self.labels.device)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_samples={self.num_samples}, bits={self.bits}, num_classes={self.num_classes}, "
+            f"count_unseen={self.count_unseen}"
+        )

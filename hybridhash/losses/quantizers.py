@@ -1,0 +1,30 @@
+"""Penalties that pull real-valued codes to ±1; each maps ``(N, bits)`` to one number per code, ``(N,)``.
+
+With sign(0) = -1, as everywhere in the package, ``(u - sign u)^2 = (|u| - 1)^2``: the two forms in which the
+literature writes the squared penalty are one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["absolute", "log_cosh", "squared"]
+
+
+def squared(codes: Tensor) -> Tensor:
+    """Mean over the bits of ``(|u| - 1)^2``."""
+    return (codes.abs() - 1).square().mean(1)
+
+
+def absolute(codes: Tensor) -> Tensor:
+    """Mean over the bits of ``||u| - 1|``."""
+    return (codes.abs() - 1).abs().mean(1)
+
+
+def log_cosh(codes: Tensor) -> Tensor:
+    """Mean over the bits of ``log cosh(|u| - 1)``, the smooth form of :func:`absolute` (no overflow)."""
+    distance = (codes.abs() - 1).abs()
+    return (distance + F.softplus(-2 * distance) - math.log(2)).mean(1)

@@ -1,0 +1,105 @@
+"""CodeBank: what is stored, in what form, and that a run can be resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridhash.losses import CodeBank, WMLLoss
+
+from ._ranks import run_on_ranks
+
+
+def test_rows_are_written_detached_and_marked_as_seen() -> None:
+    bank = CodeBank(5, 3)
+    codes = torch.arange(6.0).view(2, 3).requires_grad_()
+    bank.update(torch.tensor([4, 1]), codes, torch.tensor([7, 8]))
+    assert bank.seen.tolist() == [False, True, False, False, True]
+    assert bank.labels.tolist() == [-1, 8, -1, -1, 7]
+    torch.testing.assert_close(bank.codes[[4, 1]], codes.detach())
+    assert not bank.codes.requires_grad
+
+
+def test_the_last_of_duplicate_indices_counts() -> None:
+    bank = CodeBank(3, 1)
+    bank.update(
+        torch.tensor([2, 0, 2, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([1, 2, 3, 4])
+    )
+    assert bank.codes[:, 0].tolist() == [2, 0, 4]
+    assert bank.labels.tolist() == [2, -1, 4]
+
+
+def test_class_ids_enter_a_multi_hot_bank_as_one_hot() -> None:
+    bank = CodeBank(3, 2, num_classes=4)
+    bank.update(torch.tensor([0, 2]), torch.zeros(2, 2), torch.tensor([3, -1]))
+    assert bank.labels.long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert bank.seen.tolist() == [True, False, True]
+
+
+def test_state_dict_resumes_a_run() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)) for _ in "abc"
+    ]
+    first, second = (WMLLoss(bank=CodeBank(12, 6)) for _ in "ab")
+    for step, (codes, labels) in enumerate(batches[:2]):
+        first(codes, labels, indices=torch.arange(4) + 4 * step)
+    second.load_state_dict(first.state_dict())
+    codes, labels = batches[2]
+    indices = torch.tensor([1, 5, 8, 9])
+    assert torch.equal(first(codes, labels, indices=indices), second(codes, labels, indices=indices))
+
+
+def test_half_precision_storage_rounds_codes_but_not_the_loss() -> None:
+    loss = WMLLoss(bank=CodeBank(4, 8, dtype=torch.float16))
+    value = loss(torch.linspace(-1, 1, 32).view(4, 8), torch.tensor([0, 1, 0, 1]), indices=torch.arange(4))
+    assert loss.bank.codes.dtype == torch.float16
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (ValueError, "num_samples must be at least 1, got 0", lambda: CodeBank(0, 4)),
+        (ValueError, "bits must be at least 1, got -1", lambda: CodeBank(5, -1)),
+        (ValueError, "num_classes must be at least 1, got 0", lambda: CodeBank(5, 4, 0)),
+        (TypeError, "floating-point", lambda: CodeBank(5, 4, dtype=torch.int64)),
+    ],
+)
+def test_bad_sizes_are_named(error: type[Exception], message: str, make) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (IndexError, "index 5 is outside the bank of 5 rows", ([5], (1, 4), [[1, 0]])),
+        (ValueError, "3 bits, the bank was made for 4", ([0], (1, 3), [[1, 0]])),
+        (ValueError, "3 classes, the bank was made for 2", ([0], (1, 4), [[1, 0, 1]])),
+        (ValueError, "class id 2 does not fit labels of 2 classes", ([0], (1, 4), [2])),
+        (ValueError, r"shape \(1,\)", ([0, 1], (1, 4), [[1, 0]])),
+        (ValueError, "1 rows, expected 2", ([0, 1], (2, 4), [[1, 0]])),
+    ],
+)
+def test_bad_updates_are_named_and_write_nothing(error: type[Exception], message: str, arguments) -> None:
+    indices, shape, labels = arguments
+    bank = CodeBank(5, 4, 2)
+    with pytest.raises(error, match=message):
+        bank.update(torch.tensor(indices), torch.ones(shape), torch.tensor(labels))
+    assert not bool(bank.seen.any())
+
+
+def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:
+    bank = CodeBank(6, 2)
+    indices = torch.tensor([[0, 3, 4], [3]][rank])
+    bank.update(indices, torch.full((len(indices), 2), rank + 1.0), torch.full((len(indices),), rank))
+    return bank.state_dict()
+
+
+def test_banks_of_all_ranks_hold_the_rows_of_all_ranks() -> None:
+    for state in run_on_ranks(_update_from_ranks):
+        assert state["codes"][:, 0].tolist() == [1, 0, 0, 2, 1, 0]
+        assert state["labels"].tolist() == [0, -1, -1, 1, 0, -1]
+        assert state["seen"].tolist() == [True, False, False, True, True, False]
