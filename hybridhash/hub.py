@@ -230,6 +230,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         ValueError: unknown tag in 'hybridhash_64.imagenet': there is hybridhash_64.nest_goog_in1k
     """
     name, repository, revision = _parse_source(source)
+    if kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay"):
+        repository = None  # the weights may come from elsewhere
     label = repository or str(source)
     try:
         with explained(repository, revision, cache_dir):
