@@ -9,16 +9,24 @@ Example:
     ['hybridhash_16', 'hybridhash_32', 'hybridhash_48', 'hybridhash_64']
 """
 
-from . import models
+from timm import create_model
+
+from . import eval, hub, losses, models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
+from .hub import load
 
 __all__ = [
     "HashCodes",
     "binarize",
+    "create_model",
     "encode",
+    "eval",
     "hamming_distance",
     "hamming_topk",
+    "hub",
+    "load",
+    "losses",
     "models",
     "pack_codes",
     "unpack_codes",
