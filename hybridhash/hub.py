@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import timm
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -235,6 +237,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     label = repository or str(source)
     try:
         with explained(repository, revision, cache_dir):
+            if name.startswith("local-dir:"):
+                _refuse_code_in(Path(name.removeprefix("local-dir:")))
             model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
     except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
@@ -280,6 +284,15 @@ def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
     raise ValueError(
         f"no model is called {text!r}: did you mean {', '.join(near)}, or 'hf-hub:user/repo' or a folder?"
     )
+
+
+def _refuse_code_in(folder: Path) -> None:
+    """Raise at a pickle of more than tensors: timm before 1.0.26 would run it."""
+    careful = inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default
+    if not careful and not (folder / WEIGHTS).exists():
+        for suffix in ("pth", "pth.tar", "bin"):
+            for path in folder.glob(f"*.{suffix}"):
+                torch.load(path, map_location="meta", weights_only=True)
 
 
 def _split_revision(hub_id: str) -> tuple[str, str | None]:
@@ -366,12 +379,18 @@ def _check_free(where: str, names: Collection[str], config: str | None, model: A
         )
 
 
-def _write_model(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+def _write_model(model: Any, config: Mapping[str, Any], folder: Path) -> None:
     if not all(x.is_contiguous() for x in model.state_dict().values()):
         model = copy.deepcopy(model)  # channels-last weights, which safetensors refuses
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.contiguous()
     save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
+    if model.in_chans not in (1, 3):
+        # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
+        path = folder / CONFIG
+        written = json.loads(path.read_text(encoding="utf-8"))
+        written["pretrained_cfg"]["first_conv"] = None
+        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
 def _write_all_or_nothing(folder: Path, write: Callable[[Path], None]) -> None:
