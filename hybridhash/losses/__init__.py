@@ -2,6 +2,18 @@
 
 from hybridhash.losses import functional
 from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.distance import DCHLoss, DSHLoss
+from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
 from hybridhash.losses.wml import WMLLoss
 
-__all__ = ["CodeBank", "WMLLoss", "functional"]
+__all__ = [
+    "CodeBank",
+    "DCHLoss",
+    "DHNLoss",
+    "DPSHLoss",
+    "DSHLoss",
+    "HashNetLoss",
+    "IDHNLoss",
+    "WMLLoss",
+    "functional",
+]

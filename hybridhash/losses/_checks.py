@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_codes", "check_positive", "upcast"]
+__all__ = ["check_choice", "check_codes", "check_not_negative", "check_positive", "upcast"]
 
 
 def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") -> Tensor:
@@ -48,3 +48,9 @@ def check_not_negative(**values: float) -> None:
 def upcast(codes: Tensor) -> Tensor:
     """Half-precision codes as float32; float32 and float64 as they are."""
     return codes.float() if codes.dtype in (torch.float16, torch.bfloat16) else codes
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridhash.losses._distributed import sum_over_ranks
 from hybridhash.losses._walks import Affinity, ClassWalk, Embed, MaskedWalk, PairTerm, to_multi_hot
 
-__all__ = ["Weights", "balanced", "log_likelihood", "pair_loss", "uniform"]
+__all__ = ["Weights", "affinity_likelihood", "balanced", "log_likelihood", "pair_loss", "uniform"]
 
 Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``weights(num_similar, num_dissimilar)``: weight of each similar and of each dissimilar pair; all 0-dim."""
@@ -49,6 +49,14 @@ def log_likelihood(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, T
     slope = torch.sub(probability, 1, out=work[1]).mul_(sign)
     value = torch.minimum(probability.clamp_(min=torch.finfo(x.dtype).tiny).log_(), y, out=y)
     return value.neg_(), slope
+
+
+def affinity_likelihood(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`log_likelihood`, for a similar pair times its affinity."""
+    similar = (affinity > 0).to(x.dtype)
+    value, slope = log_likelihood(x, similar, work)
+    weight = affinity + (1 - similar)
+    return value.mul_(weight), slope.mul_(weight)
 
 
 def pair_loss(

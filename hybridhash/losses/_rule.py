@@ -31,7 +31,9 @@ class PairRule:
         scale: of the inner product.
         affinity: what ``term`` is told about the labels of a pair.
         activation: applied to the codes of both sides first.
-        quantizer: penalty of each code, ``(N, bits) -> (N,)``; its mean counts ``quantization`` times.
+        quantizer: penalty of each code, ``(N,)``, from codes and labels; ``quantization`` weighs its mean.
+        per_reference: divide ``quantization`` by the number of reference codes: the loss is then the sum over
+            pairs plus ``quantization`` times the sum over the batch, all divided by the number of pairs.
     """
 
     term: PairTerm
@@ -40,8 +42,9 @@ class PairRule:
     scale: float = 1.0
     affinity: Affinity = "binary"
     activation: Callable[[Tensor], Tensor] | None = None
-    quantizer: Callable[[Tensor], Tensor] | None = None
+    quantizer: Callable[[Tensor, Tensor], Tensor] | None = None
     quantization: float = 0.0
+    per_reference: bool = False
 
     def apply(
         self,
@@ -73,11 +76,12 @@ class PairRule:
             over_ranks=over_ranks,
         )
         if self.quantizer is not None and self.quantization:
-            penalties = self.quantizer(codes)
+            penalties = self.quantizer(codes, labels)
             total, count = penalties.sum(), penalties.new_tensor(penalties.shape[0])
             if over_ranks:
                 total, count = sum_over_ranks(total), sum_over_ranks(count)
-            loss = loss + self.quantization * total / count.clamp(min=1)
+            weight = self.quantization / (max(ref_codes.shape[0], 1) if self.per_reference else 1)
+            loss = loss + weight * total / count.clamp(min=1)
         return loss
 
     def _sides(self, codes: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
@@ -92,7 +96,8 @@ class PairRule:
 
 
 def _normalize(codes: Tensor) -> Tensor:
-    return F.normalize(codes, eps=1e-12)
+    # A larger eps than usual: the gradient at a zero code is 1 / eps.
+    return F.normalize(codes, eps=1e-3)
 
 
 def _append_norms(codes: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ def _append_norms(codes: Tensor) -> Tensor:
 
 
 def pairwise_loss(
-    rule: PairRule,
+    make_rule: Callable[[int], PairRule],
     codes: Tensor,
     labels: Tensor,
     *,
@@ -111,9 +116,10 @@ def pairwise_loss(
     """A pairwise method on the pairs within a batch, or of a batch with fixed reference codes.
 
     Within a batch all ordered pairs count, and both sides get the gradient; under ``torch.distributed`` the
-    batch is the joined one of all ranks.
+    batch is the joined one of all ranks. ``make_rule(bits)`` gives the method.
     """
     codes, labels = check_batch(codes, labels)
+    rule = make_rule(codes.shape[1])
     if (ref_codes is None) != (ref_labels is None):
         given, missing = ("ref_codes", "ref_labels") if ref_labels is None else ("ref_labels", "ref_codes")
         raise ValueError(f"{given} was given without {missing}: give both, or neither for pairs in the batch")
@@ -137,21 +143,23 @@ def check_batch(codes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PairwiseLoss(nn.Module):
-    """What the pairwise losses share: a :class:`PairRule`, and optionally a :class:`CodeBank`.
+    """What the pairwise losses share; each gives its :class:`PairRule` in :meth:`rule`.
 
     Args:
-        rule: the method.
         bank: None for the pairs within a batch; else a batch is compared with the bank.
         exclude_self: leave out the pair of an item with itself.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, rule: PairRule, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
+    def __init__(self, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
         super().__init__()
-        self.rule = rule
         self.bank = bank
         self.exclude_self = exclude_self
+
+    def rule(self, bits: int) -> PairRule:
+        """The method's settings for a code length."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -194,10 +202,14 @@ class PairwiseLoss(nn.Module):
         codes, labels = check_batch(codes, labels)
         check_codes(codes, bits=self.bank.bits)
         with torch.autocast(codes.device.type, enabled=False):
-            codes = codes if self.rule.activation is None else self.rule.activation(codes)
-            return self._against(self.bank, codes, self.bank.convert_labels(labels, codes.shape[0]), indices)
+            rule = self.rule(codes.shape[1])
+            codes = codes if rule.activation is None else rule.activation(codes)
+            labels = self.bank.convert_labels(labels, codes.shape[0])
+            return self._against(self.bank, rule, codes, labels, indices)
 
-    def _against(self, bank: CodeBank, codes: Tensor, labels: Tensor, indices: Tensor | None) -> Tensor:
+    def _against(
+        self, bank: CodeBank, rule: PairRule, codes: Tensor, labels: Tensor, indices: Tensor | None
+    ) -> Tensor:
         own = None
         if indices is not None:
             own = bank.check_indices(indices, codes.shape[0])
@@ -205,7 +217,7 @@ class PairwiseLoss(nn.Module):
             raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
         if self.training and own is not None:
             bank.update(own, codes, labels)
-        return self.rule.apply(
+        return rule.apply(
             codes,
             labels,
             bank.codes,
@@ -216,5 +228,5 @@ class PairwiseLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        parts = [f"measure={self.rule.measure}", f"scale={self.rule.scale:g}"]
-        return ", ".join([*parts, f"exclude_self={self.exclude_self}"])
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        return ", ".join(f"{name}={settings[name]}" for name in settings if name != "training")

@@ -1,4 +1,6 @@
-"""Penalties that pull real-valued codes to ±1; each maps ``(N, bits)`` to one number per code, ``(N,)``.
+"""Penalties that pull real-valued codes to ±1; each maps codes ``(N, bits)`` to ``(N,)``.
+
+All take the labels too, as quantisers that know the classes need them.
 
 With sign(0) = -1, as everywhere in the package, ``(u - sign u)^2 = (|u| - 1)^2``: the two forms in which the
 literature writes the squared penalty are one.
@@ -11,20 +13,30 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["absolute", "log_cosh", "squared"]
+__all__ = ["absolute", "absolute_sum", "log_cosh", "squared", "summed"]
 
 
-def squared(codes: Tensor) -> Tensor:
+def squared(codes: Tensor, labels: Tensor) -> Tensor:
     """Mean over the bits of ``(|u| - 1)^2``."""
     return (codes.abs() - 1).square().mean(1)
 
 
-def absolute(codes: Tensor) -> Tensor:
+def absolute(codes: Tensor, labels: Tensor) -> Tensor:
     """Mean over the bits of ``||u| - 1|``."""
     return (codes.abs() - 1).abs().mean(1)
 
 
-def log_cosh(codes: Tensor) -> Tensor:
+def log_cosh(codes: Tensor, labels: Tensor) -> Tensor:
     """Mean over the bits of ``log cosh(|u| - 1)``, the smooth form of :func:`absolute` (no overflow)."""
     distance = (codes.abs() - 1).abs()
     return (distance + F.softplus(-2 * distance) - math.log(2)).mean(1)
+
+
+def summed(codes: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the bits of ``(|u| - 1)^2``, that is ``|u - sign(u)|^2``."""
+    return (codes.abs() - 1).square().sum(1)
+
+
+def absolute_sum(codes: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the bits of ``||u| - 1|``."""
+    return (codes.abs() - 1).abs().sum(1)

@@ -5,20 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from hybridhash.losses._checks import check_not_negative, check_positive
-from hybridhash.losses._pairs import balanced, log_likelihood
+from hybridhash.losses._pairs import affinity_likelihood, balanced, log_likelihood
 from hybridhash.losses._rule import PairRule, PairwiseLoss, pairwise_loss
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.quantizers import squared
 
-__all__ = ["WMLLoss", "jaccard_likelihood", "wml_loss", "wml_rule"]
-
-
-def jaccard_likelihood(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`log_likelihood` times the Jaccard coefficient of a similar pair's labels."""
-    similar = (affinity > 0).to(x.dtype)
-    value, slope = log_likelihood(x, similar, work)
-    weight = affinity + (1 - similar)
-    return value.mul_(weight), slope.mul_(weight)
+__all__ = ["WMLLoss", "wml_loss", "wml_rule"]
 
 
 def wml_rule(alpha: float, jaccard: bool, quantization: float) -> PairRule:
@@ -26,7 +18,7 @@ def wml_rule(alpha: float, jaccard: bool, quantization: float) -> PairRule:
     check_positive(alpha=alpha)
     check_not_negative(quantization=quantization)
     return PairRule(
-        term=jaccard_likelihood if jaccard else log_likelihood,
+        term=affinity_likelihood if jaccard else log_likelihood,
         weights=balanced,
         scale=alpha,
         affinity="jaccard" if jaccard else "binary",
@@ -53,9 +45,13 @@ def wml_loss(
         >>> wml_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))
         tensor(0.6265)
     """
-    rule = wml_rule(alpha, jaccard, quantization)
     return pairwise_loss(
-        rule, codes, labels, ref_codes=ref_codes, ref_labels=ref_labels, exclude_self=exclude_self
+        lambda bits: wml_rule(alpha, jaccard, quantization),
+        codes,
+        labels,
+        ref_codes=ref_codes,
+        ref_labels=ref_labels,
+        exclude_self=exclude_self,
     )
 
 
@@ -112,4 +108,9 @@ class WMLLoss(PairwiseLoss):
         exclude_self: bool = False,
         quantization: float = 0.0,
     ) -> None:
-        super().__init__(wml_rule(alpha, jaccard, quantization), bank=bank, exclude_self=exclude_self)
+        super().__init__(bank=bank, exclude_self=exclude_self)
+        self.alpha, self.jaccard, self.quantization = alpha, jaccard, quantization
+        self.rule(1)
+
+    def rule(self, bits: int) -> PairRule:
+        return wml_rule(self.alpha, self.jaccard, self.quantization)

@@ -41,3 +41,108 @@ def wml(
         if side:
             total = total + torch.stack(side).mean()
     return total
+
+
+def pairs(n: int, exclude_self: bool) -> list[tuple[int, int]]:
+    """All ordered pairs of a batch."""
+    return [(i, j) for i in range(n) for j in range(n) if not (exclude_self and i == j)]
+
+
+def balanced_sum(terms: dict[tuple[int, int], Tensor], similar: Tensor) -> Tensor:
+    """(1/|S|) sum w_ij l_ij with w_ij = |S|/|S1| or |S|/|S0|."""
+    s1 = sum(bool(similar[p]) for p in terms)
+    s0 = len(terms) - s1
+    weighted = [(len(terms) / (s1 if similar[p] else s0)) * term for p, term in terms.items()]
+    return sum(weighted) / len(terms)
+
+
+def hashnet(
+    u: Tensor,
+    y: Tensor,
+    *,
+    weighting: str,
+    alpha: float,
+    jaccard: bool,
+    exclude_self: bool,
+    similar_weight: float = 1,
+) -> Tensor:
+    """sum_ij w_ij [log(1 + exp(alpha <h_i, h_j>)) - alpha s_ij <h_i, h_j>], three weightings."""
+    similar = (y @ y.T) > 0
+    terms, counts = {}, 0.0
+    for i, j in pairs(len(u), exclude_self):
+        t = alpha * (u[i] @ u[j])
+        term = F.softplus(t) - float(similar[i, j]) * t
+        weight = 1.0
+        if similar[i, j] and weighting == "paper" and jaccard:
+            weight = int((y[i] & y[j]).sum()) / int((y[i] | y[j]).sum())
+        if similar[i, j] and weighting == "caffe":
+            weight = 4 * int(y[i] @ y[j]) ** 2 / int(y[i].sum() * y[j].sum())
+        if similar[i, j] and weighting != "paper":
+            weight *= similar_weight
+        counts += similar_weight if similar[i, j] else 1
+        terms[i, j] = weight * term
+    return balanced_sum(terms, similar) if weighting == "paper" else sum(terms.values()) / counts
+
+
+def dpsh(u: Tensor, y: Tensor, *, eta: float, exclude_self: bool) -> Tensor:
+    """-sum (s theta - log(1 + e^theta)) + eta sum_i |u_i - sign(u_i)|^2, the sum over pairs as a mean."""
+    likelihood = 0.0
+    for i, j in pairs(len(u), exclude_self):
+        theta = 0.5 * u[i] @ u[j]
+        likelihood = likelihood - (float(y[i] @ y[j] > 0) * theta - torch.log(1 + torch.exp(theta)))
+    b = torch.where(u > 0, 1.0, -1.0)
+    quantization = sum(((u[i] - b[i]) ** 2).sum() for i in range(len(u)))
+    return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / len(u) ** 2
+
+
+def dhn(
+    u: Tensor, y: Tensor, *, variant: str | None, alpha: float, quantization: float, exclude_self: bool
+) -> Tensor:
+    """log(1 + e^<z,z>) - s <z,z>, or the squared error of variant E, plus lambda log cosh(|z| - 1)."""
+    terms = []
+    for i, j in pairs(len(u), exclude_self):
+        x, s = alpha * (u[i] @ u[j]), float(y[i] @ y[j] > 0)
+        terms.append((s - x / u.shape[1]) ** 2 if variant == "E" else torch.log(1 + torch.exp(x)) - s * x)
+    quantizer = torch.log(torch.cosh(u.abs() - 1)).mean()
+    return torch.stack(terms).mean() + (0 if variant == "Q" else quantization) * quantizer
+
+
+def idhn(
+    u: Tensor, y: Tensor, *, alpha: float, gamma: float, quantization: float, exclude_self: bool
+) -> Tensor:
+    """Cross entropy for hard pairs, a graded squared error for soft ones, on u / (1 + |u|)."""
+    v, bits, terms = u / (1 + u.abs()), u.shape[1], []
+    for i, j in pairs(len(u), exclude_self):
+        size = int(y[i].sum() * y[j].sum()) ** 0.5
+        s = float(y[i] @ y[j]) / size if size else 0.0
+        t = alpha * (v[i] @ v[j])
+        hard = s > 0.99 or s < 0.01
+        terms.append(F.softplus(t) - s * t if hard else gamma * (t + bits - 2 * s * bits) ** 2)
+    return torch.stack(terms).mean() + quantization * (v.abs() - 1).abs().mean()
+
+
+def dsh(u: Tensor, y: Tensor, *, margin: float, alpha: float, exclude_self: bool) -> Tensor:
+    """1/2 (1 - y) D + 1/2 y max(m - D, 0) + alpha (| |b_i| - 1 |_1 + | |b_j| - 1 |_1), y = 1 dissimilar."""
+    terms = []
+    for i, j in pairs(len(u), exclude_self):
+        d = ((u[i] - u[j]) ** 2).sum()
+        terms.append(0.5 * d if y[i] @ y[j] > 0 else 0.5 * torch.clamp(margin - d, min=0))
+    pull = alpha * sum(2 * (u[i].abs() - 1).abs().sum() for i in range(len(u))) / len(u)
+    return torch.stack(terms).mean() + pull
+
+
+def dch(
+    u: Tensor, y: Tensor, *, gamma: float, quantization: float, max_cosine: float, exclude_self: bool
+) -> Tensor:
+    """w_ij [s log(d/gamma) + log(1 + gamma/d)] + lambda log(1 + d(|h|, 1)/gamma), d = K/2 (1 - cos)."""
+    bits, terms = u.shape[1], {}
+    for i, j in pairs(len(u), exclude_self):
+        cosine = (u[i] @ u[j]) / (u[i].norm() * u[j].norm())
+        d = bits / 2 * (1 - cosine.clamp(max=max_cosine))
+        terms[i, j] = float(y[i] @ y[j] > 0) * torch.log(d / gamma) + torch.log(1 + gamma / d)
+    one = torch.ones(bits, dtype=u.dtype)
+    away = [bits / 2 * (1 - (x.abs() @ one) / (x.norm() * one.norm())) for x in u]
+    return (
+        balanced_sum(terms, (y @ y.T) > 0)
+        + quantization * torch.stack([torch.log(1 + d / gamma) for d in away]).mean()
+    )
