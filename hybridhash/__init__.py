@@ -9,12 +9,18 @@ Example:
     ['hybridhash_16', 'hybridhash_32', 'hybridhash_48', 'hybridhash_64']
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from timm import create_model
 
-from . import eval, hub, losses, models
+from . import models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
-from .hub import load
+
+if TYPE_CHECKING:
+    from . import eval, hub, losses
+    from .hub import load
 
 __all__ = [
     "HashCodes",
@@ -32,3 +38,12 @@ __all__ = [
     "unpack_codes",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the subpackages that registering models does not need when they are first asked for."""
+    if name in ("eval", "hub", "losses"):
+        return import_module(f"{__name__}.{name}")
+    if name == "load":
+        return import_module(f"{__name__}.hub").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -104,3 +104,9 @@ def test_the_sdist_builds_and_carries_licence_and_readme(distributions):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "hybridhash/__init__.py"} <= names
+
+
+def test_every_public_name_is_there():
+    code = "import hybridhash\nprint([n for n in hybridhash.__all__ if getattr(hybridhash, n) is None])"
+    assert run(code).stdout.strip() == "[]"
+    assert "has no attribute 'no_such_name'" in run("import hybridhash; hybridhash.no_such_name").stderr
