@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from timm.models import save_for_hf
 from timm.utils import unwrap_model
@@ -243,6 +243,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise  # out of memory, and the like
+        if isinstance(error, HFValidationError):
+            raise ValueError(f"{source!r} names no repository: {error}") from error
         unreadable = isinstance(error, (SafetensorError, json.JSONDecodeError))
         if repository and discard_damaged(repository, revision, cache_dir, all_files=unreadable):
             raise damaged(repository) from error
@@ -273,9 +275,7 @@ def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
         return f"local-dir:{text}", None, None
     scheme, _, rest = text.partition(":")
     if scheme in ("hf-hub", "hf_hub"):
-        repository, revision = _split_revision(rest)
-        validate_repo_id(repository)
-        return text, repository, revision
+        return (text, *_split_revision(rest))
     if scheme == "local-dir":
         return text, None, None
     if "/" in text:

@@ -57,7 +57,7 @@ def _uncovered(
 
 def _explanation(error: Exception, repository: str, revision: str | None) -> OSError:
     login = "log in with `hf auth login` or set HF_TOKEN"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError):
         url = f"{constants.ENDPOINT}/{repository}"
         return PermissionError(f"{repository} is gated: accept its conditions at {url}, then {login}")

@@ -267,7 +267,7 @@ def test_what_is_not_there_is_named(hub, online, repository, tmp_path):
             "no repository someone/nothing, or a private one: check",
         ),
         (f"hf-hub:{name}@v9", "FileNotFoundError", f"{name} has no revision 'v9'"),
-        ("hf-hub:no/such/name", "HFValidationError", "'no/such/name'"),
+        ("hf-hub:no/such/name", "ValueError", "'hf-hub:no/such/name' names no repository: "),
     ]:
         got, text = online.call(failure_of, source, tmp_path)
         assert got == kind, text
