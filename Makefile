@@ -24,9 +24,9 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.examples: $(BIN)/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[examples]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[examples]"
 	touch $@
 
 $(VENV)/.test: $(BIN)/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test,dev]"
 	touch $@
