@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..bits import packed_distances
 from .inputs import Sides
-from .relevance import Array, Relevance
+from .relevance import Relevance
 
 __all__ = ["count_pairs"]
 
 # Bytes of temporary tensors of one pass, all threads together, and what a pair of a block takes of them.
 _BUDGET = 256 << 20
 _BYTES_PER_PAIR = {"cpu": 12, "other": 40}
-# Pairs of a block on one thread of a CPU: larger blocks leave the cache and are slower, not faster.
-_CPU_BLOCK = 1 << 21
+# Pairs of a block on one thread of a CPU: enough to make the cost of the calls small.
+_CPU_BLOCK = 1 << 22
 # From this row length on, counting pairs of neighbouring bytes pays for its larger table.
 _LONG_ROW = 1 << 14
 
@@ -41,48 +41,54 @@ def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = 
     threads = torch.get_num_threads() if cpu else 1
     pairs = _BUDGET // _BYTES_PER_PAIR["cpu" if cpu else "other"] // threads
     pairs = min(pairs, _CPU_BLOCK) if cpu else pairs
-    columns = min(sides.size, pairs if chunk_size is None else chunk_size)
-    count = _count_rows if cpu else _count_block
+    spans = _spans(sides.size, min(sides.size, pairs) if chunk_size is None else chunk_size)
+    rows = max(1, min(pairs // (spans[0].stop - spans[0].start), -(-len(sides.query) // threads)))
+    count, order = _count_rows if cpu else _count_block, None
     if cpu and relevance.single:
-        order = relevance.database.argsort()
-        sides = replace(sides, database=sides.database[order])
-        relevance = Relevance(relevance.query, relevance.database[order], graded=False)
+        # Sorted by class on both sides, the relevant items of queries of one class are one segment.
+        order, items = relevance.query.argsort(), relevance.database.argsort()
+        sides = replace(sides, query=sides.query[order], database=sides.database[items])
+        relevance = Relevance(relevance.query[order], relevance.database[items], graded=False)
         count = _count_rows_by_class
-    rows = max(1, pairs // columns)
-    rows = max(1, min(rows, -(-len(sides.query) // threads)))
     out = torch.zeros(
         (len(sides.query), sides.bits + 1, relevance.grades), dtype=torch.int64, device=sides.query.device
     )
 
     def work(top: int) -> None:
         part = slice(top, min(top + rows, len(out)))
-        for left in range(0, sides.size, columns):
-            span = slice(left, min(left + columns, sides.size))
+        for span in spans:
             distances = packed_distances(sides.query[part], sides.database[span], sides.bits)
             out[part] += count(distances, relevance, part, span, sides.bits + 1)
 
     _for_each(work, range(0, len(out), rows), threads)
-    return out
+    return out if order is None else torch.empty_like(out).index_copy_(0, order, out)
+
+
+def _spans(size: int, columns: int) -> list[slice]:
+    """Slices of the database of at most ``columns`` items; long ones are even, for :func:`_bincount_rows`."""
+    if columns > _LONG_ROW:
+        columns -= columns % 2
+    spans = [slice(left, min(left + columns, size)) for left in range(0, size, columns)]
+    last = spans[-1]
+    if last.stop - last.start > _LONG_ROW and (last.stop - last.start) % 2:
+        spans[-1:] = [slice(last.start, last.stop - 1), slice(last.stop - 1, last.stop)]
+    return spans
 
 
 def _count_rows_by_class(
     distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int
 ) -> Tensor:
-    """Counts for class ids, the database sorted by class: the relevant items of a query are one segment."""
+    """Counts for class ids on the CPU, both sides sorted by class."""
     counts = torch.zeros((distances.shape[0], stride, 2), dtype=torch.int64)
-    labels, query = relevance.database[columns], relevance.query[rows]
-    first = torch.searchsorted(labels, query)
-    last = torch.where(query >= 0, torch.searchsorted(labels, query, right=True), first)
-    ends = (last - first).cumsum(0).tolist()
-    keys: Array = np.empty(ends[-1], np.int32)
-    start = 0
-    table = distances.numpy()
-    for row, (left, right, end) in enumerate(zip(first.tolist(), last.tolist(), ends, strict=True)):
-        np.add(table[row, left:right], row * stride, out=keys[start:end], dtype=np.int32)
-        start = end
-    counts[:, :, 1] = torch.bincount(torch.from_numpy(keys), minlength=counts[:, :, 0].numel()).view(
-        -1, stride
-    )
+    labels = relevance.database[columns]
+    classes, sizes = torch.unique_consecutive(relevance.query[rows], return_counts=True)
+    first, last = torch.searchsorted(labels, classes), torch.searchsorted(labels, classes, right=True)
+    top = 0
+    for label, size, left, right in torch.stack([classes, sizes, first, last], 1).tolist():
+        if label >= 0 and right > left:
+            segment = distances[top : top + size, left:right].to(torch.int32)
+            counts[top : top + size, :, 1] = _bincount_block(segment, stride)
+        top += size
     counts[:, :, 0] = _bincount_rows(distances, stride) - counts[:, :, 1]
     return counts
 
@@ -90,14 +96,10 @@ def _count_rows_by_class(
 def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:
     """Counts for multi-hot labels on the CPU: grade and distance in one key as small as it can be."""
     size = stride * relevance.grades
-    grades = relevance.block(rows, columns).numpy()
-    if size <= 256:
-        keys = np.multiply(grades.view(np.uint8), np.uint8(stride))
-        keys += distances.numpy()
-    else:
-        keys = np.multiply(grades, stride, dtype=np.int16 if size <= 1 << 15 else np.int32)
-        keys += distances.numpy()
-    counts = _bincount_rows(torch.from_numpy(keys), size)
+    keys = relevance.block(rows, columns)
+    if size > 256:
+        keys = keys.to(torch.int16 if size <= 1 << 15 else torch.int32)
+    counts = _bincount_rows(keys.mul_(stride).add_(distances), size)
     return counts.view(-1, relevance.grades, stride).transpose(1, 2)
 
 
@@ -113,20 +115,14 @@ def _bincount_rows(keys: Tensor, size: int) -> Tensor:
     length = keys.shape[1]
     if length < _LONG_ROW:
         return _bincount_block(keys.to(torch.int32), size)
-    if keys.dtype != torch.uint8 or size > 128:
+    if keys.dtype != torch.uint8 or size > 128 or length % 2:
         return torch.stack([torch.bincount(row, minlength=size) for row in keys])
-    counts: Array = np.empty((keys.shape[0], size), np.int64)
-    for count, row in zip(counts, keys.numpy(), strict=True):
-        # Two neighbouring bytes are one int16, first + 256 second (or the reverse): half the increments.
-        skip = row.ctypes.data % 2
-        pairs = row[skip : length - (length - skip) % 2]
-        table = torch.bincount(torch.from_numpy(pairs.view(np.int16)), minlength=size * 256).numpy()
-        table = table.reshape(size, 256)[:, :size]
-        np.add(table.sum(0), table.sum(1), out=count)
-        if skip:
-            count[row[0]] += 1
-        if skip + len(pairs) < length:
-            count[row[-1]] += 1
+    # Two neighbouring bytes are one int16, first + 256 second (or the reverse): half as many increments.
+    counts = np.empty((keys.shape[0], size), np.int64)
+    for count, row in zip(counts, keys.view(torch.int16), strict=True):
+        table = torch.bincount(row, minlength=256 * size).numpy().reshape(size, 256)
+        np.add.reduce(table[:, :size], axis=1, out=count)
+        count += np.add.reduce(table, axis=0)[:size]
     return torch.from_numpy(counts)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..bits import packed_distances, packed_topk
 from ..codes import HashCodes
 from .counting import count_pairs
-from .inputs import Sides, as_sides
+from .inputs import Sides, as_sides, check_chunk_size
 from .relevance import Relevance
 
 __all__ = [
@@ -150,7 +150,7 @@ def distance_histogram(
 def histogram_of(sides: Sides, *, graded: bool, chunk_size: int | None = None) -> DistanceHistogram:
     """:func:`distance_histogram` of checked inputs."""
     relevance = Relevance(sides.query_labels, sides.database_labels, graded=graded)
-    counts = count_pairs(sides, relevance, chunk_size=chunk_size)
+    counts = count_pairs(sides, relevance, chunk_size=check_chunk_size(chunk_size))
     if sides.own is not None:
         rows = (sides.own >= 0).nonzero()[:, 0]
         for row, item in zip(rows.tolist(), sides.own[rows].tolist(), strict=True):
@@ -165,6 +165,7 @@ def ranking_of(
 ) -> Iterator[DistanceHistogram]:
     """The rankings of checked inputs, ties in database order, one item per block; some queries at a time."""
     relevance = Relevance(sides.query_labels, sides.database_labels, graded=graded)
+    check_chunk_size(chunk_size)
     depth = sides.size if top_k is None else min(top_k, sides.size)
     if sides.own is not None:
         depth = min(depth + 1, sides.size)

@@ -16,6 +16,7 @@ __all__ = [
     "Sides",
     "as_sides",
     "check_choice",
+    "check_chunk_size",
     "check_cuts",
     "check_radius",
     "check_rank",
@@ -134,20 +135,17 @@ def check_cuts(top_k: int | Sequence[int | None] | None) -> list[int | None]:
 
 def check_rank(top_k: int) -> int:
     """``top_k`` if it is an integer >= 1."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k must be >= 1, got {top_k}: use top_k=None for the whole database")
-    return top_k
+    return _check_integer("top_k", top_k, 1, "use top_k=None for the whole database")
 
 
 def check_radius(radius: int) -> int:
     """``radius`` if it is an integer >= 0."""
-    if isinstance(radius, bool) or not isinstance(radius, int):
-        raise TypeError(f"radius must be an integer >= 0, got {radius!r}")
-    if radius < 0:
-        raise ValueError(f"radius must be >= 0, got {radius}: 0 finds equal codes only")
-    return radius
+    return _check_integer("radius", radius, 0, "0 finds equal codes only")
+
+
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    """``chunk_size`` if it is None or an integer >= 1."""
+    return None if chunk_size is None else _check_integer("chunk_size", chunk_size, 1, "use None to choose")
 
 
 def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:
@@ -161,6 +159,14 @@ def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:
         raise ValueError(
             f"{name} must hold database rows 0..{items - 1} or -1, got {int(rows.min())}..{int(rows.max())}"
         )
+
+
+def _check_integer(name: str, value: int, least: int, advice: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= {least}, got {value!r}: {advice}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}: {advice}")
+    return value
 
 
 def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:

@@ -13,16 +13,13 @@ __all__ = ["Relevance"]
 
 Array = npt.NDArray[Any]
 
-# Items whose words are compared at a time, so that they stay in the second-level cache.
-_TILE = 1 << 14
-
 
 class Relevance:
     """Grades of relevance between queries and a database: shared labels, or 0 and 1 if not ``graded``.
 
     Labels are class ids on both sides, or multi-hot rows on both sides (see
-    :func:`hybridhash.eval.inputs.as_sides`). On the CPU multi-hot rows are kept as bits of machine words, and
-    only the words in which a query has a label are looked at, so that many classes cost little.
+    :func:`hybridhash.eval.inputs.as_sides`). On the CPU the items of each class are kept as bits of a row,
+    and only the rows of a query's own labels are looked at, so that many classes cost little.
 
     Attributes:
         grades: number of grades ``G``; grades are 0..G-1.
@@ -37,34 +34,32 @@ class Relevance:
             else min(int(labels.sum(1).max()) for labels in (query_labels, database_labels))
         )
         self.grades = 1 + max(1, shared)
-        self.words = not self.single and query_labels.device.type == "cpu"
-        if self.words:
-            self.query_words, self.database_words = _words(query_labels), _words(database_labels)
+        self.items: Array | None = None
+        if not self.single and query_labels.device.type == "cpu":
+            self.items = np.packbits(database_labels.T.contiguous().numpy(), axis=1)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
-        """Grades of all pairs of some queries and some items: ``(q, n)``, bool, uint8 or int16."""
+        """Grades of all pairs of some queries and some items: a new uint8 ``(q, n)``, or int16 if needed."""
         if self.single:
             query = self.query[rows, None]
-            return (query == self.database[None, columns]) & (query >= 0)
-        if not self.words:
-            dtype = torch.float16 if self.database.shape[1] <= 2048 else torch.float32  # exact up to there
-            query, database = self.query[rows].to(dtype), self.database[columns].to(dtype)
-            shared = query @ database.T
-            return shared.to(torch.int16) if self.graded else shared > 0
-        database_words = self.database_words[:, columns]
-        kind = "bool" if not self.graded else "uint8" if self.grades <= 256 else "int16"
-        out: Array = np.zeros((self.query[rows].shape[0], database_words.shape[1]), kind)
-        buffer = np.empty(_TILE, database_words.dtype)
-        for row, words in zip(out, self.query_words[:, rows].T, strict=True):
-            for word in np.flatnonzero(words):
-                for left in range(0, out.shape[1], _TILE):
-                    tile, side = row[left : left + _TILE], database_words[word, left : left + _TILE]
-                    both = np.bitwise_and(side, words[word], out=buffer[: len(side)])
-                    if self.graded:
-                        tile += np.bitwise_count(both)
-                    else:
-                        tile |= both != 0
-        return torch.from_numpy(out)
+            return ((query == self.database[None, columns]) & (query >= 0)).byte()
+        dtype = torch.uint8 if self.grades <= 256 else torch.int16
+        if self.items is None:
+            kind = torch.float16 if self.database.shape[1] <= 2048 else torch.float32  # exact up to there
+            shared = self.query[rows].to(kind) @ self.database[columns].to(kind).T
+            return shared.to(dtype) if self.graded else (shared > 0).to(dtype)
+        left, right, _ = columns.indices(self.database.shape[0])
+        offset, count = left % 8, left % 8 + right - left
+        items, wanted = self.items[:, left // 8 : -(-right // 8)], self.query[rows].numpy()
+        if not self.graded:
+            any_shared = np.stack([np.bitwise_or.reduce(items[labels], axis=0) for labels in wanted])
+            found = np.unpackbits(any_shared, axis=1, count=count)[:, offset:]
+            return torch.from_numpy(np.ascontiguousarray(found))
+        out = torch.zeros((len(wanted), right - left), dtype=dtype)
+        for row, labels in zip(out.numpy(), wanted, strict=True):
+            for label in items[labels]:
+                row += np.unpackbits(label, count=count)[offset:]
+        return out
 
     def pairs(self, rows: slice, indices: Tensor) -> Tensor:
         """Grades of the items ``indices (q, k)`` of each query: int64 ``(q, k)``; 0 where an index is -1."""
@@ -95,11 +90,3 @@ class Relevance:
                 grade = self.block(slice(row, row + 1), slice(start, start + chunk))[0]
                 counts[place] += torch.bincount(grade.to(torch.int16), minlength=self.grades)
         return counts
-
-
-def _words(labels: Tensor) -> Array:
-    """Multi-hot rows ``(N, C)`` as bits of machine words ``(words, N)``: of 1, 2 or 4 bytes, else of 8."""
-    packed = np.packbits(labels.numpy(), axis=1)
-    word = next((size for size in (1, 2, 4) if packed.shape[1] <= size), 8)
-    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % word)))
-    return np.ascontiguousarray(packed.view(f"u{word}").T)
