@@ -17,6 +17,7 @@ from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
+import hybridhash
 from hybridhash.hub import load, push_to_hub, save_pretrained
 
 
@@ -342,3 +343,28 @@ def test_a_pickle_from_the_hub_is_refused_unless_it_holds_tensors_only(online, r
     there.files["pytorch_model.bin"] = (tmp_path / "model.bin").read_bytes()
     codes, expected = online.call(codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
     np.testing.assert_array_equal(codes, expected)
+
+
+def run_python_blocks(text, folder):
+    """The blocks of a document, one after the other, in ``folder`` and logged in."""
+    before = Path.cwd()
+    os.chdir(folder)
+    os.environ["HF_TOKEN"] = TOKEN
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randn(n, 16, generator=generator) for n in (4, 20)]
+    query, database = (hybridhash.HashCodes.from_codes(c, labels=torch.arange(len(c)) % 2) for c in codes)
+    namespace = {"model": create(), "query": query, "database": database}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            exec(block, namespace)
+    finally:
+        os.chdir(before)
+        del os.environ["HF_TOKEN"]
+    return namespace["model"].bits
+
+
+def test_the_code_of_the_manual_runs(hub, online, tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "publishing.md").read_text()
+    assert online.call(run_python_blocks, text, tmp_path) == 16
+    assert hub.repositories["someone/my-hashes"].private
+    assert set(hub.repositories["someone/my-hashes"].files) == FILES
