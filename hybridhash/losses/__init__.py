@@ -2,6 +2,7 @@
 
 from hybridhash.losses import functional
 from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.discrete import DFHLoss, DSDHLoss
 from hybridhash.losses.distance import DCHLoss, DSHLoss
 from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
 from hybridhash.losses.wml import WMLLoss
@@ -9,8 +10,10 @@ from hybridhash.losses.wml import WMLLoss
 __all__ = [
     "CodeBank",
     "DCHLoss",
+    "DFHLoss",
     "DHNLoss",
     "DPSHLoss",
+    "DSDHLoss",
     "DSHLoss",
     "HashNetLoss",
     "IDHNLoss",
