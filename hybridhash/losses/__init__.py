@@ -5,6 +5,7 @@ from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.discrete import DFHLoss, DSDHLoss
 from hybridhash.losses.distance import DCHLoss, DSHLoss
 from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
+from hybridhash.losses.registry import create_loss, list_losses
 from hybridhash.losses.wml import WMLLoss
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "HashNetLoss",
     "IDHNLoss",
     "WMLLoss",
+    "create_loss",
     "functional",
+    "list_losses",
 ]

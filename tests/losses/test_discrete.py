@@ -82,7 +82,7 @@ def test_dfh_equals_the_literal_formula() -> None:
     loss = DFHLoss(3, 4, margin=1.5, mu=0.3, eta=0.7, generator=torch.Generator().manual_seed(1))
     codes.requires_grad_()
     target = torch.stack(
-        [(0.3 * (y.double() @ loss.centers.double()) + u).sign() for u, y in zip(codes, labels, strict=False)]
+        [(0.3 * (y.double() @ loss.centers.double()) + u).sign() for u, y in zip(codes, labels, strict=True)]
     )
     expected = pair_mean(codes, labels, 1.5) + 0.7 * ((target.detach() - codes) ** 2).mean()
     got = loss(codes, labels)

@@ -1,0 +1,183 @@
+"""What must hold of every loss, found by walking the registry."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybridhash.losses as losses
+from hybridhash.losses import CodeBank, create_loss, list_losses
+from hybridhash.losses._rule import PairwiseLoss
+
+from ._ranks import run_on_ranks
+
+BITS, CLASSES, ROWS = 8, 3, 6
+# Arguments beyond these that a class needs are unknown to this file, and its walk would fail.
+SIZES = {"num_classes": CLASSES, "bits": BITS, "num_samples": ROWS}
+
+
+def loss_class_of(name: str) -> type[nn.Module]:
+    return next(getattr(losses, c) for c in losses.__all__ if c.lower() == f"{name}loss")
+
+
+PAIRWISE = [name for name in list_losses() if issubclass(loss_class_of(name), PairwiseLoss)]
+
+
+def make(name: str, **more: Any) -> Any:
+    """A loss with the sizes that its class asks for; the random choices are seeded."""
+    parameters = inspect.signature(loss_class_of(name)).parameters
+    sizes = {
+        k: v for k, v in SIZES.items() if k in parameters and parameters[k].default is inspect.Parameter.empty
+    }
+    if "generator" in parameters:
+        sizes["generator"] = torch.Generator().manual_seed(0)
+    return create_loss(name, **sizes, **more)
+
+
+def batch(seed: int = 0, n: int = ROWS, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randn(n, BITS, generator=generator, dtype=torch.float64).to(dtype)
+    return codes, torch.arange(n) % CLASSES
+
+
+def test_names_are_sorted_and_the_documented_ones_exist() -> None:
+    names = list_losses()
+    assert names == sorted(names)
+    assert {"wml", "hashnet", "dpsh", "dhn", "dsh", "dch", "dsdh", "idhn", "dfh"} <= set(names)
+
+
+def test_a_name_may_be_written_as_in_the_paper() -> None:
+    assert type(create_loss("HashNet")) is losses.HashNetLoss
+    assert type(create_loss("hash-net", alpha=1.0)) is losses.HashNetLoss
+
+
+def test_unknown_names_and_arguments_say_what_is_near() -> None:
+    with pytest.raises(ValueError, match="no loss is called 'hashnt'; nearest: hashnet"):
+        create_loss("hashnt")
+    with pytest.raises(TypeError, match="WMLLoss takes no argument 'alhpa', only alpha, bank"):
+        create_loss("wml", alhpa=1)
+    with pytest.raises(TypeError, match="DFHLoss needs num_classes, bits"):
+        create_loss("dfh")
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_class_says_what_it_requires(name: str) -> None:
+    loss = make(name)
+    assert isinstance(loss, nn.Module)
+    assert loss.requires <= {"bank", "indices", "parameters", "epoch_hook"}
+    assert ("epoch_hook" in loss.requires) == hasattr(loss, "epoch_end")
+    assert ("parameters" in loss.requires) == any(True for _ in loss.parameters())
+    assert all(isinstance(choice, str) for choice in loss.requires)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_gradcheck(name: str) -> None:
+    codes, labels = batch()
+    assert torch.autograd.gradcheck(lambda u: make(name)(u, labels), codes.requires_grad_())
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_class_ids_equal_their_one_hot_form(name: str) -> None:
+    codes, labels = batch()
+    one_hot = nn.functional.one_hot(labels, CLASSES)
+    torch.testing.assert_close(make(name)(codes, labels), make(name)(codes, one_hot))
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_order_of_the_batch_does_not_matter(name: str) -> None:
+    codes, labels = batch()
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    torch.testing.assert_close(make(name)(codes, labels), make(name)(codes[order], labels[order]))
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("size", [0.0, 1.0, -1.0, 1e4, -1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_value_and_gradient_are_finite(name: str, size: float, dtype: torch.dtype) -> None:
+    loss = make(name)
+    for labels in ([0, 0, 1, -1], [-1, -1, -1, -1], [0, 0, 0, 0], [0, 1, 2, -1], [1]):
+        codes = torch.full((len(labels), BITS), size, dtype=dtype, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(codes, torch.tensor(labels))
+        full = codes.detach().float().requires_grad_()
+        gradient = torch.autograd.grad(loss(full, torch.tensor(labels)), full)[0]
+        assert value.dtype == torch.float32
+        assert bool(value.isfinite())
+        assert bool(gradient.isfinite().all())
+        # In half precision a gradient is as finite as the format can hold.
+        if gradient.abs().max() < torch.finfo(dtype).max:
+            assert bool(torch.autograd.grad(value, codes)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_callers_tensors_are_unchanged(name: str) -> None:
+    codes, labels = batch()
+    copies = codes.clone(), labels.clone()
+    make(name)(codes.requires_grad_(), labels).backward()
+    assert torch.equal(codes, copies[0])
+    assert torch.equal(labels, copies[1])
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_losses_can_be_copied_and_pickled(name: str) -> None:
+    codes, labels = batch()
+    loss = make(name)
+    expected = loss(codes, labels)
+    torch.testing.assert_close(copy.deepcopy(loss)(codes, labels), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(loss))(codes, labels), expected)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_works_inside_a_compiled_function(name: str) -> None:
+    codes, labels = batch(dtype=torch.float32)
+    loss = make(name)
+    step = torch.compile(lambda u: loss(torch.tanh(u), labels), backend="eager")
+    first, second = codes.clone().requires_grad_(), codes.clone().requires_grad_()
+    compiled, plain = step(first), loss(torch.tanh(second), labels)
+    compiled.backward()
+    plain.backward()
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_indices_outside_the_bank_name_both_numbers(name: str) -> None:
+    loss = make(name, bank=CodeBank(5, BITS, CLASSES))
+    codes, labels = batch()
+    with pytest.raises(IndexError, match="index 9 is outside the bank of 5 rows"):
+        loss(codes, labels, indices=torch.tensor([0, 1, 2, 3, 4, 9]))
+
+
+def _on_rank(rank: int, case: tuple[Tensor, Tensor, list[Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each loss on this rank's rows, in the batch and with a bank, and the gradient of all ranks' rows."""
+    codes, labels, rows = case
+    mine, results = rows[rank], {}
+    for name in PAIRWISE:
+        for kind in ("batch", "bank"):
+            bank = {} if kind == "batch" else {"bank": CodeBank(12, BITS, CLASSES, dtype=torch.float64)}
+            leaf = codes[mine].clone().requires_grad_()
+            value = make(name, **bank)(leaf, labels[mine], indices=mine)
+            value.backward()
+            results[f"{name}-{kind}"] = (value.detach(), leaf.grad)
+    return results
+
+
+def test_two_processes_equal_one_on_the_joined_batch() -> None:
+    codes, _ = batch(seed=1, n=7)
+    # Uneven batches; the second rank has no similar pair of its own.
+    labels = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    rows = [torch.arange(4), torch.arange(4, 7)]
+    expected = _on_rank(0, (codes, labels, [torch.arange(7)]))
+    first, second = run_on_ranks(_on_rank, (codes, labels, rows))
+    for name, (value, grad) in expected.items():
+        torch.testing.assert_close(first[name][0], value, msg=name)
+        torch.testing.assert_close(second[name][0], value, msg=name)
+        # Each rank has its part of the gradient, times the ranks over which DDP will average.
+        joined = torch.cat((first[name][1], second[name][1])) / 2
+        torch.testing.assert_close(joined, grad, msg=name)
