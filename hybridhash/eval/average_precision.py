@@ -66,7 +66,8 @@ def average_precision(
         total = _precision_sums(ordered(histogram, ties), k, weighted, harmonic).sum(1)
         value = total / histogram.total_relevant.clamp(1, k)
         return value.masked_fill(histogram.total_relevant == 0, math.nan)
-    size = max(1, _TABLE // max(1, min(k, int(histogram.items.max()) if len(histogram) else 1)))
+    width = k if ties != "expected" else min(k, int(2 * _TAIL * math.sqrt(k)) + 4)
+    size = max(1, _TABLE // width)
     parts = [
         _hit_precision(histogram[start : start + size], k, ties, weighted, harmonic)
         for start in range(0, len(histogram), size)

@@ -65,7 +65,7 @@ def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = 
 
 
 def _spans(size: int, columns: int) -> list[slice]:
-    """Slices of the database of at most ``columns`` items; long ones are even, for :func:`_bincount_rows`."""
+    """Slices of the database of at most ``columns`` items; long ones are even, for :func:`_bincount`."""
     if columns > _LONG_ROW:
         columns -= columns % 2
     spans = [slice(left, min(left + columns, size)) for left in range(0, size, columns)]
@@ -89,17 +89,25 @@ def _count_rows_by_class(
             segment = distances[top : top + size, left:right].to(torch.int32)
             counts[top : top + size, :, 1] = _bincount_block(segment, stride)
         top += size
-    counts[:, :, 0] = _bincount_rows(distances, stride) - counts[:, :, 1]
+    if distances.shape[1] < _LONG_ROW:
+        total = _bincount_block(distances.to(torch.int32), stride)
+    else:
+        total = torch.stack([_bincount(row, stride) for row in distances])
+    counts[:, :, 0] = total - counts[:, :, 1]
     return counts
 
 
 def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:
     """Counts for multi-hot labels on the CPU: grade and distance in one key as small as it can be."""
+    if distances.shape[1] < _LONG_ROW:
+        return _count_block(distances, relevance, rows, columns, stride)
     size = stride * relevance.grades
-    keys = relevance.block(rows, columns)
+    grades = relevance.block(rows, columns)
     if size > 256:
-        keys = keys.to(torch.int16 if size <= 1 << 15 else torch.int32)
-    counts = _bincount_rows(keys.mul_(stride).add_(distances), size)
+        grades = grades.to(torch.int16 if size <= 1 << 15 else torch.int32)
+    # Row by row, what is computed is counted while it is in the cache.
+    both = zip(grades, distances, strict=True)
+    counts = torch.stack([_bincount(grade.mul_(stride).add_(distance), size) for grade, distance in both])
     return counts.view(-1, relevance.grades, stride).transpose(1, 2)
 
 
@@ -110,24 +118,17 @@ def _count_block(distances: Tensor, relevance: Relevance, rows: slice, columns: 
     return counts.view(-1, relevance.grades, stride).transpose(1, 2)
 
 
-def _bincount_rows(keys: Tensor, size: int) -> Tensor:
-    """How often each of 0..size-1 occurs in each row: int64 ``(q, size)``."""
-    length = keys.shape[1]
-    if length < _LONG_ROW:
-        return _bincount_block(keys.to(torch.int32), size)
-    if keys.dtype != torch.uint8 or size > 128 or length % 2:
-        return torch.stack([torch.bincount(row, minlength=size) for row in keys])
+def _bincount(keys: Tensor, size: int) -> Tensor:
+    """How often each of 0..size-1 occurs in a long row: int64 ``(size,)``."""
+    if keys.dtype != torch.uint8 or size > 128 or len(keys) % 2:
+        return torch.bincount(keys, minlength=size)
     # Two neighbouring bytes are one int16, first + 256 second (or the reverse): half as many increments.
-    counts = np.empty((keys.shape[0], size), np.int64)
-    for count, row in zip(counts, keys.view(torch.int16), strict=True):
-        table = torch.bincount(row, minlength=256 * size).numpy().reshape(size, 256)
-        np.add.reduce(table[:, :size], axis=1, out=count)
-        count += np.add.reduce(table, axis=0)[:size]
-    return torch.from_numpy(counts)
+    table = torch.bincount(keys.view(torch.int16), minlength=256 * size).numpy().reshape(size, 256)[:, :size]
+    return torch.from_numpy(np.add.reduce(table, axis=0) + np.add.reduce(table, axis=1))
 
 
 def _bincount_block(keys: Tensor, size: int) -> Tensor:
-    """As :func:`_bincount_rows`, for int32 keys that it may overwrite, in one call."""
+    """:func:`_bincount` of each row of int32 keys, which it overwrites, in one call: int64 ``(q, size)``."""
     queries = keys.shape[0]
     keys += torch.arange(0, queries * size, size, dtype=torch.int32, device=keys.device)[:, None]
     return torch.bincount(keys.flatten(), minlength=queries * size).view(queries, size)
