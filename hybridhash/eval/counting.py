@@ -21,6 +21,8 @@ _BUDGET = 256 << 20
 _BYTES_PER_PAIR = {"cpu": 12, "other": 40}
 # Pairs of a block on one thread of a CPU: enough to make the cost of the calls small.
 _CPU_BLOCK = 1 << 22
+# Counts of a block: their keys fit an int32, and tables of many short rows stay small.
+_TABLE = 1 << 22
 # From this row length on, counting pairs of neighbouring bytes pays for its larger table.
 _LONG_ROW = 1 << 14
 
@@ -42,7 +44,8 @@ def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = 
     pairs = _BUDGET // _BYTES_PER_PAIR["cpu" if cpu else "other"] // threads
     pairs = min(pairs, _CPU_BLOCK) if cpu else pairs
     spans = _spans(sides.size, min(sides.size, pairs) if chunk_size is None else chunk_size)
-    rows = max(1, min(pairs // (spans[0].stop - spans[0].start), -(-len(sides.query) // threads)))
+    rows = min(pairs // (spans[0].stop - spans[0].start), -(-len(sides.query) // threads))
+    rows = max(1, min(rows, _TABLE // ((sides.bits + 1) * relevance.grades)))
     count, order = _count_rows if cpu else _count_block, None
     if cpu and relevance.single:
         # Sorted by class on both sides, the relevant items of queries of one class are one segment.

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..bits import packed_distances, packed_topk
+from ..bits import packed_topk, unpack_bits
 from ..codes import HashCodes
 from .counting import count_pairs
 from .inputs import Sides, as_sides, check_chunk_size
@@ -153,10 +153,10 @@ def histogram_of(sides: Sides, *, graded: bool, chunk_size: int | None = None) -
     counts = count_pairs(sides, relevance, chunk_size=check_chunk_size(chunk_size))
     if sides.own is not None:
         rows = (sides.own >= 0).nonzero()[:, 0]
-        for row, item in zip(rows.tolist(), sides.own[rows].tolist(), strict=True):
-            distance = packed_distances(sides.query[row, None], sides.database[item, None], sides.bits)
-            grade = relevance.block(slice(row, row + 1), slice(item, item + 1))
-            counts[row, int(distance), int(grade)] -= 1
+        query, item = sides.query[rows], sides.database[sides.own[rows]]
+        distance = (unpack_bits(query, sides.bits) != unpack_bits(item, sides.bits)).sum(1)
+        grade = relevance.pairs(slice(None), sides.own[:, None])[rows, 0]
+        counts[rows, distance, grade] -= 1
     return DistanceHistogram(counts, counts.sum(1))
 
 

@@ -205,7 +205,7 @@ def _as_ids(labels: Tensor) -> Tensor:
     """Class ids of rows with at most one label, -1 where there is none."""
     if labels.ndim == 1:
         return labels
-    return torch.where(labels.any(1), labels.byte().argmax(1), -1)
+    return torch.where(labels.any(1), labels.view(torch.uint8).argmax(1), -1)
 
 
 def _own_rows(

@@ -36,7 +36,7 @@ class Relevance:
         self.grades = 1 + max(1, shared)
         self.items: Array | None = None
         if not self.single and query_labels.device.type == "cpu":
-            self.items = np.packbits(database_labels.T.contiguous().numpy(), axis=1)
+            self.items = _pack_columns(database_labels)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         """Grades of all pairs of some queries and some items: a new uint8 ``(q, n)``, or int16 if needed."""
@@ -90,3 +90,12 @@ class Relevance:
                 grade = self.block(slice(row, row + 1), slice(start, start + chunk))[0]
                 counts[place] += torch.bincount(grade.to(torch.int16), minlength=self.grades)
         return counts
+
+
+def _pack_columns(labels: Tensor, rows: int = 1 << 16) -> Array:
+    """Multi-hot rows ``(N, C)`` as the bits of ``(C, ceil(N / 8))``, without a copy of them all."""
+    packed = np.empty((labels.shape[1], -(-labels.shape[0] // 8)), np.uint8)
+    for start in range(0, labels.shape[0], rows):
+        part = labels[start : start + rows].numpy()
+        packed[:, start // 8 : -(-(start + len(part)) // 8)] = np.packbits(part, axis=0).T
+    return packed
