@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -150,11 +150,13 @@ class PairwiseLoss(nn.Module):
         exclude_self: leave out the pair of an item with itself.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset()
+    requires: frozenset[str] = frozenset()
 
     def __init__(self, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
         super().__init__()
         self.bank = bank
+        if bank is not None:
+            self.requires = self.requires | {"bank", "indices"}
         self.exclude_self = exclude_self
 
     def rule(self, bits: int) -> PairRule:

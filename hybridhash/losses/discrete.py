@@ -6,8 +6,6 @@ The forward pass, its errors, the evaluation mode and the behaviour under ``torc
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -122,7 +120,7 @@ class DSDHLoss(PairwiseLoss):
         tensor(0.9273)
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"epoch_hook"})
+    requires: frozenset[str] = frozenset({"epoch_hook"})
     classifier: Tensor | None
 
     def __init__(

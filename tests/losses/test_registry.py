@@ -19,7 +19,12 @@ from ._ranks import run_on_ranks
 
 BITS, CLASSES, ROWS = 8, 3, 6
 # Arguments beyond these that a class needs are unknown to this file, and its walk would fail.
-SIZES = {"num_classes": CLASSES, "bits": BITS, "num_samples": ROWS}
+SIZES = {
+    "num_classes": CLASSES,
+    "bits": BITS,
+    "database_labels": torch.arange(ROWS) % CLASSES,
+    "target_codes": torch.ones(ROWS, BITS),
+}
 
 
 def loss_class_of(name: str) -> type[nn.Module]:
@@ -74,6 +79,22 @@ def test_every_class_says_what_it_requires(name: str) -> None:
     assert ("epoch_hook" in loss.requires) == hasattr(loss, "epoch_end")
     assert ("parameters" in loss.requires) == any(True for _ in loss.parameters())
     assert all(isinstance(choice, str) for choice in loss.requires)
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_loss_has_the_same_call(name: str) -> None:
+    codes, labels = batch(dtype=torch.float32)
+    codes = torch.sigmoid(codes).requires_grad_()
+    value = make(name)(codes, labels, indices=torch.arange(ROWS))
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    assert bool(torch.autograd.grad(value, codes)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_a_bank_is_among_what_a_loss_requires(name: str) -> None:
+    assert {"bank", "indices"} <= make(name, bank=CodeBank(5, BITS, CLASSES)).requires
+    assert not {"bank", "indices"} & make(name).requires
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
