@@ -25,9 +25,10 @@ class ADSHLoss(nn.Module):
 
     with K bits, the n database items, and the batch (or any sample of the database) Omega. S is 1 for pairs
     that share a label and -r for others. The network is trained with V fixed (:meth:`forward`); between, V is
-    improved one column after the other with the outputs fixed (:meth:`update_database_codes`), which never
-    makes the objective larger. For retrieval, V are the codes of the database (``loss.database_codes``); the
-    network hashes only queries. The outputs are meant to be in [-1, 1] (tanh).
+    improved one column after the other with the outputs fixed (:meth:`epoch_end` or
+    :meth:`update_database_codes`), which never makes the objective larger. For retrieval, V are the codes of
+    the database (``loss.database_codes``); the network hashes only queries. The outputs are meant to be in
+    [-1, 1] (tanh).
 
     Args:
         database_labels: ``(n,)`` class ids or ``(n, C)`` multi-hot, of the whole database (the training set).
@@ -43,6 +44,8 @@ class ADSHLoss(nn.Module):
     Attributes:
         database_codes: buffer ``(n, bits)`` float32, ±1: V.
         database_labels: buffer, int64 ``(n,)`` or bool ``(n, C)``.
+        outputs: buffer ``(n, bits)`` float32, latest outputs of the rows that are ``sampled``.
+        sampled: buffer, bool ``(n,)``: rows with an output since the last :meth:`epoch_end`.
 
     Raises:
         ValueError: ``bits`` below 1, an empty database, ``gamma`` or a numeric ``dissimilarity`` negative,
@@ -73,6 +76,8 @@ class ADSHLoss(nn.Module):
     database_codes: Tensor
     database_labels: Tensor
     ratio: Tensor
+    outputs: Tensor
+    sampled: Tensor
 
     def __init__(
         self,
@@ -101,6 +106,8 @@ class ADSHLoss(nn.Module):
             2, (labels.shape[0], bits), generator=generator, device=generator.device if generator else None
         )
         self.register_buffer("database_codes", (2 * signs - 1).to(labels.device, torch.float32))
+        self.register_buffer("outputs", torch.zeros_like(self.database_codes))
+        self.register_buffer("sampled", torch.zeros(labels.shape[0], dtype=torch.bool, device=labels.device))
         ratio = torch.ones(()) if dissimilarity == "batch" else torch.tensor(self._fixed_ratio())
         self.register_buffer("ratio", ratio.to(labels.device, torch.float64))
 
@@ -123,7 +130,7 @@ class ADSHLoss(nn.Module):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch with the database codes fixed.
+        """The loss of a batch with the database codes fixed; training mode keeps the outputs for the update.
 
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
@@ -143,6 +150,8 @@ class ADSHLoss(nn.Module):
         refuse_reference("ADSHLoss", ref_codes, ref_labels)
         codes, indices = self._check_sample(codes, indices)
         self._check_labels(labels, indices)
+        if self.training:
+            self._remember(codes, indices)
         return self._objective(codes, indices)
 
     @torch.no_grad()
@@ -175,11 +184,34 @@ class ADSHLoss(nn.Module):
         if sweeps < 1:
             raise ValueError(f"sweeps must be at least 1, got {sweeps}")
         codes, indices = self._check_sample(codes, indices)
-        codes, indices = gather_rows(codes.to(torch.float64)), gather_rows(indices)
+        self._update(gather_rows(codes), gather_rows(indices), sweeps)
+
+    @torch.no_grad()
+    def epoch_end(self) -> None:
+        """Update the database codes from the outputs since the last call, then forget these.
+
+        Those are the outputs that :meth:`forward` got in training mode, the last one of each row; without
+        any, V stays. Call it after the epochs on one sample.
+        """
+        rows = self.sampled.nonzero()[:, 0]
+        if len(rows):
+            self._update(self.outputs[rows], rows, sweeps=1)
+            self.sampled.zero_()
+
+    def _remember(self, codes: Tensor, indices: Tensor) -> None:
+        """Keep the outputs of all ranks; of a row that occurs twice, the last in the order of the ranks."""
+        codes, indices = gather_rows(codes.detach()), gather_rows(indices)
+        rows, place = torch.unique(indices, return_inverse=True)
+        positions = torch.arange(len(indices), device=indices.device)
+        last = torch.zeros_like(rows).scatter_reduce(0, place, positions, "amax")
+        self.outputs[rows] = codes[last].to(self.outputs)
+        self.sampled[rows] = True
+
+    def _update(self, codes: Tensor, indices: Tensor, sweeps: int) -> None:
+        """The discrete step for the sample of all ranks."""
+        codes = codes.to(torch.float64)
         if bool(codes.isnan().any()):
-            raise ValueError(
-                "codes contain NaN, which would spoil the database codes: the training has diverged"
-            )
+            raise ValueError("codes contain NaN, which would spoil the database codes: training has diverged")
         linear = -2 * self.bits * self._similarity_product(indices, codes)
         linear.index_add_(0, indices, codes, alpha=-2 * self.gamma)
         gram = codes.T @ codes
@@ -191,10 +223,6 @@ class ADSHLoss(nn.Module):
                 slope = 2 * database @ others + linear[:, k]
                 database[:, k] = torch.where(slope == 0, database[:, k], -slope.sign())
         self.database_codes.copy_(database)
-
-    def epoch_end(self, codes: Tensor, indices: Tensor) -> None:
-        """What a loop does after the epochs on one sample: :meth:`update_database_codes`."""
-        self.update_database_codes(codes, indices)
 
     def _check_sample(self, codes: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:
         codes = upcast(check_codes(codes, bits=self.bits))

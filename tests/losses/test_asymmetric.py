@@ -125,14 +125,24 @@ def test_an_entry_without_preference_keeps_its_value() -> None:
 
 
 def test_sweeps_repeat_the_update_and_epoch_end_is_one() -> None:
-    codes = random_codes(4, 5)
+    codes = random_codes(4, 5, dtype=torch.float32)
     twice, by_hand, hook = (ADSHLoss(IDS, 5, generator=seeded()) for _ in range(3))
     twice.update_database_codes(codes, ROWS, sweeps=2)
     by_hand.update_database_codes(codes, ROWS)
-    hook.epoch_end(codes, ROWS)
+    hook(codes / 2, IDS[ROWS], indices=ROWS)
+    hook(codes[:3], IDS[ROWS[:3]], indices=ROWS[:3])
+    # Within a batch the last occurrence of a row counts.
+    twice_in_batch = torch.tensor([6, 6])
+    hook(codes[[0, 3]], IDS[twice_in_batch], indices=twice_in_batch)
+    hook.eval()
+    hook(codes / 3, IDS[ROWS], indices=ROWS)
+    hook.epoch_end()
     assert torch.equal(hook.database_codes, by_hand.database_codes)
     by_hand.update_database_codes(codes, ROWS)
     assert torch.equal(twice.database_codes, by_hand.database_codes)
+    before = hook.database_codes.clone()
+    hook.epoch_end()
+    assert torch.equal(hook.database_codes, before)
     assert hook.requires == {"indices", "epoch_hook"}
 
 

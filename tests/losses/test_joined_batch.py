@@ -32,6 +32,7 @@ class WithRows:
         value: Tensor = loss(codes, labels, indices=rows)
         if isinstance(loss, ADSHLoss):
             loss.update_database_codes(codes.detach(), rows)
+            loss.epoch_end()
             value = value + loss(codes, labels, indices=rows)
         return value
 
