@@ -14,7 +14,7 @@ from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
 from hybridhash.losses.registry import create_loss, list_losses
 from hybridhash.losses.sampling import balanced_batches
 from hybridhash.losses.triplet import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
-from hybridhash.losses.two_stage import CNNHLoss, cnnh_codes
+from hybridhash.losses.two_stage import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss
 from hybridhash.losses.wml import WMLLoss
 
