@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir, try_to_load_from_cache
@@ -114,9 +115,12 @@ def discard_damaged(
             blobs.add(Path(path).resolve())
     if blobs:
         cache = scan_cache_dir(cache_dir)
+        # Of this repository only: a duplicate of it has the same commits.
+        repos = {repo for repo in cache.repos if (repo.repo_type, repo.repo_id) == ("model", repository)}
+        cache = replace(cache, repos=frozenset(repos))
         revisions = [
             cached.commit_hash
-            for repo in cache.repos
+            for repo in repos
             for cached in repo.revisions
             if any(file.blob_path in blobs for file in cached.files)
         ]
