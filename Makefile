@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint timm-suite clean
 
 quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -15,6 +15,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# timm's own tests on every architecture; `make test` runs them on one.
+timm-suite: $(VENV)/.test
+	HYBRIDHASH_TIMM_MODELS='hybridhash_*' $(BIN)/python -m pytest tests/models/test_timm_suite.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -49,7 +49,11 @@ class Repository:
 
     @property
     def head(self) -> str:
-        return hashlib.sha1(repr((len(self.commits), sorted(self.files.items()))).encode()).hexdigest()
+        digest = hashlib.sha1(str(len(self.commits)).encode())
+        for name, data in sorted(self.files.items()):
+            digest.update(name.encode())
+            digest.update(data)
+        return digest.hexdigest()
 
 
 class FakeHub:
