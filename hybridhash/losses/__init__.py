@@ -3,6 +3,10 @@
 from hybridhash.losses import functional
 from hybridhash.losses.asymmetric import ADSHLoss
 from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
+from hybridhash.losses.central import CSQLoss, DPNLoss
+from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss
+from hybridhash.losses.cosine import MDSHCLoss, OrthoHashLoss
 from hybridhash.losses.discrete import DFHLoss, DSDHLoss
 from hybridhash.losses.distance import DCHLoss, DSHLoss
 from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
@@ -17,20 +21,26 @@ from hybridhash.losses.wml import WMLLoss
 __all__ = [
     "ADSHLoss",
     "CNNHLoss",
+    "CSQLoss",
     "CodeBank",
     "DCHLoss",
     "DFHLoss",
     "DHLoss",
     "DHNLoss",
+    "DLBHCLoss",
     "DNNHLoss",
+    "DPNLoss",
     "DPSHLoss",
     "DRSDHLoss",
     "DSDHLoss",
     "DSHLoss",
     "DSRHLoss",
     "DTSHLoss",
+    "GreedyHashLoss",
     "HashNetLoss",
     "IDHNLoss",
+    "MDSHCLoss",
+    "OrthoHashLoss",
     "SupervisedDHLoss",
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",
@@ -40,5 +50,8 @@ __all__ = [
     "cnnh_objective",
     "create_loss",
     "functional",
+    "hash_centers",
     "list_losses",
+    "minimum_distance",
+    "target_distance",
 ]

@@ -55,13 +55,13 @@ def hash_centers(
     80, 81      6 (5)   12 (11) 24 (17) 32 (24)
     100         6 (4)   12 (10) 20 (17) 32 (24)
     196, 200    4 (4)   12 (10) 18 (16) 28 (23)
-    555         4 (3)   12 (9)  17 (15) 28 (21)
-    1,000       4 (3)   12 (8)  17 (14) 28 (21)
-    10,000      2 (2)   7 (7)   13 (12) 20 (18)
+    555         4 (3)   12 (9)  16 (15) 28 (21)
+    1,000       4 (3)   12 (8)  16 (14) 28 (21)
+    10,000      2 (2)   8 (7)   14 (12) 20 (18)
     =========== ======= ======= ======= =======
 
     All targets are reached. ``"gilbert-varshamov"`` reaches them up to 1,000 classes too. On one busy core
-    1,000 classes of 64 bits took 1.4 seconds at most, 10,000 took 4 to 9 seconds, with any method.
+    1,000 classes of 64 bits took 2 seconds at most, 10,000 took 3 to 9 seconds, with any method.
 
     Args:
         num_classes: number of centers C, 1 to ``2**bits``.
