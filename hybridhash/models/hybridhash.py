@@ -146,7 +146,6 @@ class HybridHash(nn.Module):
             in_chans=in_chans,
             embed_dim=embed_dims[0],
             flatten=False,
-            strict_img_size=False,
             **dd,
         )
 
