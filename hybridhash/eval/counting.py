@@ -105,13 +105,16 @@ def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: s
     if distances.shape[1] < _LONG_ROW:
         return _count_block(distances, relevance, rows, columns, stride)
     size = stride * relevance.grades
-    grades = relevance.block(rows, columns)
-    if size > 256:
-        grades = grades.to(torch.int16 if size <= 1 << 15 else torch.int32)
-    # Row by row, what is computed is counted while it is in the cache.
-    both = zip(grades, distances, strict=True)
-    counts = torch.stack([_bincount(grade.mul_(stride).add_(distance), size) for grade, distance in both])
-    return counts.view(-1, relevance.grades, stride).transpose(1, 2)
+    counts = []
+    for query, distance in zip(range(*rows.indices(len(relevance.query))), distances, strict=True):
+        # Row by row, what is computed is counted while it is in the cache.
+        keys = relevance.row(query, columns)
+        if size > 256:
+            keys = keys.astype(np.int16 if size <= 1 << 15 else np.int32)
+        np.multiply(keys, stride, out=keys)
+        np.add(keys, distance.numpy(), out=keys)
+        counts.append(_bincount(torch.from_numpy(keys), size))
+    return torch.stack(counts).view(-1, relevance.grades, stride).transpose(1, 2)
 
 
 def _count_block(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:

@@ -48,18 +48,21 @@ class Relevance:
             kind = torch.float16 if self.database.shape[1] <= 2048 else torch.float32  # exact up to there
             shared = self.query[rows].to(kind) @ self.database[columns].to(kind).T
             return shared.to(dtype) if self.graded else (shared > 0).to(dtype)
+        queries = range(*rows.indices(self.query.shape[0]))
+        return torch.from_numpy(np.stack([self.row(query, columns) for query in queries]))
+
+    def row(self, query: int, columns: slice) -> Array:
+        """Grades of some items for one query, of multi-hot labels on the CPU: uint8 ``(n,)``, or int16."""
+        assert self.items is not None
         left, right, _ = columns.indices(self.database.shape[0])
-        offset, count = left % 8, left % 8 + right - left
-        items, wanted = self.items[:, left // 8 : -(-right // 8)], self.query[rows].numpy()
+        skip, own = left % 8, self.query[query].numpy()
+        shared = self.items[own, left // 8 : -(-right // 8)]
         if not self.graded:
-            any_shared = np.stack([np.bitwise_or.reduce(items[labels], axis=0) for labels in wanted])
-            found = np.unpackbits(any_shared, axis=1, count=count)[:, offset:]
-            return torch.from_numpy(np.ascontiguousarray(found))
-        out = torch.zeros((len(wanted), right - left), dtype=dtype)
-        for row, labels in zip(out.numpy(), wanted, strict=True):
-            for label in items[labels]:
-                row += np.unpackbits(label, count=count)[offset:]
-        return out
+            return np.unpackbits(np.bitwise_or.reduce(shared, axis=0), count=skip + right - left)[skip:]
+        grades: Array = np.zeros(right - left, np.uint8 if self.grades <= 256 else np.int16)
+        for label in shared:
+            grades += np.unpackbits(label, count=skip + right - left)[skip:]
+        return grades
 
     def pairs(self, rows: slice, indices: Tensor) -> Tensor:
         """Grades of the items ``indices (q, k)`` of each query: int64 ``(q, k)``; 0 where an index is -1."""
