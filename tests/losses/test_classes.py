@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -156,6 +157,15 @@ def test_the_callers_tensors_are_unchanged(name: str) -> None:
     value_and_grad(build(name), codes, labels)
     assert torch.equal(codes, copies[0])
     assert torch.equal(labels, copies[1])
+
+
+@pytest.mark.parametrize("name", ["csq tanh", "mdshc", "dpn", "orthohash", "dlbhc", "greedyhash"])
+def test_works_inside_a_compiled_function_and_as_a_pickled_copy(name: str) -> None:
+    codes, labels = batch()
+    expected = value_and_grad(build(name), codes, labels)
+    loss = pickle.loads(pickle.dumps(build(name)))
+    compiled = torch.compile(lambda u: loss(u, labels), backend="eager")(codes)
+    torch.testing.assert_close((compiled.detach(), torch.autograd.grad(compiled, codes)[0]), expected)
 
 
 @pytest.mark.parametrize("name", ALL)
