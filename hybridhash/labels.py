@@ -76,7 +76,8 @@ def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
         ValueError: the two sides have different numbers of classes, or an id beyond the other side's columns.
 
     Example:
-        >>> shared_labels(torch.tensor([[True, True, False]]), torch.tensor([[True, True, True], [False] * 3]))
+        >>> query = torch.tensor([[True, True, False]])
+        >>> shared_labels(query, torch.tensor([[True, True, True], [False, False, False]]))
         tensor([[2., 0.]])
     """
     if query_labels.ndim == 1 and database_labels.ndim == 1:
