@@ -88,3 +88,16 @@ def ndcg(ranked: list[int], k: int, exponential: bool = True) -> float:
 
     ideal = dcg(sorted(ranked, reverse=True))
     return dcg(ranked) / ideal if ideal else 0.0
+
+
+def random_case(
+    seed: int = 0, queries: int = 12, items: int = 150, bits: int = 8, classes: int = 5, density: float = 0.3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Real-valued codes and multi-hot labels of queries and of a database: short codes, so that many tie."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(queries, bits, generator=generator),
+        torch.rand(queries, classes, generator=generator) < density,
+        torch.randn(items, bits, generator=generator),
+        torch.rand(items, classes, generator=generator) < density,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_metrics import random_case
+from eval_oracles import random_case
 
 from hybridhash.codes import hamming_distance
 from hybridhash.eval import (

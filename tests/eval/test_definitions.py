@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_metrics import random_case
+from eval_oracles import random_case
 
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import DEFINITIONS, mean_average_precision

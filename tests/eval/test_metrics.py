@@ -9,6 +9,7 @@ import eval_oracles as oracles
 import numpy as np
 import pytest
 import torch
+from eval_oracles import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,16 +41,6 @@ METRICS = {
         partial(oracles.ndcg, exponential=False),
     ),
 }
-
-
-def random_case(seed=0, queries=12, items=150, bits=8, classes=5, density=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(queries, bits, generator=generator),
-        torch.rand(queries, classes, generator=generator) < density,
-        torch.randn(items, bits, generator=generator),
-        torch.rand(items, classes, generator=generator) < density,
-    )
 
 
 def test_every_metric_with_a_cut_is_under_test():

@@ -6,7 +6,7 @@ import builtins
 
 import pytest
 import torch
-from test_metrics import random_case
+from eval_oracles import random_case
 
 from hybridhash.codes import hamming_topk
 from hybridhash.eval import (

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from test_metrics import random_case
+from eval_oracles import random_case
 
 from hybridhash import eval as evaluation
 from hybridhash.codes import HashCodes, pack_codes

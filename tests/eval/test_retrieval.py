@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_metrics import random_case
+from eval_oracles import random_case
 
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import HammingRetrieval, evaluate
