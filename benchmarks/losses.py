@@ -1,0 +1,202 @@
+"""Every loss trains the same small network for the same steps on scanned digits: does it learn, at what cost?
+
+    python benchmarks/losses.py [--steps 300] [--bits 16] [--losses wml hashnet] [--cifar images.npz]
+
+The digits ship with scikit-learn: 300 queries, 1,497 images for training and database, 32 x 32 pixels. With
+``--cifar``, an npz file of encoded images (``data``, ``offsets``, ``labels``, ``split``: 0 train, 1 query,
+2 database), its images are used as well; Pillow decodes them.
+
+The extra memory is that of the loss alone: what a forward and backward pass from given codes holds at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import io
+import statistics
+import time
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from common import machine, table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hybridhash import encode
+from hybridhash import losses as hybridhash_losses
+from hybridhash.eval import mean_average_precision
+from hybridhash.losses import CodeBank, balanced_batches, cnnh_codes, create_loss, list_losses
+
+Split = tuple[Tensor, Tensor]
+
+# These compare a batch with the codes of the whole training set; the others compare within the batch.
+WITH_BANK = ("wml",)
+# DSDH weighs its quantiser against the training set (5,000 images in the paper): about 1 for a batch of 70.
+SETTINGS: dict[str, dict[str, Any]] = {"dsdh": {"eta": 1.0}}
+# Their codes are in (0, 1): the network's tanh is rescaled, and the bit is the same.
+UNIT_INTERVAL = ("dnnh", "drsdh", "dlbhc")
+
+
+def digits() -> tuple[Split, Split, Split]:
+    """Training set, queries and database."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    images = F.interpolate(images, size=(32, 32), mode="bilinear")
+    labels = torch.as_tensor(data.target).long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    query, items = order[:300], order[300:]
+    train = images[items], labels[items]
+    return train, (images[query], labels[query]), train
+
+
+def encoded_images(path: str) -> tuple[Split, Split, Split]:
+    """Training set, queries and database of an npz file of encoded images."""
+    import numpy as np
+    from PIL import Image
+
+    file = np.load(path)
+    data, offsets, split = file["data"], file["offsets"], torch.as_tensor(file["split"])
+    images = []
+    for start, stop in pairwise(offsets):
+        pixels = np.asarray(Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB"))
+        images.append(torch.as_tensor(pixels.copy()).permute(2, 0, 1))
+    pixels_of_all = torch.stack(images).float() / 127.5 - 1
+    labels = torch.as_tensor(file["labels"]).long()
+    train, query, database = ((pixels_of_all[split == part], labels[split == part]) for part in range(3))
+    return train, query, database
+
+
+def network(bits: int, channels: int) -> nn.Module:
+    """The network of the quickstart."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        "hybridhash_16",
+        num_classes=bits,
+        img_size=32,
+        in_chans=channels,
+        embed_dims=(32, 64, 128),
+        num_heads=(1, 2, 4),
+        depths=(1, 1, 2),
+        drop_path_rate=0.0,
+    )
+    return model
+
+
+def make_loss(name: str, labels: Tensor, bits: int) -> nn.Module:
+    """The loss with its defaults, and the sizes that its class asks for."""
+    generator = torch.Generator().manual_seed(0)
+    class_name = next(c for c in hybridhash_losses.__all__ if c.lower() == f"{name}loss")
+    parameters = inspect.signature(getattr(hybridhash_losses, class_name)).parameters
+    sizes: dict[str, Any] = {
+        "num_classes": int(labels.max()) + 1,
+        "bits": bits,
+        "database_labels": labels,
+    }
+    settings = {key: value for key, value in sizes.items() if key in parameters}
+    if "target_codes" in parameters:
+        settings["target_codes"] = cnnh_codes(labels, bits=bits, generator=generator)
+    if "generator" in parameters:
+        settings["generator"] = generator
+    if name in WITH_BANK:
+        settings["bank"] = CodeBank(len(labels), bits, sizes["num_classes"])
+    return create_loss(name, **settings, **SETTINGS.get(name, {}))
+
+
+def score(model: nn.Module, query: Split, database: Split) -> float:
+    """mAP over the whole database."""
+    codes = [
+        encode(model, DataLoader(TensorDataset(*part), batch_size=256), progress=False)
+        for part in (query, database)
+    ]
+    return float(mean_average_precision(*codes))
+
+
+def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) -> tuple[float, float]:
+    """mAP after the steps, and median milliseconds of a step."""
+    (images, labels), query, database = data
+    model, loss_fn = network(bits, images.shape[1]), make_loss(name, labels, bits)
+    batches = balanced_batches(labels, 10, 7, torch.Generator().manual_seed(0))
+    parameters = [*model.parameters(), *loss_fn.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    times, done = [], 0
+    model.train()
+    while done < steps:
+        for batch in batches:
+            rows = torch.as_tensor(batch)
+            start = time.perf_counter()
+            codes = model(images[rows])
+            codes = (codes + 1) / 2 if name in UNIT_INTERVAL else codes
+            loss = loss_fn(codes, labels[rows], indices=rows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            times.append(time.perf_counter() - start)
+            done += 1
+            if done == steps:
+                break
+        if "epoch_hook" in loss_fn.requires:
+            loss_fn.epoch_end()
+    return score(model, query, database), 1e3 * statistics.median(times)
+
+
+def cost(name: str, labels: Tensor, bits: int) -> tuple[float, float]:
+    """Median milliseconds and peak extra MiB of the loss alone, forward and backward, for 70 codes."""
+    loss_fn = make_loss(name, labels, bits)
+    rows = torch.arange(70)
+    codes = torch.rand(70, bits, generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        loss_fn(codes.clone().requires_grad_(), labels[:70], indices=rows).backward()
+
+    step()
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return 1e3 * statistics.median(times), peak / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--bits", type=int, default=16)
+    parser.add_argument("--losses", nargs="*", default=list_losses())
+    parser.add_argument("--cifar", help="npz file of encoded images, to be used as well")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sets = {"digits": digits()}
+    if arguments.cifar:
+        sets["images"] = encoded_images(arguments.cifar)
+    print(f"{arguments.steps} steps of 70 images, {arguments.bits} bits\n{machine()}\n")
+    untrained = [score(network(arguments.bits, s[0][0].shape[1]), s[1], s[2]) for s in sets.values()]
+    rows = [["untrained", *(f"{value:.3f}" for value in untrained), "", "", ""]]
+    for name in arguments.losses:
+        results = [train(name, data, arguments.steps, arguments.bits) for data in sets.values()]
+        alone, memory = cost(name, sets["digits"][0][1], arguments.bits)
+        maps = [f"{value:.3f}" for value, _ in results]
+        rows.append([name, *maps, f"{results[0][1]:.1f}", f"{alone:.2f}", f"{memory:.1f}"])
+        print(rows[-1], flush=True)
+    header = ["loss", *(f"mAP, {name}" for name in sets), "ms per step", "ms of the loss", "MiB of the loss"]
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()
