@@ -254,8 +254,8 @@ class DTSHLoss(nn.Module):
             \log(1 + e^{-(\theta_{qp} - \theta_{qn} - m)})
             + \eta \frac{1}{B} \sum_i \|b_i - u_i\|^2, \quad \theta_{ij} = s \langle u_i, u_j \rangle
 
-    with b = sign(u), over the anchors Q that have a triplet. For linear outputs (no tanh); with tanh outputs
-    theta stays within ``bits / 2``, which the default margin takes into account.
+    with b = sign(u), over the anchors Q that have a triplet. Made for linear outputs, as the paper's: tanh
+    outputs bound theta by ``bits / 2``, and then a smaller margin and a larger scale learn better.
 
     Args:
         margin: m; None for the paper's ``bits / 2``.
