@@ -55,9 +55,8 @@ class ADSHLoss(nn.Module):
     ranks, so that V stays equal on all; construct the loss from equally seeded generators.
 
     Source: Q.-Y. Jiang and W.-J. Li, AAAI 2018, and its code (jiangqy/ADSH-AAAI2018: 2,000 samples, 3 epochs
-        on
-    them, then one update; 50 rounds). swuxyj/DeepHash-pytorch divides J by the size of the training list
-    (the number of samples drawn replaces n), hashes the database with the network instead of V, and lets V
+    on them, then one update; 50 rounds). swuxyj/DeepHash-pytorch takes ``dissimilarity="batch"``, divides by
+    the size of its training list instead of n, hashes the database with the network instead of V, and lets V
     hold zeros (sign(0) = 0). Here an entry whose two values are equally good stays as it is.
 
     Example:
