@@ -300,8 +300,9 @@ def _count_differing_bits(query: Array, database: Array, out: Array) -> None:
     columns = max(1, min(pairs, out.shape[1]))
     rows = pairs // columns
     words, counts = np.empty((rows, columns), query.dtype), np.empty((rows, columns), np.uint8)
-    for top in range(0, out.shape[0], rows):
-        for left in range(0, out.shape[1], columns):
+    # Columns outside: the items of a tile stay in the cache for all queries.
+    for left in range(0, out.shape[1], columns):
+        for top in range(0, out.shape[0], rows):
             tile = out[top : top + rows, left : left + columns]
             word, count = (buffer[: tile.shape[0], : tile.shape[1]] for buffer in (words, counts))
             for i in range(query.shape[0]):
