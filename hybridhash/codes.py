@@ -8,7 +8,6 @@ exactly 0 is bit 0. This is the layout that FAISS, usearch (``b1``), Milvus and 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from .bits import (
     unpack_bits,
     unpack_codes,
 )
+from .files import replacing
 from .labels import as_labels
 
 __all__ = [
@@ -363,11 +363,6 @@ class HashCodes:
             ...     HashCodes.load(f"{folder}/codes.safetensors") == codes
             True
         """
-        file = Path(os.path.realpath(path))
-        if not file.parent.is_dir():
-            raise FileNotFoundError(
-                f"cannot write {file}: the folder {file.parent} does not exist, create it"
-            )
         tensors = {"packed": self.packed}
         metadata = {"format": _FORMAT, "version": _VERSION, "bits": str(self.bits)}
         if self.labels is not None and self.labels.ndim == 2:
@@ -382,16 +377,11 @@ class HashCodes:
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
         try:
-            save_file(tensors, temporary, metadata)
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, file)
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, metadata)
         except SafetensorError as error:
-            raise OSError(f"cannot write {file}: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise OSError(f"cannot write {path}: {error}") from error
 
     def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The codes as ±1 ``(N, bits)`` of ``dtype``; see :func:`unpack_codes`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "shared_labels", "similar"]
+__all__ = ["as_labels", "shared_labels", "similar", "to_multi_hot"]
 
 
 def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels") -> Tensor:
@@ -84,8 +84,8 @@ def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
         equal = query_labels[:, None] == database_labels[None, :]
         return (equal & (query_labels >= 0)[:, None]).float()
     classes = (query_labels if query_labels.ndim == 2 else database_labels).shape[1]
-    query, database = _multi_hot(query_labels, classes), _multi_hot(database_labels, classes)
-    return query @ database.T
+    query, database = to_multi_hot(query_labels, classes), to_multi_hot(database_labels, classes)
+    return query.float() @ database.float().T
 
 
 def similar(query_labels: Tensor, database_labels: Tensor) -> Tensor:
@@ -100,12 +100,29 @@ def similar(query_labels: Tensor, database_labels: Tensor) -> Tensor:
     return shared_labels(query_labels, database_labels) > 0
 
 
-def _multi_hot(labels: Tensor, classes: int) -> Tensor:
-    """float32 ``(N, classes)``; a row of zeros where the id is -1."""
+def to_multi_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels of either canonical form as multi-hot rows.
+
+    Args:
+        labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`as_labels` returns them.
+        num_classes: ``C``.
+
+    Returns:
+        bool ``(N, num_classes)``; a row of zeros where the id is -1. Rows that are multi-hot already are not
+        copied.
+
+    Raises:
+        ValueError: multi-hot rows of another number of classes, or an id that is too large.
+
+    Example:
+        >>> to_multi_hot(torch.tensor([1, -1]), 3)
+        tensor([[False,  True, False],
+                [False, False, False]])
+    """
     if labels.ndim == 2:
-        if labels.shape[1] != classes:
-            raise ValueError(f"labels of {labels.shape[1]} and of {classes} classes cannot be compared")
-        return labels.float()
-    if labels.numel() and int(labels.max()) >= classes:
-        raise ValueError(f"class id {int(labels.max())} does not fit multi-hot labels of {classes} classes")
-    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
+        if labels.shape[1] != num_classes:
+            raise ValueError(f"labels of {labels.shape[1]} and of {num_classes} classes cannot be compared")
+        return labels
+    if labels.numel() and int(labels.max()) >= num_classes:
+        raise ValueError(f"class id {int(labels.max())} does not fit labels of {num_classes} classes")
+    return labels[:, None] == torch.arange(num_classes, device=labels.device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
 from .statistics import CodeStatistics
 
 if TYPE_CHECKING:
@@ -143,15 +143,8 @@ class RetrievalReport:
         Raises:
             OSError: the folder does not exist or cannot be written to.
         """
-        path = Path(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, indent=1, allow_nan=False)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> RetrievalReport:

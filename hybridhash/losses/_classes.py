@@ -6,17 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._checks import check_codes, upcast
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._walks import to_multi_hot
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
 __all__ = [
     "CenterLoss",
     "centroids",
     "check_batch",
-    "check_choice",
     "class_labels",
     "cosines",
     "mean_over_labelled",
@@ -83,11 +81,6 @@ def unit_rows(codes: Tensor) -> Tensor:
 def cosines(codes: Tensor, centers: Tensor) -> Tensor:
     """Cosine of each code ``(B, bits)`` with each ±1 center ``(C, bits)``; 0 for a code of zeros."""
     return F.linear(unit_rows(codes), centers).div(centers.shape[1] ** 0.5)
-
-
-def check_choice(value: str, choices: tuple[str, ...], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def centroids(labels: Tensor, centers: Tensor, tie_bits: Tensor | None) -> Tensor:

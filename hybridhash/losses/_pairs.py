@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridhash.labels import to_multi_hot
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._walks import Affinity, ClassWalk, Embed, MaskedWalk, PairTerm, to_multi_hot
+from hybridhash.losses._walks import Affinity, ClassWalk, Embed, MaskedWalk, PairTerm
 
 __all__ = ["Weights", "affinity_likelihood", "balanced", "log_likelihood", "pair_loss", "uniform"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridhash.labels import shared_labels
 
-__all__ = ["Affinity", "ClassWalk", "Embed", "MaskedWalk", "PairTerm", "Sums", "class_places", "to_multi_hot"]
+__all__ = ["Affinity", "ClassWalk", "Embed", "MaskedWalk", "PairTerm", "Sums", "class_places"]
 
 Affinity = Literal["binary", "jaccard", "cosine"]
 
@@ -52,7 +52,7 @@ class Workspace:
 
     def view(self, rows: int, columns: int) -> Tensor:
         """``(buffers, rows, columns)``, the same memory at each call."""
-        return self.memory[:, : rows * columns].view(-1, rows, columns)
+        return self.memory[:, : rows * columns].view(self.memory.shape[0], rows, columns)
 
 
 class MaskedWalk(NamedTuple):
@@ -232,14 +232,3 @@ def class_places(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor, in
         return place.masked_fill_(classes[place] != ids, -1)
 
     return places(labels), places(ref_labels), classes.shape[0]
-
-
-def to_multi_hot(ids: Tensor, num_classes: int) -> Tensor:
-    """Class ids ``(N,)`` as bool rows ``(N, num_classes)``; a row without any label where the id is -1.
-
-    Raises:
-        ValueError: an id of ``num_classes`` or more.
-    """
-    if ids.numel() and int(ids.max()) >= num_classes:
-        raise ValueError(f"class id {int(ids.max())} does not fit labels of {num_classes} classes")
-    return ids[:, None] == torch.arange(num_classes, device=ids.device)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._checks import check_codes
 from hybridhash.losses._distributed import gather_rows
-from hybridhash.losses._walks import to_multi_hot
 
 __all__ = ["CodeBank"]
 

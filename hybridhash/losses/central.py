@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._checks import check_codes, check_not_negative, check_positive
+from hybridhash.losses._checks import check_choice, check_codes, check_not_negative, check_positive
 from hybridhash.losses._classes import (
     CenterLoss,
     centroids,
     check_batch,
-    check_choice,
     mean_over_labelled,
 )
 from hybridhash.losses._distributed import sum_over_ranks
@@ -101,8 +100,8 @@ def dpn_loss(
         tensor(0.3000)
     """
     check_positive(margin=margin)
-    check_choice(reduction, ("sum", "mean"), "reduction (over the bits)")
-    check_choice(multi_label, ("sum", "centroid"), "multi_label")
+    check_choice("reduction (over the bits)", reduction, ("sum", "mean"))
+    check_choice("multi_label", multi_label, ("sum", "centroid"))
     codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
     with torch.autocast(codes.device.type, enabled=False):
         centers = centers.to(codes.dtype)
@@ -270,8 +269,8 @@ class DPNLoss(CenterLoss):
         generator: torch.Generator | None = None,
     ) -> None:
         check_positive(margin=margin)
-        check_choice(reduction, ("sum", "mean"), "reduction (over the bits)")
-        check_choice(multi_label, ("sum", "centroid"), "multi_label")
+        check_choice("reduction (over the bits)", reduction, ("sum", "mean"))
+        check_choice("multi_label", multi_label, ("sum", "centroid"))
         super().__init__(num_classes, bits, centers, generator)
         self.margin = margin
         self.reduction = reduction

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._checks import check_not_negative
-from hybridhash.losses._classes import check_batch, check_choice, mean_over_labelled, single_labels
+from hybridhash.losses._checks import check_choice, check_not_negative
+from hybridhash.losses._classes import check_batch, mean_over_labelled, single_labels
 
 __all__ = ["DLBHCLoss", "GreedyHashLoss", "dlbhc_loss", "greedyhash_loss"]
 
@@ -39,7 +39,7 @@ def dlbhc_loss(
         >>> dlbhc_loss(torch.tensor([[2.0, -1.0]]), torch.tensor([0]), weight=torch.eye(2))
         tensor(0.4333)
     """
-    check_choice(latent, ("sigmoid", "tanh"), "latent")
+    check_choice("latent", latent, ("sigmoid", "tanh"))
     codes, labels = check_batch(codes, labels, num_classes=weight.shape[0], bits=weight.shape[1])
     with torch.autocast(codes.device.type, enabled=False):
         activations = codes.sigmoid() if latent == "sigmoid" else (1 + codes) / 2
@@ -163,7 +163,7 @@ class DLBHCLoss(_ClassifierLoss):
         latent: Literal["sigmoid", "tanh"] = "sigmoid",
         generator: torch.Generator | None = None,
     ) -> None:
-        check_choice(latent, ("sigmoid", "tanh"), "latent")
+        check_choice("latent", latent, ("sigmoid", "tanh"))
         super().__init__(num_classes, bits, bias=True, generator=generator)
         self.latent = latent
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._checks import check_codes, check_not_negative, check_positive
 from hybridhash.losses._pairs import log_likelihood
 from hybridhash.losses._rule import PairRule, PairwiseLoss
-from hybridhash.losses._walks import class_places, to_multi_hot
+from hybridhash.losses._walks import class_places
 from hybridhash.losses.bank import CodeBank
 
 __all__ = ["DFHLoss", "DSDHLoss", "dsdh_codes", "fisher_centers", "ridge_classifier"]
