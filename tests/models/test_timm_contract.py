@@ -7,10 +7,13 @@ import pickle
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, freeze
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import hybridhash  # noqa: F401
 from hybridhash.models import HybridHash
@@ -34,6 +37,19 @@ def create(name, small_kwargs):
 @pytest.fixture
 def images():
     return torch.randn(2, 3, 32, 32)
+
+
+class Float32Outputs(TorchDispatchMode):
+    """Counts the elements of every float32 tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.elements += tensor.numel()
+        return result
 
 
 class TestConfig:
@@ -257,6 +273,17 @@ class TestDeviceAndDtype:
         assert {x.dtype for x in model.state_dict().values()} == {dtype}
         model.reset_classifier(3)
         assert {x.dtype for x in model.state_dict().values()} == {dtype}
+
+    def test_no_float32_copy_is_made_on_the_way_to_a_smaller_dtype(self, create, tmp_path):
+        path = tmp_path / "model.safetensors"
+        source = create(dtype=torch.bfloat16)
+        save_file(source.state_dict(), path)
+        with Float32Outputs() as outputs:
+            model = create(dtype=torch.bfloat16, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        assert torch.equal(model.norm.weight, source.norm.weight)
+        assert torch.equal(model.head.fc.weight, source.head.fc.weight)
+        # What there is in float32 are the rates of stochastic depth, some dozens of numbers.
+        assert outputs.elements < 0.01 * sum(p.numel() for p in model.parameters())
 
     def test_the_device_reaches_every_tensor_at_construction(self, create):
         assert {x.device.type for x in create(device="meta").state_dict().values()} == {"meta"}
