@@ -100,7 +100,7 @@ def _count_nearest(
     for place, query in enumerate(range(*rows.indices(len(relevance.query)))):
         row = distances[place].numpy()
         near = _nearest(row, depth, stride)
-        keys = relevance.some(query, columns, near).astype(np.int32) * stride + row[near]
+        keys = relevance.row(query, columns)[near].astype(np.int32) * stride + row[near]
         counts[place] = np.bincount(keys, minlength=counts.shape[1])
     return torch.from_numpy(counts).view(-1, relevance.grades, stride).transpose(1, 2)
 
@@ -109,19 +109,11 @@ def _nearest(row: npt.NDArray[Any], depth: int, stride: int) -> npt.NDArray[np.i
     """Items within a radius that holds at least ``depth``; all items if there are fewer."""
     seen = np.bincount(row[::_SAMPLE], minlength=stride).cumsum() * _SAMPLE
     radius = int(np.searchsorted(seen, depth))
-    near = _places(row <= radius)
+    near = np.flatnonzero(row <= radius)
     while len(near) < min(depth, len(row)):  # the sample promised too much
         radius += 1
-        near = _places(row <= radius)
+        near = np.flatnonzero(row <= radius)
     return near
-
-
-def _places(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """``numpy.flatnonzero`` of a mask of which little is set: eight bytes at a time."""
-    whole = len(mask) // 8 * 8
-    words = np.flatnonzero(mask[:whole].view(np.uint64) != 0)
-    word, byte = np.nonzero(mask[:whole].reshape(-1, 8)[words])
-    return np.concatenate([words[word] * 8 + byte, np.flatnonzero(mask[whole:]) + whole])
 
 
 def _count_rows_by_class(

@@ -52,7 +52,11 @@ class Relevance:
         return torch.from_numpy(np.stack([self.row(query, columns) for query in queries]))
 
     def row(self, query: int, columns: slice) -> Array:
-        """Grades of some items for one query, of multi-hot labels on the CPU: uint8 ``(n,)``, or int16."""
+        """Grades of some items for one query, on the CPU: uint8 ``(n,)``, or int16 if needed."""
+        if self.single:
+            label = int(self.query[query])
+            same: Array = (self.database[columns].numpy() == label) & (label >= 0)
+            return same.view(np.uint8)
         assert self.items is not None
         left, right, _ = columns.indices(self.database.shape[0])
         skip, own = left % 8, self.query[query].numpy()
@@ -63,14 +67,6 @@ class Relevance:
         for label in shared:
             grades += np.unpackbits(label, count=skip + right - left)[skip:]
         return grades
-
-    def some(self, query: int, columns: slice, places: Array) -> Array:
-        """Grades of a few of the items of ``columns`` for one query, on the CPU."""
-        if not self.single:
-            return self.row(query, columns)[places]
-        label = int(self.query[query])
-        same: Array = (self.database[columns].numpy()[places] == label) & (label >= 0)
-        return same
 
     def pairs(self, rows: slice, indices: Tensor) -> Tensor:
         """Grades of the items ``indices (q, k)`` of each query: int64 ``(q, k)``; 0 where an index is -1."""
