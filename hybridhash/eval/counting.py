@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,25 +23,16 @@ _BYTES_PER_PAIR = {"cpu": 12, "other": 40}
 _CPU_BLOCK = 1 << 22
 # Counts of a block: their keys fit an int32, and tables of many short rows stay small.
 _TABLE = 1 << 22
-# Every 64th distance of a row tells about where its nearest items end.
-_SAMPLE = 64
 # From this row length on, counting pairs of neighbouring bytes pays for its larger table.
 _LONG_ROW = 1 << 14
 
 
-def count_pairs(
-    sides: Sides, relevance: Relevance, *, depth: int | None = None, chunk_size: int | None = None
-) -> Tensor:
+def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = None) -> Tensor:
     """Number of database items at each distance and of each grade, for each query.
-
-    A ranking that is cut at ``depth`` needs the counts of the nearest items only, and selecting these costs a
-    fraction of counting all.
 
     Args:
         sides: codes and labels.
         relevance: grades of the same labels.
-        depth: None to count all items; or a rank, and only the distances up to that of the item at this rank
-            are certain to be counted (on the CPU; elsewhere all are).
         chunk_size: largest number of database items compared at a time; None chooses one. It changes memory
             and speed, never the result.
 
@@ -59,9 +47,7 @@ def count_pairs(
     rows = min(pairs // (spans[0].stop - spans[0].start), -(-len(sides.query) // threads))
     rows = max(1, min(rows, _TABLE // ((sides.bits + 1) * relevance.grades)))
     count, order = _count_rows if cpu else _count_block, None
-    if cpu and depth is not None and depth * _SAMPLE // 2 < spans[0].stop:
-        count = partial(_count_nearest, depth=depth)
-    elif cpu and relevance.single:
+    if cpu and relevance.single:
         # Sorted by class on both sides, the relevant items of queries of one class are one segment.
         order, items = relevance.query.argsort(), relevance.database.argsort()
         sides = replace(sides, query=sides.query[order], database=sides.database[items])
@@ -90,30 +76,6 @@ def _spans(size: int, columns: int) -> list[slice]:
     if last.stop - last.start > _LONG_ROW and (last.stop - last.start) % 2:
         spans[-1:] = [slice(last.start, last.stop - 1), slice(last.stop - 1, last.stop)]
     return spans
-
-
-def _count_nearest(
-    distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int, *, depth: int
-) -> Tensor:
-    """Counts on the CPU of the ``depth`` nearest items of each query and all that tie with them, or more."""
-    counts = np.empty((distances.shape[0], stride * relevance.grades), np.int64)
-    for place, query in enumerate(range(*rows.indices(len(relevance.query)))):
-        row = distances[place].numpy()
-        near = _nearest(row, depth, stride)
-        keys = relevance.row(query, columns)[near].astype(np.int32) * stride + row[near]
-        counts[place] = np.bincount(keys, minlength=counts.shape[1])
-    return torch.from_numpy(counts).view(-1, relevance.grades, stride).transpose(1, 2)
-
-
-def _nearest(row: npt.NDArray[Any], depth: int, stride: int) -> npt.NDArray[np.int64]:
-    """Items within a radius that holds at least ``depth``; all items if there are fewer."""
-    seen = np.bincount(row[::_SAMPLE], minlength=stride).cumsum() * _SAMPLE
-    radius = int(np.searchsorted(seen, depth))
-    near = np.flatnonzero(row <= radius)
-    while len(near) < min(depth, len(row)):  # the sample promised too much
-        radius += 1
-        near = np.flatnonzero(row <= radius)
-    return near
 
 
 def _count_rows_by_class(

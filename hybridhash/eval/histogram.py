@@ -147,24 +147,17 @@ def distance_histogram(
     return histogram_of(sides, graded=graded, chunk_size=chunk_size)
 
 
-def histogram_of(
-    sides: Sides, *, graded: bool, depth: int | None = None, chunk_size: int | None = None
-) -> DistanceHistogram:
-    """:func:`distance_histogram` of checked inputs; with ``depth``, right down to the item at that rank."""
+def histogram_of(sides: Sides, *, graded: bool, chunk_size: int | None = None) -> DistanceHistogram:
+    """:func:`distance_histogram` of checked inputs."""
     relevance = Relevance(sides.query_labels, sides.database_labels, graded=graded)
-    if depth is not None and sides.own is not None:
-        depth += 1
-    counts = count_pairs(sides, relevance, depth=depth, chunk_size=check_chunk_size(chunk_size))
-    grades = counts.sum(1) if depth is None else relevance.totals(slice(None))
+    counts = count_pairs(sides, relevance, chunk_size=check_chunk_size(chunk_size))
     if sides.own is not None:
         rows = (sides.own >= 0).nonzero()[:, 0]
         query, item = sides.query[rows], sides.database[sides.own[rows]]
         distance = (unpack_bits(query, sides.bits) != unpack_bits(item, sides.bits)).sum(1)
         grade = relevance.pairs(slice(None), sides.own[:, None])[rows, 0]
         counts[rows, distance, grade] -= 1
-        counts.clamp_(min=0)  # a query far behind the rank of ``depth`` was not counted
-        grades[rows, grade] -= 1
-    return DistanceHistogram(counts, grades)
+    return DistanceHistogram(counts, counts.sum(1))
 
 
 def ranking_of(

@@ -61,12 +61,12 @@ def per_query(
 ) -> Tensor:
     """Every form of every query, in one pass: float64 ``(values, Nq)``; a form gives one value or several.
 
-    The forms see the histogram of distances, or for ``stable`` the ranking of the database order in pieces,
-    down to rank ``top_k``: they must not look further.
+    The forms see the histogram of distances, or for ``stable`` the ranking of the database order down to
+    ``top_k``, in pieces.
     """
     if ties == "stable":
         return evaluate_forms(forms, ranking_of(sides, top_k, graded=graded, chunk_size=chunk_size))
-    return evaluate_forms(forms, [histogram_of(sides, graded=graded, depth=top_k, chunk_size=chunk_size)])
+    return evaluate_forms(forms, [histogram_of(sides, graded=graded, chunk_size=chunk_size)])
 
 
 def evaluate_forms(forms: Iterable[Form], pieces: Iterable[DistanceHistogram]) -> Tensor:

@@ -52,11 +52,7 @@ class Relevance:
         return torch.from_numpy(np.stack([self.row(query, columns) for query in queries]))
 
     def row(self, query: int, columns: slice) -> Array:
-        """Grades of some items for one query, on the CPU: uint8 ``(n,)``, or int16 if needed."""
-        if self.single:
-            label = int(self.query[query])
-            same: Array = (self.database[columns].numpy() == label) & (label >= 0)
-            return same.view(np.uint8)
+        """Grades of some items for one query, of multi-hot labels on the CPU: uint8 ``(n,)``, or int16."""
         assert self.items is not None
         left, right, _ = columns.indices(self.database.shape[0])
         skip, own = left % 8, self.query[query].numpy()
@@ -94,14 +90,8 @@ class Relevance:
         counts = torch.zeros((len(queries), self.grades), dtype=torch.int64, device=self.query.device)
         for place, row in enumerate(queries):
             for start in range(0, self.database.shape[0], chunk):
-                columns = slice(start, start + chunk)
-                if self.items is None:
-                    grade = self.block(slice(row, row + 1), columns)[0].to(torch.int16)
-                    counts[place] += torch.bincount(grade, minlength=self.grades)
-                else:
-                    grades = self.row(row, columns)
-                    for value in range(self.grades):
-                        counts[place, value] += int(np.count_nonzero(grades == value))
+                grade = self.block(slice(row, row + 1), slice(start, start + chunk))[0]
+                counts[place] += torch.bincount(grade.to(torch.int16), minlength=self.grades)
         return counts
 
 

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridhash.codes import hamming_distance
-from hybridhash.eval import (
-    DistanceHistogram,
-    acg_at_k,
-    counting,
-    distance_histogram,
-    hit_rate_at_k,
-    mean_average_precision,
-    mean_reciprocal_rank,
-    ndcg_at_k,
-    precision_at_k,
-    recall_at_k,
-    weighted_map,
-)
+from hybridhash.eval import DistanceHistogram, counting, distance_histogram
 from hybridhash.labels import shared_labels
 
 
@@ -95,62 +81,6 @@ def test_the_accelerator_path_counts_the_same(monkeypatch, single, graded):
     monkeypatch.setattr(counting, "_count_rows", counting._count_block)
     monkeypatch.setattr(counting, "_count_rows_by_class", counting._count_block)
     assert torch.equal(distance_histogram(*arguments, graded=graded).counts, want.counts)
-
-
-def metrics_of(arguments, **settings):
-    """Every metric with a cut, under every tie rule but the database order, for each query."""
-    functions = {
-        "map": mean_average_precision,
-        "map relevant": partial(mean_average_precision, denominator="relevant"),
-        "precision": precision_at_k,
-        "recall": recall_at_k,
-        "hit rate": hit_rate_at_k,
-        "mrr": mean_reciprocal_rank,
-        "ndcg": ndcg_at_k,
-        "acg": acg_at_k,
-        "weighted map": weighted_map,
-    }
-    return {
-        (name, ties): function(*arguments, ties=ties, aggregation=None, **settings)
-        for name, function in functions.items()
-        for ties in ("expected", "best", "worst")
-    }
-
-
-@pytest.mark.parametrize("order", ["random", "nearest first", "nearest last", "interleaved"])
-@pytest.mark.parametrize("single", [True, False])
-@pytest.mark.parametrize("chunk_size", [None, 700])
-@pytest.mark.parametrize("exclude_self", [False, True])
-def test_a_cut_needs_only_the_nearest_items(monkeypatch, order, single, chunk_size, exclude_self):
-    query, query_labels, codes, labels = case(6, 5, 3000, 20, 4, single=single)
-    noise = torch.randn(40, 20, generator=torch.Generator().manual_seed(7)) / 2
-    codes[:40], labels[:40] = query[0] + noise, query_labels[0]
-    codes[40], labels[40] = query[1], query_labels[1]
-    distance = hamming_distance(query[:1], codes)[0].long()
-    rows = {
-        "random": torch.randperm(3000, generator=torch.Generator().manual_seed(8)),
-        "nearest first": distance.argsort(),
-        "nearest last": distance.argsort(descending=True),
-        "interleaved": distance.argsort().view(-1, 60).T.flatten(),
-    }[order]
-    arguments = query, query_labels, codes[rows], labels[rows]
-    own = torch.full((5,), -1)
-    own[1] = (rows == 40).nonzero()[0, 0]
-    settings = {"top_k": [1, 7, 20], "chunk_size": chunk_size, "exclude_self": own if exclude_self else False}
-    got = metrics_of(arguments, **settings)
-    counted = []
-    count_nearest = counting._count_nearest
-    monkeypatch.setattr(
-        counting, "_count_nearest", lambda *a, **k: counted.append(k["depth"]) or count_nearest(*a, **k)
-    )
-    metrics_of(arguments, **settings)
-    assert counted
-    monkeypatch.setattr(counting, "_SAMPLE", 1 << 30)  # never worth it: all items are counted
-    counted.clear()
-    want = metrics_of(arguments, **settings)
-    assert not counted
-    for key in want:
-        torch.testing.assert_close(got[key], want[key], rtol=0, atol=1e-12, equal_nan=True, msg=str(key))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
