@@ -63,7 +63,8 @@ def test_loading_nest_warns_that_the_hash_layer_is_untrained(nest):
 
 @pytest.mark.filterwarnings("error")
 def test_loading_nest_for_embeddings_does_not_warn(nest):
-    load(create(num_classes=0), nest.state_dict())
+    model = load(create(num_classes=0), nest.state_dict())
+    assert torch.equal(model.norm.weight, nest.norm.weight)
 
 
 @pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
@@ -86,7 +87,8 @@ def test_reference_weights_warn_unless_read_in_their_order(reference_weights):
 @pytest.mark.filterwarnings("error")
 def test_reference_weights_read_in_their_order_do_not_warn(reference_weights):
     kwargs = {"img_size": 224, "num_heads": (2, 4, 8), "pad_type": "", "legacy_token_order": True}
-    load(create(**kwargs), reference_weights)
+    model = load(create(**kwargs), reference_weights)
+    assert torch.equal(model.norm.weight, reference_weights["norm.weight"])
 
 
 @pytest.mark.parametrize("img_size", [16, 64, 96])
