@@ -86,7 +86,9 @@ def database_order():
     figure, axes = plt.subplots(figsize=(6, 3))
     axes.hist(shuffled, bins=20, color="#7fb7d8", edgecolor="black", label="100 shuffled databases")
     axes.axvline(exact, color=ORANGE, linestyle="--", label=f"ties='expected': {exact:.4f}")
-    for value, style, name in zip(by_class, (":", "-."), ("class by class", "the same, reversed"), strict=True):
+    for value, style, name in zip(
+        by_class, (":", "-."), ("class by class", "the same, reversed"), strict=True
+    ):
         axes.axvline(value, color=GREY, linestyle=style, label=f"{name}: {value:.4f}")
     axes.set_xlabel("mAP, ties in database order")
     axes.set_ylabel("databases")
