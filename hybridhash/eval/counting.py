@@ -53,6 +53,10 @@ def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = 
         sides = replace(sides, query=sides.query[order], database=sides.database[items])
         relevance = Relevance(relevance.query[order], relevance.database[items], graded=False)
         count = _count_rows_by_class
+    elif cpu:
+        # Queries of equal labels one after the other: they share their row of grades.
+        order = relevance.query.unique(dim=0, return_inverse=True)[1].argsort()
+        sides, relevance = replace(sides, query=sides.query[order]), relevance.reordered(order)
     out = torch.zeros(
         (len(sides.query), sides.bits + 1, relevance.grades), dtype=torch.int64, device=sides.query.device
     )
@@ -105,14 +109,16 @@ def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: s
     if distances.shape[1] < _LONG_ROW:
         return _count_block(distances, relevance, rows, columns, stride)
     size = stride * relevance.grades
-    counts = []
+    counts, labels, grades, keys = [], None, np.empty(0), np.empty(0)
     for query, distance in zip(range(*rows.indices(len(relevance.query))), distances, strict=True):
         # Row by row, what is computed is counted while it is in the cache.
-        keys = relevance.row(query, columns)
-        if size > 256:
-            keys = keys.astype(np.int16 if size <= 1 << 15 else np.int32)
-        np.multiply(keys, stride, out=keys)
-        np.add(keys, distance.numpy(), out=keys)
+        if labels is None or not torch.equal(labels, relevance.query[query]):
+            labels, grades = relevance.query[query], relevance.row(query, columns)
+            if size > 256:
+                grades = grades.astype(np.int16 if size <= 1 << 15 else np.int32)
+            grades = grades * grades.dtype.type(stride)
+            keys = np.empty_like(grades)
+        np.add(grades, distance.numpy(), out=keys)
         counts.append(_bincount(torch.from_numpy(keys), size))
     return torch.stack(counts).view(-1, relevance.grades, stride).transpose(1, 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from torch import Tensor
 __all__ = ["Relevance"]
 
 Array = npt.NDArray[Any]
+
+# The eight bits of each byte, as the eight bytes of one word.
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).view(np.uint64)[:, 0]
 
 
 class Relevance:
@@ -38,6 +43,12 @@ class Relevance:
         if not self.single and query_labels.device.type == "cpu":
             self.items = _pack_columns(database_labels)
 
+    def reordered(self, queries: Tensor) -> Relevance:
+        """The same grades, for the queries in another order."""
+        other = copy(self)
+        other.query = self.query[queries]
+        return other
+
     def block(self, rows: slice, columns: slice) -> Tensor:
         """Grades of all pairs of some queries and some items: a new uint8 ``(q, n)``, or int16 if needed."""
         if self.single:
@@ -55,13 +66,15 @@ class Relevance:
         """Grades of some items for one query, of multi-hot labels on the CPU: uint8 ``(n,)``, or int16."""
         assert self.items is not None
         left, right, _ = columns.indices(self.database.shape[0])
-        skip, own = left % 8, self.query[query].numpy()
-        shared = self.items[own, left // 8 : -(-right // 8)]
+        bytes_, bits = slice(left // 8, -(-right // 8)), slice(left % 8, left % 8 + right - left)
+        shared = [self.items[label, bytes_] for label in self.query[query].nonzero()[:, 0].tolist()]
+        if not shared:
+            return np.zeros(right - left, np.uint8)
         if not self.graded:
-            return np.unpackbits(np.bitwise_or.reduce(shared, axis=0), count=skip + right - left)[skip:]
+            return _unpack(reduce(np.bitwise_or, shared))[bits]
         grades: Array = np.zeros(right - left, np.uint8 if self.grades <= 256 else np.int16)
         for label in shared:
-            grades += np.unpackbits(label, count=skip + right - left)[skip:]
+            grades += _unpack(label)[bits]
         return grades
 
     def pairs(self, rows: slice, indices: Tensor) -> Tensor:
@@ -93,6 +106,11 @@ class Relevance:
                 grade = self.block(slice(row, row + 1), slice(start, start + chunk))[0]
                 counts[place] += torch.bincount(grade.to(torch.int16), minlength=self.grades)
         return counts
+
+
+def _unpack(packed: Array) -> Array:
+    """``np.unpackbits`` of a row, in a third of the time."""
+    return np.take(_BITS_OF_BYTE, packed, mode="clip").view(np.uint8)
 
 
 def _pack_columns(labels: Tensor, rows: int = 1 << 16) -> Array:
