@@ -33,12 +33,21 @@ from hybridhash.losses import CodeBank, balanced_batches, cnnh_codes, create_los
 
 Split = tuple[Tensor, Tensor]
 
+BATCH = 70
 # These compare a batch with the codes of the whole training set; the others compare within the batch.
 WITH_BANK = ("wml",)
-# DSDH weighs its quantiser against the training set (5,000 images in the paper): about 1 for a batch of 70.
-SETTINGS: dict[str, dict[str, Any]] = {"dsdh": {"eta": 1.0}}
-# Their codes are in (0, 1): the network's tanh is rescaled, and the bit is the same.
-UNIT_INTERVAL = ("dnnh", "drsdh", "dlbhc")
+# Both weigh their quantiser against the training set, 5,000 images in the papers; here that is a batch.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dpsh": {"eta": 10 * BATCH / 5000},
+    "dsdh": {"eta": 55 * BATCH / 5000},
+}
+# What the network hands to the loss, if not its tanh; the bits are the same.
+OUTPUTS = {
+    **dict.fromkeys(("dnnh", "drsdh", "dlbhc"), "(0, 1)"),  # sigmoid codes in the papers: tanh rescaled
+    **dict.fromkeys(("dsh", "dtsh"), "linear"),  # no tanh in the papers: bounded codes part too slowly
+    # Methods for features: nothing in them keeps a deep network from giving one code to all images.
+    **dict.fromkeys(("dh", "superviseddh"), "MLP on centred pixels"),
+}
 
 
 def digits() -> tuple[Split, Split, Split]:
@@ -72,23 +81,39 @@ def encoded_images(path: str) -> tuple[Split, Split, Split]:
     return train, query, database
 
 
-def network(bits: int, channels: int) -> nn.Module:
-    """The network of the quickstart."""
+def network(name: str, images: Tensor, bits: int) -> nn.Module:
+    """The network of the quickstart, ending as the loss wants it."""
     torch.manual_seed(0)
+    output = OUTPUTS.get(name, "tanh")
+    if output == "MLP on centred pixels":
+        pixels = images.flatten(1)
+        widths = (pixels.shape[1], 64, bits)
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.Tanh())]
+        center = nn.Linear(widths[0], widths[0])
+        with torch.no_grad():
+            mean = pixels.mean(0)
+            scale = 4 / (pixels - mean).square().sum(1).mean().sqrt()  # tanh neither linear nor saturated
+            center.weight.copy_(scale * torch.eye(widths[0]))
+            center.bias.copy_(-scale * mean)
+        return nn.Sequential(nn.Flatten(), center.requires_grad_(False), nn.Sequential(*layers))
     model: nn.Module = timm.create_model(
         "hybridhash_16",
         num_classes=bits,
         img_size=32,
-        in_chans=channels,
+        in_chans=images.shape[1],
         embed_dims=(32, 64, 128),
         num_heads=(1, 2, 4),
         depths=(1, 1, 2),
         drop_path_rate=0.0,
     )
+    if output == "linear":
+        classifier = model.get_classifier()
+        model.reset_classifier(0)
+        return nn.Sequential(model, classifier)
     return model
 
 
-def make_loss(name: str, labels: Tensor, bits: int) -> nn.Module:
+def make_loss(name: str, labels: Tensor, bits: int, model: nn.Module | None = None) -> nn.Module:
     """The loss with its defaults, and the sizes that its class asks for."""
     generator = torch.Generator().manual_seed(0)
     class_name = next(c for c in hybridhash_losses.__all__ if c.lower() == f"{name}loss")
@@ -101,6 +126,8 @@ def make_loss(name: str, labels: Tensor, bits: int) -> nn.Module:
     settings = {key: value for key, value in sizes.items() if key in parameters}
     if "target_codes" in parameters:
         settings["target_codes"] = cnnh_codes(labels, bits=bits, generator=generator)
+    if "layers" in parameters and model is not None:
+        settings["layers"] = model[-1]
     if "generator" in parameters:
         settings["generator"] = generator
     if name in WITH_BANK:
@@ -120,8 +147,9 @@ def score(model: nn.Module, query: Split, database: Split) -> float:
 def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) -> tuple[float, float]:
     """mAP after the steps, and median milliseconds of a step."""
     (images, labels), query, database = data
-    model, loss_fn = network(bits, images.shape[1]), make_loss(name, labels, bits)
-    batches = balanced_batches(labels, 10, 7, torch.Generator().manual_seed(0))
+    model = network(name, images, bits)
+    loss_fn = make_loss(name, labels, bits, model)
+    batches = balanced_batches(labels, 10, BATCH // 10, torch.Generator().manual_seed(0))
     parameters = [*model.parameters(), *loss_fn.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
@@ -132,7 +160,7 @@ def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) ->
             rows = torch.as_tensor(batch)
             start = time.perf_counter()
             codes = model(images[rows])
-            codes = (codes + 1) / 2 if name in UNIT_INTERVAL else codes
+            codes = (codes + 1) / 2 if OUTPUTS.get(name) == "(0, 1)" else codes
             loss = loss_fn(codes, labels[rows], indices=rows)
             optimizer.zero_grad()
             loss.backward()
@@ -148,13 +176,13 @@ def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) ->
 
 
 def cost(name: str, labels: Tensor, bits: int) -> tuple[float, float]:
-    """Median milliseconds and peak extra MiB of the loss alone, forward and backward, for 70 codes."""
+    """Median milliseconds and peak extra MiB of the loss alone for a batch, forward and backward."""
     loss_fn = make_loss(name, labels, bits)
-    rows = torch.arange(70)
-    codes = torch.rand(70, bits, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(BATCH)
+    codes = torch.rand(BATCH, bits, generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        loss_fn(codes.clone().requires_grad_(), labels[:70], indices=rows).backward()
+        loss_fn(codes.clone().requires_grad_(), labels[:BATCH], indices=rows).backward()
 
     step()
     times = []
@@ -185,16 +213,25 @@ def main() -> None:
     sets = {"digits": digits()}
     if arguments.cifar:
         sets["images"] = encoded_images(arguments.cifar)
-    print(f"{arguments.steps} steps of 70 images, {arguments.bits} bits\n{machine()}\n")
-    untrained = [score(network(arguments.bits, s[0][0].shape[1]), s[1], s[2]) for s in sets.values()]
-    rows = [["untrained", *(f"{value:.3f}" for value in untrained), "", "", ""]]
+    print(f"{arguments.steps} steps of {BATCH} images, {arguments.bits} bits\n{machine()}\n")
+    rows = []
+    untrained: dict[str, list[float]] = {}
     for name in arguments.losses:
+        output = OUTPUTS.get(name, "tanh")
+        if output not in untrained:
+            untrained[output] = [
+                score(network(name, data[0][0], arguments.bits), *data[1:]) for data in sets.values()
+            ]
         results = [train(name, data, arguments.steps, arguments.bits) for data in sets.values()]
         alone, memory = cost(name, sets["digits"][0][1], arguments.bits)
-        maps = [f"{value:.3f}" for value, _ in results]
-        rows.append([name, *maps, f"{results[0][1]:.1f}", f"{alone:.2f}", f"{memory:.1f}"])
+        maps = [
+            f"{before:.3f} to {after:.3f}"
+            for before, (after, _) in zip(untrained[output], results, strict=True)
+        ]
+        rows.append([name, output, *maps, f"{results[0][1]:.1f}", f"{alone:.2f}", f"{memory:.1f}"])
         print(rows[-1], flush=True)
-    header = ["loss", *(f"mAP, {name}" for name in sets), "ms per step", "ms of the loss", "MiB of the loss"]
+    header = ["loss", "output", *(f"mAP, {name}" for name in sets)]
+    header += ["ms per step", "ms of the loss", "MiB of the loss"]
     print(table(header, rows))
 
 
