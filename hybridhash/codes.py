@@ -8,7 +8,7 @@ exactly 0 is bit 0. This is the layout that FAISS, usearch (``b1``), Milvus and 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,42 +307,7 @@ class HashCodes:
             ValueError: the file is truncated or no safetensors file, holds something else, is of another
                 version of the format, or its content does not fit together. The message names the file.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                # Cloned because the tensors are views of the file on disk, which may change or go.
-                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is truncated or not a safetensors file ({error}): write it again with HashCodes.save"
-            ) from error
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
-                f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
-            )
-        if metadata.get("version") != _VERSION:
-            raise ValueError(
-                f"{file} has version {metadata.get('version')!r} of the format, this hybridhash reads "
-                f"{_VERSION!r}: upgrade hybridhash, or write the codes again"
-            )
-        try:
-            if "classes" in metadata:
-                classes, multi_hot = int(metadata["classes"]), tensors.pop("multi_hot")
-                check_width(multi_hot, classes, "multi_hot")
-                labels = unpack_bits(multi_hot, classes).bool()
-            else:
-                labels = tensors.pop("labels", None)
-            codes = cls(tensors.pop("packed"), int(metadata["bits"]), labels, tensors.pop("ids", None))
-            if tensors:
-                raise ValueError(f"unexpected tensors {sorted(tensors)}")
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{file} is damaged ({reason}): write it again with HashCodes.save") from error
-        return codes
+        return read_codes(path)[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it replaces an older one only when it is complete on disk.
@@ -363,25 +328,7 @@ class HashCodes:
             ...     HashCodes.load(f"{folder}/codes.safetensors") == codes
             True
         """
-        tensors = {"packed": self.packed}
-        metadata = {"format": _FORMAT, "version": _VERSION, "bits": str(self.bits)}
-        if self.labels is not None and self.labels.ndim == 2:
-            tensors["multi_hot"] = pack_bits(self.labels)
-            metadata["classes"] = str(self.labels.shape[1])
-        elif self.labels is not None:
-            tensors["labels"] = self.labels
-        if self.ids is not None:
-            tensors["ids"] = self.ids
-        # Clones, because safetensors refuses tensors that share memory (labels given as ids, too).
-        tensors = {
-            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-        try:
-            with replacing(path) as temporary:
-                save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+        write_codes(path, self)
 
     def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The codes as ±1 ``(N, bits)`` of ``dtype``; see :func:`unpack_codes`."""
@@ -423,6 +370,75 @@ class HashCodes:
         if self.labels is not None:
             labels = "class ids" if self.labels.ndim == 1 else f"multi-hot of {self.labels.shape[1]} classes"
         return str(self.bits), labels, "None" if self.ids is None else "int64", str(self.packed.device)
+
+
+def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[HashCodes, dict[str, str]]:
+    """Codes of a file of :func:`write_codes` and its metadata; raises as :meth:`HashCodes.load`.
+
+    ``mapped`` tensors are views of the file on disk, except multi-hot labels, which are unpacked: they take no
+    memory of their own, and what is written to them is not written to the file, which must not change.
+    ``mapped`` tensors are views of the file on disk, except multi-hot labels, which are unpacked: they take
+    no memory of their own, and what is written to them is not written to the file, which must not change.
+    if not file.is_file():
+        raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or not a safetensors file ({error}): write it again with HashCodes.save"
+        ) from error
+    if not mapped:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
+            f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
+        )
+    if metadata.get("version") != _VERSION:
+        raise ValueError(
+            f"{file} has version {metadata.get('version')!r} of the format, this hybridhash reads "
+            f"{_VERSION!r}: upgrade hybridhash, or write the codes again"
+        )
+    try:
+        if "classes" in metadata:
+            classes, multi_hot = int(metadata["classes"]), tensors.pop("multi_hot")
+            check_width(multi_hot, classes, "multi_hot")
+            labels = unpack_bits(multi_hot, classes).bool()
+        else:
+            labels = tensors.pop("labels", None)
+        codes = HashCodes(tensors.pop("packed"), int(metadata["bits"]), labels, tensors.pop("ids", None))
+        if tensors:
+            raise ValueError(f"unexpected tensors {sorted(tensors)}")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is damaged ({reason}): write it again with HashCodes.save") from error
+    return codes, metadata
+
+
+def write_codes(
+    path: str | os.PathLike[str], codes: HashCodes, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write codes as :meth:`HashCodes.save` describes, with further ``metadata`` if wanted."""
+    tensors = {"packed": codes.packed}
+    metadata = {**(metadata or {}), "format": _FORMAT, "version": _VERSION, "bits": str(codes.bits)}
+    if codes.labels is not None and codes.labels.ndim == 2:
+        tensors["multi_hot"] = pack_bits(codes.labels)
+        metadata["classes"] = str(codes.labels.shape[1])
+    elif codes.labels is not None:
+        tensors["labels"] = codes.labels
+    if codes.ids is not None:
+        tensors["ids"] = codes.ids
+    # Clones, because safetensors refuses tensors that share memory (labels given as ids, too).
+    tensors = {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def check_joinable(first: HashCodes, other: HashCodes, names: tuple[str, str]) -> None:
