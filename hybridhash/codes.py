@@ -375,10 +375,10 @@ class HashCodes:
 def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[HashCodes, dict[str, str]]:
     """Codes of a file of :func:`write_codes` and its metadata; raises as :meth:`HashCodes.load`.
 
-    ``mapped`` tensors are views of the file on disk, except multi-hot labels, which are unpacked: they take no
-    memory of their own, and what is written to them is not written to the file, which must not change.
     ``mapped`` tensors are views of the file on disk, except multi-hot labels, which are unpacked: they take
     no memory of their own, and what is written to them is not written to the file, which must not change.
+    """
+    file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
     try:
