@@ -70,33 +70,23 @@ def encode(
         >>> encode(model, [(images[:3], labels[:3]), (images[3:], labels[3:])], progress=False)
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if getattr(model, "num_classes", None) == 0:
-        raise ValueError(
-            "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
-            "with num_classes=bits, or call model.reset_classifier(bits)"
-        )
+    check_model(model)
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
-    place = _input_device(model, device)
-    autocast = _autocast(place, dtype)
+    place = input_device(model, device)
+    autocast = autocast_of(place, dtype)
     parts: list[HashCodes] = []
     launched: _Launched | None = None
     bar = tqdm(desc="encode", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
-    with _eval_mode(model), bar:
+    with eval_mode(model), bar:
         for number, content in enumerate(loader):
             images, labels, ids = _read_batch(content, number)
             size = images.shape[0]
-            images = _to_device(images, place)
+            images = to_device(images, place)
             # Only now is the batch before fetched, so that a GPU computed it while the loader was at work.
             if launched is not None:
                 _fetch(launched, parts)
-            # Not inference_mode: what a module caches in it could never again be part of training.
-            with torch.no_grad(), autocast:
-                codes = model(images)
-            _check_output(codes, size, number)
-            launched = _Launched(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1], labels, ids)
+            launched = _Launched(*launch(model, images, autocast, f"batch {number}"), labels, ids)
             if number == 0:
                 bar.total = operator.length_hint(loader) * size or None
             bar.update(size)
@@ -106,6 +96,31 @@ def encode(
         bar.total = bar.n
         bar.refresh()
     return HashCodes.cat(parts)
+
+
+def check_model(model: object) -> None:
+    """That ``model`` is a module with a hash layer, as far as it says."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError(
+            "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
+            "with num_classes=bits, or call model.reset_classifier(bits)"
+        )
+
+
+def launch(
+    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], name: str
+) -> tuple[Tensor, Tensor, int]:
+    """Packed codes of images and which of the rows are NaN, perhaps still being computed; and the bits.
+
+    ``name`` is what an error calls the batch.
+    """
+    # Not inference_mode: what a module caches in it could never again be part of training.
+    with torch.no_grad(), autocast:
+        codes = model(images)
+    _check_output(codes, images.shape[0], name)
+    return pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1]
 
 
 class _Launched(NamedTuple):
@@ -139,7 +154,7 @@ def _read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tenso
     if isinstance(content, Tensor):
         fields: dict[str, Any] = {"images": content}
     elif isinstance(content, Mapping):
-        fields = _named_fields(content, number)
+        fields = named_fields(content, f"batch {number}")
     elif isinstance(content, (tuple, list)) and 1 <= len(content) <= 3:
         fields = dict(zip(_KEYS, content, strict=False))
     else:
@@ -155,28 +170,28 @@ def _read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tenso
     # Clones, because memory shared by the workers of a DataLoader stays open as long as anything views it.
     if labels is not None:
         name = f"labels of batch {number}"
-        labels = as_labels(_tensor(labels, name), length=images.shape[0], name=name).cpu().clone()
+        labels = as_labels(as_tensor(labels, name), length=images.shape[0], name=name).cpu().clone()
     if ids is not None:
         name = f"indices of batch {number}"
-        ids = as_ids(_tensor(ids, name), length=images.shape[0], name=name).cpu().clone()
+        ids = as_ids(as_tensor(ids, name), length=images.shape[0], name=name).cpu().clone()
     return images, labels, ids
 
 
-def _named_fields(content: Mapping[Any, Any], number: int) -> dict[str, Any]:
-    """The fields of a dict batch under the names of ``_KEYS``."""
-    names = {key: name for name, keys in _KEYS.items() for key in keys}
-    unknown = [key for key in content if key not in names]
+def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """The fields of a dict under the names of ``_KEYS``; ``name`` is what an error calls the dict."""
+    known = {key: field for field, keys in _KEYS.items() for key in keys}
+    unknown = [key for key in content if key not in known]
     if unknown:
-        raise ValueError(f"batch {number} has the unknown keys {unknown}: known are {', '.join(names)}")
-    fields = {names[key]: value for key, value in content.items()}
+        raise ValueError(f"{name} has the unknown keys {unknown}: known are {', '.join(known)}")
+    fields = {known[key]: value for key, value in content.items()}
     if len(fields) < len(content):
-        raise ValueError(f"batch {number} has two keys for the same thing: {list(content)}")
+        raise ValueError(f"{name} has two keys for the same thing: {list(content)}")
     if "images" not in fields:
-        raise ValueError(f"batch {number} has no images, only the keys {list(content)}")
+        raise ValueError(f"{name} has no images, only the keys {list(content)}")
     return fields
 
 
-def _tensor(values: Any, name: str) -> Tensor:
+def as_tensor(values: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -185,7 +200,7 @@ def _tensor(values: Any, name: str) -> Tensor:
         ) from error
 
 
-def _check_output(codes: Any, rows: int, number: int) -> None:
+def _check_output(codes: Any, rows: int, name: str) -> None:
     """That a model gave codes ``(rows, bits)``."""
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8 or codes.dtype.is_complex:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
@@ -193,11 +208,11 @@ def _check_output(codes: Any, rows: int, number: int) -> None:
     if codes.ndim != 2 or codes.shape[0] != rows or not 1 <= codes.shape[1] <= MAX_BITS:
         raise ValueError(
             f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
-            f"batch {number}, got shape {tuple(codes.shape)}"
+            f"{name}, got shape {tuple(codes.shape)}"
         )
 
 
-def _input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+def input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     """Where images go: the device of the first parameter, or the one asked for if the model is there."""
     places = list(dict.fromkeys(t.device for t in itertools.chain(model.parameters(), model.buffers())))
     if device is None:
@@ -214,7 +229,7 @@ def _input_device(model: nn.Module, device: torch.device | str | None) -> torch.
     return device
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocast_of(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     if dtype is None:
         return nullcontext()
     if dtype == torch.float32:
@@ -224,7 +239,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return torch.autocast(device.type, dtype=dtype)
 
 
-def _to_device(images: Tensor, device: torch.device) -> Tensor:
+def to_device(images: Tensor, device: torch.device) -> Tensor:
     """A copy from pinned memory does not block; that matters for CUDA only."""
     if device.type == "cuda" and images.device.type == "cpu":
         return images.pin_memory().to(device, non_blocking=True)
@@ -232,7 +247,7 @@ def _to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, afterwards the mode that each module was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
