@@ -19,7 +19,7 @@ from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_cod
 from .encode import encode
 
 if TYPE_CHECKING:
-    from . import eval, hub, losses
+    from . import eval, hub, losses, search
     from .hub import load
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "losses",
     "models",
     "pack_codes",
+    "search",
     "unpack_codes",
 ]
 __version__ = "0.1.0"
@@ -42,7 +43,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import the subpackages that registering models does not need when they are first asked for."""
-    if name in ("eval", "hub", "losses"):
+    if name in ("eval", "hub", "losses", "search"):
         return import_module(f"{__name__}.{name}")
     if name == "load":
         return import_module(f"{__name__}.hub").load

@@ -1,0 +1,242 @@
+"""The interface of all indexes, and what they share: checks of codes and ids, order of results, manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codes import HashCodes, as_packed
+from ..files import replacing
+
+__all__ = [
+    "Array",
+    "SearchIndex",
+    "as_ranges",
+    "check_held",
+    "check_model",
+    "nearest_first",
+    "new_rows",
+    "query_rows",
+    "read_manifest",
+    "whole_number",
+    "write_manifest",
+]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+MANIFEST = "manifest.json"
+_FORMAT, _VERSION = "hybridhash.search", "1"
+
+
+@runtime_checkable
+class SearchIndex(Protocol):
+    """What every index does. Codes are real-valued or ±1 ``(N, bits)``, packed uint8, or HashCodes.
+
+    Attributes:
+        bits: length of all codes of the index.
+        model: which model gave them, in any words that tell models apart (a name and the sha256 of the
+            weights, say), or None if that is not known. Where both sides are known they must agree.
+    """
+
+    bits: int
+    model: str | None
+
+    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+        """Add codes under their ids (``codes.ids``), or numbered on from ``len(index)`` if they have none."""
+
+    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest codes of each query.
+
+        Returns:
+            ``(distances, ids)``: int16 and int64, both ``(Nq, min(k, len(index)))``, nearest first, equal
+            distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
+        """
+
+    def range_search(
+        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All codes at a Hamming distance of at most ``radius``.
+
+        Returns:
+            ``(limits, distances, ids)``: what was found for query ``i`` is ``distances[limits[i] :
+            limits[i + 1]]`` (int16) and the same of ``ids`` (int64), in the order of :meth:`search`;
+            ``limits`` is int64 ``(Nq + 1,)``.
+        """
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write what ``load`` of the class needs; an older save is replaced only by a complete one."""
+
+    def __len__(self) -> int: ...
+
+
+def new_rows(
+    codes: Tensor | HashCodes, bits: int, held: str | None, model: str | None
+) -> tuple[Array, Array | None]:
+    """Codes to add as packed rows, and their ids if they have any, both checked.
+
+    Args:
+        codes: as :class:`SearchIndex` takes them; ``N`` may be 0.
+        bits: code length of the index.
+        held: the model of the codes in the index, or None.
+        model: the model of ``codes``, or None.
+
+    Returns:
+        ``(packed, ids)``: uint8 ``(N, ceil(bits / 8))``, and int64 ``(N,)`` or None.
+
+    Raises:
+        TypeError, ValueError: other bits or another model than the index, NaN, negative or repeated ids;
+            see also :func:`hybridhash.codes.as_packed`.
+
+    Example:
+        >>> new_rows(torch.tensor([[0.3, -2.0, 0.7]]), 3, None, None)
+        (array([[160]], dtype=uint8), None)
+    """
+    check_model(held, model)
+    if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
+        packed, given = as_packed(codes, bits=bits)
+    else:
+        packed, given = as_packed(codes)
+    if given != bits:
+        raise ValueError(
+            f"codes have {given} bits, but the index holds codes of {bits}: give codes of its model, or "
+            f"build an index of {given} bits"
+        )
+    ids = codes.ids if isinstance(codes, HashCodes) else None
+    return packed.cpu().numpy(), None if ids is None else _unique(ids.cpu().numpy())
+
+
+def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model: str | None) -> Array:
+    """Queries as packed rows; raises as :func:`new_rows`, for no query at all, and for an empty index."""
+    # Ids of queries are of no interest, and may well repeat.
+    codes = HashCodes(codes.packed, codes.bits) if isinstance(codes, HashCodes) else codes
+    packed, _ = new_rows(codes, bits, held, model)
+    if size == 0:
+        raise ValueError("the index is empty: add codes before searching")
+    if len(packed) == 0:
+        raise ValueError("codes is empty: search needs at least one query")
+    return np.ascontiguousarray(packed)
+
+
+def _unique(ids: Array) -> Array:
+    """Ids that may be added: none negative, none twice."""
+    if len(ids) and ids.min() < 0:
+        raise ValueError(f"ids must be >= 0, got {ids.min()}: -1 stands for 'nothing found' in results")
+    if not (np.diff(ids) > 0).all():
+        values, counts = np.unique(ids, return_counts=True)
+        repeated = values[counts > 1]
+        if len(repeated):
+            raise ValueError(
+                f"{len(repeated)} ids occur more than once, {_some(repeated)}: each code needs its own"
+            )
+    return ids
+
+
+def check_held(ids: Array, held: Array) -> None:
+    """Raise a ValueError if an index that cannot replace codes holds one of the new ids already."""
+    near = held[(held >= ids.min()) & (held <= ids.max())] if len(ids) else held[:0]
+    known = np.intersect1d(ids, near) if len(near) else near
+    if len(known):
+        raise ValueError(
+            f"the index holds {len(known)} of these {len(ids)} ids already, {_some(known)}: nothing was "
+            "added. Add new codes only, with ids of their own (codes without are numbered from len(index))"
+        )
+
+
+def _some(ids: Array) -> str:
+    more = ", ..." if len(ids) > 3 else ""
+    return f"{', '.join(str(i) for i in ids[:3])}{more}"
+
+
+def check_model(held: str | None, model: str | None) -> None:
+    """Raise a ValueError if codes are known to be of another model than those of an index."""
+    for name in (held, model):
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"model must be a str that tells models apart, or None, got {name!r}")
+    if held is not None and model is not None and held != model:
+        raise ValueError(
+            f"the index holds codes of the model {held!r}, these are of {model!r}: codes of different models "
+            "cannot be compared, encode with the same one"
+        )
+
+
+def whole_number(value: int, name: str, least: int, most: int | None = None) -> int:
+    """``value`` if it is an integer in the range; else a TypeError or ValueError that calls it ``name``."""
+    limits = f">= {least}" if most is None else f"{least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int {limits}, got {value!r}")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{name} must be {limits}, got {value}")
+    return int(value)
+
+
+def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tensor]:
+    """Results of an engine in the order and the types that :meth:`SearchIndex.search` promises.
+
+    Args:
+        distances: ``(Nq, k)`` of any dtype; of no meaning where ``ids`` is negative.
+        ids: int64 ``(Nq, k)``, negative where nothing was found.
+        bits: code length of the index.
+
+    Example:
+        >>> nearest_first(np.array([[9.0, 2.0, 2.0]]), np.array([[-1, 7, 5]]), 4)
+        (tensor([[2, 2, 5]], dtype=torch.int16), tensor([[ 5,  7, -1]]))
+    """
+    distances = np.where(ids < 0, bits + 1, distances).astype(np.int16)
+    order = np.lexsort((ids, distances), axis=-1)
+    distances, ids = (np.take_along_axis(rows, order, axis=-1) for rows in (distances, ids))
+    return torch.from_numpy(distances), torch.from_numpy(ids)
+
+
+def as_ranges(found: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(distances, ids)`` of each query as the three tensors of :meth:`SearchIndex.range_search`.
+
+    Example:
+        >>> as_ranges([(np.array([1, 0]), np.array([3, 8])), (np.array([]), np.array([], np.int64))], 4)
+        (tensor([0, 2, 2]), tensor([0, 1], dtype=torch.int16), tensor([8, 3]))
+    """
+    parts = [nearest_first(distances, ids, bits) for distances, ids in found]
+    limits = torch.tensor([0, *(len(ids) for _, ids in parts)]).cumsum(0)
+    return limits, torch.cat([d for d, _ in parts]), torch.cat([ids for _, ids in parts])
+
+
+def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
+    """Write what is known of an index to ``manifest.json``, which is there complete or not at all."""
+    with replacing(folder / MANIFEST) as temporary:
+        head = {"format": _FORMAT, "version": _VERSION, "backend": backend}
+        temporary.write_text(json.dumps({**head, **content}, indent=2) + "\n")
+
+
+def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[str]) -> dict[str, Any]:
+    """What :func:`write_manifest` wrote, with all of ``keys``.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.
+        ValueError: it is damaged, or of something else, another backend or another version.
+    """
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"no index at {folder}: it has no {MANIFEST}; save of an index writes one")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): save the index again") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{file} is no manifest of an index: give a folder that save of an index wrote")
+    if content.get("version") != _VERSION:
+        raise ValueError(
+            f"{file} has version {content.get('version')!r} of the format, this hybridhash reads "
+            f"{_VERSION!r}: upgrade hybridhash, or build the index again"
+        )
+    if content.get("backend") != backend:
+        raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{file} is damaged (no {', '.join(missing)}): save the index again")
+    return content
