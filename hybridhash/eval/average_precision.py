@@ -20,9 +20,9 @@ Denominator = Literal["hits", "relevant"]
 
 # Doubles in one table of (queries, hits in the cut block).
 _TABLE = 1 << 20
-# Half width, in units of sqrt(m), outside which a hypergeometric distribution holds less than 1e-31
-# (Hoeffding: P(|X - E X| >= t) <= 2 exp(-2 t^2 / m)).
-_TAIL = 6.0
+# Half width, in units of sqrt(m (1 - (m - 1) / n)), outside which a hypergeometric distribution holds less
+# than 1e-21 (Serfling 1974: P(|X - E X| >= t) <= 2 exp(-2 t^2 / (m (1 - (m - 1) / n)))).
+_TAIL = 5.0
 
 
 def average_precision(
@@ -88,7 +88,9 @@ def _hit_precision(
     low = (block.m - (block.n - block.r)).clamp(min=0)
     high = torch.minimum(block.m, block.r)
     if ties == "expected":
-        centre, width = block.m * block.r / block.n.clamp(min=1), _TAIL * block.m.sqrt() + 1
+        n = block.n.clamp(min=1)
+        centre = block.m * block.r / n
+        width = _TAIL * (block.m * (1 - (block.m - 1).clamp(min=0) / n)).sqrt() + 1
         low = torch.maximum(low, (centre - width).floor())
         high = torch.minimum(high, (centre + width).ceil())
     hits = low + torch.arange(int((high - low).max()) + 1, device=low.device)

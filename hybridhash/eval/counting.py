@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..bits import packed_distances
 from .inputs import Sides
-from .relevance import Relevance
+from .lanes import MAX_KEYS, DistanceLanes
+from .relevance import LabelRows, Relevance
 
 __all__ = ["count_pairs"]
 
-# Bytes of temporary tensors of one pass, all threads together, and what a pair of a block takes of them.
-_BUDGET = 256 << 20
-_BYTES_PER_PAIR = {"cpu": 12, "other": 40}
-# Pairs of a block on one thread of a CPU: enough to make the cost of the calls small.
+# Bytes of temporary tensors on an accelerator, and what a pair takes of them.
+_BUDGET, _BYTES_PER_PAIR = 256 << 20, 40
+# Pairs of a block on the CPU: enough to make the cost of the calls small.
 _CPU_BLOCK = 1 << 22
 # Counts of a block: their keys fit an int32, and tables of many short rows stay small.
 _TABLE = 1 << 22
-# From this row length on, counting pairs of neighbouring bytes pays for its larger table.
+# From this length on, rows are counted one by one: less is read and written for each pair.
 _LONG_ROW = 1 << 14
+# Long rows: bits of the database items at a time, which take 1.4 bytes each, and bytes of a block of keys.
+_SPAN, _SPAN_BITS, _KEYS = 1 << 18, 1 << 25, 24 << 20
+
+Array = npt.NDArray[Any]
 
 
 def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = None) -> Tensor:
@@ -39,118 +44,96 @@ def count_pairs(sides: Sides, relevance: Relevance, *, chunk_size: int | None = 
     Returns:
         int64 ``(Nq, bits + 1, grades)`` on the device of the codes.
     """
-    cpu = sides.query.device.type == "cpu"
-    threads = torch.get_num_threads() if cpu else 1
-    pairs = _BUDGET // _BYTES_PER_PAIR["cpu" if cpu else "other"] // threads
-    pairs = min(pairs, _CPU_BLOCK) if cpu else pairs
-    spans = _spans(sides.size, min(sides.size, pairs) if chunk_size is None else chunk_size)
-    rows = min(pairs // (spans[0].stop - spans[0].start), -(-len(sides.query) // threads))
-    rows = max(1, min(rows, _TABLE // ((sides.bits + 1) * relevance.grades)))
-    count, order = _count_rows if cpu else _count_block, None
-    if cpu and relevance.single:
-        # Sorted by class on both sides, the relevant items of queries of one class are one segment.
-        order, items = relevance.query.argsort(), relevance.database.argsort()
-        sides = replace(sides, query=sides.query[order], database=sides.database[items])
-        relevance = Relevance(relevance.query[order], relevance.database[items], graded=False)
-        count = _count_rows_by_class
-    elif cpu:
-        # Queries of equal labels one after the other: they share their row of grades.
-        order = relevance.query.unique(dim=0, return_inverse=True)[1].argsort()
-        sides, relevance = replace(sides, query=sides.query[order]), relevance.reordered(order)
-    out = torch.zeros(
-        (len(sides.query), sides.bits + 1, relevance.grades), dtype=torch.int64, device=sides.query.device
-    )
-
-    def work(top: int) -> None:
-        part = slice(top, min(top + rows, len(out)))
-        for span in spans:
-            distances = packed_distances(sides.query[part], sides.database[span], sides.bits)
-            out[part] += count(distances, relevance, part, span, sides.bits + 1)
-
-    _for_each(work, range(0, len(out), rows), threads)
-    return out if order is None else torch.empty_like(out).index_copy_(0, order, out)
+    shape = (len(sides.query), sides.bits + 1, relevance.grades)
+    chunk = sides.size if chunk_size is None else min(chunk_size, sides.size)
+    suits = sides.query.device.type == "cpu" and sys.byteorder == "little"
+    if suits and chunk >= _LONG_ROW and shape[1] * shape[2] <= MAX_KEYS:
+        return torch.from_numpy(_count_rows(sides, relevance, chunk).reshape(shape))
+    return _count_blocks(sides, relevance, chunk).view(shape)
 
 
-def _spans(size: int, columns: int) -> list[slice]:
-    """Slices of the database of at most ``columns`` items; long ones are even, for :func:`_bincount`."""
-    if columns > _LONG_ROW:
-        columns -= columns % 2
-    spans = [slice(left, min(left + columns, size)) for left in range(0, size, columns)]
-    last = spans[-1]
-    if last.stop - last.start > _LONG_ROW and (last.stop - last.start) % 2:
-        spans[-1:] = [slice(last.start, last.stop - 1), slice(last.stop - 1, last.stop)]
-    return spans
-
-
-def _count_rows_by_class(
-    distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int
-) -> Tensor:
-    """Counts for class ids on the CPU, both sides sorted by class."""
-    counts = torch.zeros((distances.shape[0], stride, 2), dtype=torch.int64)
-    labels = relevance.database[columns]
-    classes, sizes = torch.unique_consecutive(relevance.query[rows], return_counts=True)
-    first, last = torch.searchsorted(labels, classes), torch.searchsorted(labels, classes, right=True)
-    top = 0
-    for label, size, left, right in torch.stack([classes, sizes, first, last], 1).tolist():
-        if label >= 0 and right > left:
-            segment = distances[top : top + size, left:right].to(torch.int32)
-            counts[top : top + size, :, 1] = _bincount_block(segment, stride)
-        top += size
-    if distances.shape[1] < _LONG_ROW:
-        total = _bincount_block(distances.to(torch.int32), stride)
-    else:
-        total = torch.stack([_bincount(row, stride) for row in distances])
-    counts[:, :, 0] = total - counts[:, :, 1]
+def _count_blocks(sides: Sides, relevance: Relevance, chunk: int) -> Tensor:
+    """Short rows and accelerators: query, distance and grade of all pairs of a block in one key."""
+    pairs = _CPU_BLOCK if sides.query.device.type == "cpu" else _BUDGET // _BYTES_PER_PAIR
+    columns, size = min(chunk, pairs), (sides.bits + 1) * relevance.grades
+    counts = torch.zeros((len(sides.query), size), dtype=torch.int64, device=sides.query.device)
+    step = max(1, min(pairs // columns, _TABLE // size))
+    for top in range(0, len(counts), step):
+        rows = slice(top, min(top + step, len(counts)))
+        for left in range(0, sides.size, columns):
+            span = slice(left, min(left + columns, sides.size))
+            keys = packed_distances(sides.query[rows], sides.database[span], sides.bits).to(torch.int32)
+            keys.mul_(relevance.grades).add_(relevance.block(rows, span))
+            counts[rows] += _bincount_rows(keys, size)
     return counts
 
 
-def _count_rows(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:
-    """Counts for multi-hot labels on the CPU: grade and distance in one key as small as it can be."""
-    if distances.shape[1] < _LONG_ROW:
-        return _count_block(distances, relevance, rows, columns, stride)
-    size = stride * relevance.grades
-    counts, labels, grades, keys = [], None, np.empty(0), np.empty(0)
-    for query, distance in zip(range(*rows.indices(len(relevance.query))), distances, strict=True):
-        # Row by row, what is computed is counted while it is in the cache.
-        if labels is None or not torch.equal(labels, relevance.query[query]):
-            labels, grades = relevance.query[query], relevance.row(query, columns)
-            if size > 256:
-                grades = grades.astype(np.int16 if size <= 1 << 15 else np.int32)
-            grades = grades * grades.dtype.type(stride)
-            keys = np.empty_like(grades)
-        np.add(grades, distance.numpy(), out=keys)
-        counts.append(_bincount(torch.from_numpy(keys), size))
-    return torch.stack(counts).view(-1, relevance.grades, stride).transpose(1, 2)
+def _count_rows(sides: Sides, relevance: Relevance, chunk: int) -> Array:
+    """Long rows on the CPU. Queries of equal labels follow each other, to share what depends on these."""
+    threads, order = torch.get_num_threads(), relevance.query_order()
+    query, query_labels = sides.query[order], relevance.query[order]
+    database, labels = sides.database, relevance.database
+    if relevance.single:
+        items = labels.argsort()
+        database, labels = database[items], labels[items]
+    chunk = min(chunk, _SPAN, _SPAN_BITS // sides.bits)
+    columns = -(-sides.size // -(-sides.size // chunk))  # in equal parts: no short row at the end
+    counts = np.zeros((len(query), (sides.bits + 1) * relevance.grades), np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        for left in range(0, sides.size, columns):
+            span = slice(left, left + columns)
+            lay_out = _ByClass if relevance.single else _ByGrade
+            counter = lay_out(database[span], labels[span], sides.bits, relevance.grades)
+            step = max(1, _KEYS // counter.lanes.row_bytes)
+            for top in range(0, len(query), step):
+                # The product runs in the threads of torch; when it is done, as many threads count its rows.
+                keys = counter.lanes.keys(query[top : top + step])
+                work = [part.chunk(threads) for part in (keys, query_labels[top : top + step])]
+                found = map(counter.count, *work) if threads == 1 else pool.map(counter.count, *work)
+                counts[order[top : top + step].numpy()] += np.concatenate(list(found))
+    return counts
 
 
-def _count_block(distances: Tensor, relevance: Relevance, rows: slice, columns: slice, stride: int) -> Tensor:
-    """Counts of a block of pairs at once: grade, distance and query in one key."""
-    keys = relevance.block(rows, columns).to(torch.int32).mul_(stride).add_(distances)
-    counts = _bincount_block(keys, stride * relevance.grades)
-    return counts.view(-1, relevance.grades, stride).transpose(1, 2)
+class _ByClass:
+    """Counts of items sorted by class: all, and the relevant ones, which are next to each other."""
+
+    def __init__(self, packed: Tensor, labels: Tensor, bits: int, grades: int) -> None:
+        self.lanes, self.labels = DistanceLanes(packed, bits), labels
+
+    def count(self, keys: Tensor, query_labels: Tensor) -> Array:
+        """Items by distance and relevance, int64 ``(q, (bits + 1) * 2)``, for queries sorted by class."""
+        items = self.lanes.count(keys)
+        relevant = np.zeros_like(items)
+        classes, sizes = torch.unique_consecutive(query_labels, return_counts=True)
+        first, last = (torch.searchsorted(self.labels, classes, right=right) for right in (False, True))
+        stop = 0
+        for label, size, left, right in torch.stack([classes, sizes, first, last], 1).tolist():
+            rows = slice(stop, stop := stop + size)
+            if label >= 0 and right > left:
+                segment = self.lanes.segment(keys[rows], left, right)
+                relevant[rows] = _bincount_rows(segment, items.shape[1])
+        return np.stack([items - relevant, relevant], axis=2).reshape(len(keys), -1)
 
 
-def _bincount(keys: Tensor, size: int) -> Tensor:
-    """How often each of 0..size-1 occurs in a long row: int64 ``(size,)``."""
-    if keys.dtype != torch.uint8 or size > 128 or len(keys) % 2:
-        return torch.bincount(keys, minlength=size)
-    # Two neighbouring bytes are one int16, first + 256 second (or the reverse): half as many increments.
-    table = torch.bincount(keys.view(torch.int16), minlength=256 * size).numpy().reshape(size, 256)[:, :size]
-    return torch.from_numpy(np.add.reduce(table, axis=0) + np.add.reduce(table, axis=1))
+class _ByGrade:
+    """Counts of items with multi-hot labels: distance and grade in one key."""
+
+    def __init__(self, packed: Tensor, labels: Tensor, bits: int, grades: int) -> None:
+        self.lanes, self.graded = DistanceLanes(packed, bits, grades), grades > 2
+        self.labels = LabelRows(labels, self.lanes.items)
+
+    def count(self, keys: Tensor, query_labels: Tensor) -> Array:
+        """Items by distance and grade, int64 ``(q, (bits + 1) * grades)``; it overwrites the keys."""
+        labels, sizes = torch.unique_consecutive(query_labels, return_counts=True, dim=0)
+        stop = 0
+        for own, size in zip(labels.numpy(), sizes.tolist(), strict=True):
+            rows = keys[stop : (stop := stop + size)].numpy().view(np.int64)
+            rows += self.labels.shared(own, self.lanes.raises, graded=self.graded)
+        return self.lanes.count(keys)
 
 
-def _bincount_block(keys: Tensor, size: int) -> Tensor:
-    """:func:`_bincount` of each row of int32 keys, which it overwrites, in one call: int64 ``(q, size)``."""
+def _bincount_rows(keys: Tensor, size: int) -> Tensor:
+    """How often 0..size-1 occur in each row of int32 keys, which it overwrites: int64 ``(q, size)``."""
     queries = keys.shape[0]
     keys += torch.arange(0, queries * size, size, dtype=torch.int32, device=keys.device)[:, None]
     return torch.bincount(keys.flatten(), minlength=queries * size).view(queries, size)
-
-
-def _for_each(work: Callable[[int], None], items: Iterable[int], threads: int) -> None:
-    """Run ``work`` on each item, in a pool if there is more than one thread."""
-    if threads == 1:
-        for item in items:
-            work(item)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, items))

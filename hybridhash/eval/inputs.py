@@ -171,9 +171,9 @@ def _check_integer(name: str, value: int, least: int, advice: str) -> int:
 
 def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:
     if labels is None and isinstance(codes, HashCodes):
-        labels = codes.labels
-        if labels is None:
+        if codes.labels is None:
             raise ValueError(f"{name} is missing: the HashCodes carry no labels")
+        return codes.labels  # checked when the HashCodes were made
     if labels is None:
         raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
     return as_labels(labels, length=length, name=name)

@@ -42,7 +42,7 @@ def assert_counts(histogram: DistanceHistogram, want: torch.Tensor) -> None:
     assert torch.equal(histogram.grades, histogram.counts.sum(1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 99),
     bits=st.sampled_from([1, 7, 8, 16, 33, 64, 100, 130, 300]),
@@ -50,11 +50,14 @@ def assert_counts(histogram: DistanceHistogram, want: torch.Tensor) -> None:
     single=st.booleans(),
     graded=st.booleans(),
     chunk_size=st.sampled_from([None, 1, 7, 1000]),
+    long_row=st.sampled_from([1, 1 << 14]),
 )
 @pytest.mark.filterwarnings("ignore:all .* codes are the same")
-def test_counts_equal_literal_counting(seed, bits, classes, single, graded, chunk_size):
+def test_counts_equal_literal_counting(seed, bits, classes, single, graded, chunk_size, long_row):
     arguments = case(seed, 5, 31, bits, classes, single=single)
-    got = distance_histogram(*arguments, graded=graded, chunk_size=chunk_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_LONG_ROW", long_row)
+        got = distance_histogram(*arguments, graded=graded, chunk_size=chunk_size)
     assert_counts(got, literal(*arguments, graded=graded))
 
 
@@ -77,9 +80,9 @@ def test_long_rows_equal_a_plain_count(bits, single, graded):
 def test_the_accelerator_path_counts_the_same(monkeypatch, single, graded):
     # The path for CUDA tensors is plain torch: it runs on the CPU too.
     arguments = case(2, 6, 500, 24, 9, single=single)
+    monkeypatch.setattr(counting, "_LONG_ROW", 1)
     want = distance_histogram(*arguments, graded=graded)
-    monkeypatch.setattr(counting, "_count_rows", counting._count_block)
-    monkeypatch.setattr(counting, "_count_rows_by_class", counting._count_block)
+    monkeypatch.setattr(counting, "_LONG_ROW", 1 << 30)
     assert torch.equal(distance_histogram(*arguments, graded=graded).counts, want.counts)
 
 
@@ -94,15 +97,57 @@ def test_cuda_counts_the_same(single, graded):
     assert torch.equal(got.counts.cpu(), want.counts)
 
 
-def test_threads_do_not_change_the_counts():
-    arguments = case(4, 9, 400, 16, 4, single=False)
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("items", [400, 17_000])
+def test_threads_and_modes_of_torch_do_not_change_the_counts(single, items):
+    arguments = case(4, 9, items, 16, 4, single=single)
     want = distance_histogram(*arguments, graded=True)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
+        with torch.inference_mode():
+            assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
+        torch.set_default_dtype(torch.float16)
+        assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
     finally:
+        torch.set_default_dtype(torch.float32)
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("bits", [4, 200])
+@pytest.mark.parametrize("long_row", [1, 1 << 14])
+def test_hundreds_of_shared_labels_are_counted(monkeypatch, bits, long_row):
+    monkeypatch.setattr(counting, "_LONG_ROW", long_row)
+    arguments = case(8, 4, 40, bits, 400, single=False, density=0.9)
+    got = distance_histogram(*arguments, graded=True)
+    assert_counts(got, literal(*arguments, graded=True))
+    assert int(got.counts.sum((0, 1)).nonzero().max()) > 255
+
+
+def test_complements_and_copies_of_a_query_are_counted():
+    # The largest key in all items of a double at once, and the smallest.
+    for bits in (1, 64, 180, 181, 512):
+        query = torch.ones(1, bits)
+        codes = torch.cat([-query.expand(10_003, -1), query.expand(10_000, -1)])
+        labels = torch.ones(20_003, 2, dtype=torch.bool)
+        for arguments in (
+            (query, labels[:1], codes, labels),
+            (query, torch.zeros(1).long(), codes, torch.zeros(20_003).long()),
+        ):
+            counts = distance_histogram(*arguments).counts[0]
+            assert counts[[0, bits], 1].tolist() == [10_000, 10_003]
+            assert int(counts.sum()) == 20_003
+
+
+def test_a_database_in_several_parts_is_counted_whole(monkeypatch):
+    arguments = case(9, 7, 50_001, 24, 6, single=False)
+    want = distance_histogram(*arguments, graded=True)
+    monkeypatch.setattr(counting, "_SPAN", 20_000)
+    monkeypatch.setattr(counting, "_KEYS", 1 << 16)
+    assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
 
 
 def test_gains_are_shared_labels_and_two_to_the_r_minus_one():
