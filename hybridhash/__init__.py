@@ -17,6 +17,8 @@ from timm import create_model
 from . import models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
+from .encode_dataset import encode_dataset
+from .shards import open_codes
 
 if TYPE_CHECKING:
     from . import eval, hub, losses, search
@@ -27,6 +29,7 @@ __all__ = [
     "binarize",
     "create_model",
     "encode",
+    "encode_dataset",
     "eval",
     "hamming_distance",
     "hamming_topk",
@@ -34,6 +37,7 @@ __all__ = [
     "load",
     "losses",
     "models",
+    "open_codes",
     "pack_codes",
     "search",
     "unpack_codes",
