@@ -1,6 +1,7 @@
 """Images from files of every kind as 8-bit RGB, and data sets of them for list files and tar shards.
 
-A folder with one folder per class is ``torchvision.datasets.ImageFolder(root, loader=read_image)``.
+A folder with one folder per class is ``torchvision.datasets.ImageFolder(root, loader=read_image)``; with
+``is_valid_file=os.path.isfile`` its GIFs are not left out.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: a PIL image; it is left as it is, except that an animation is at its first frame afterwards.
 
     Returns:
-        A PIL image of mode RGB, ``image`` itself if it was one.
+        A PIL image of mode RGB, in memory; ``image`` itself if it was that.
 
     Raises:
         OSError, SyntaxError: the file behind the image is truncated or damaged.
@@ -87,8 +88,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if getattr(image, "is_animated", False):
         image.seek(0)
     if image.mode == "RGB":
-        image.load()
-        return image
+        return image if type(image) is Image.Image else image.copy()  # not bound to a file
     if image.mode.startswith("I") or image.mode == "F":
         values, white = np.asarray(image), 1.0 if image.mode == "F" else 65535.0
         if values.size and not 0 <= values.min() <= values.max() <= white:

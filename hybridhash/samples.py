@@ -74,19 +74,24 @@ class Reader(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> Sample | Failure:
-        id = None
         try:
-            image, label, id = _fields(self.dataset[row], row)
-            return Sample(row, self._ready(image, row), label, id)
-        except _PROGRAM:
-            raise
+            content = self.dataset[row]
         except Exception as error:
-            if isinstance(error, OSError) and error.errno not in _BAD_FILE:
-                raise
-            failure = Failure(row, id, f"{type(error).__name__}: {error}"[:500])
-            if self.strict:
-                raise ValueError(f"the image of row {row} cannot be read: {failure.reason}") from error
-            return failure
+            return self._failure(error, row, None)
+        image, label, id = _fields(content, row)
+        try:
+            return Sample(row, self._ready(image, row), label, id)
+        except Exception as error:
+            return self._failure(error, row, id)
+
+    def _failure(self, error: Exception, row: int, id: int | None) -> Failure:
+        """The error as that of an image, unless it is one of the program or the machine."""
+        if isinstance(error, _PROGRAM) or (isinstance(error, OSError) and error.errno not in _BAD_FILE):
+            raise error
+        failure = Failure(row, id, f"{type(error).__name__}: {error}"[:500])
+        if self.strict:
+            raise ValueError(f"the image of row {row} cannot be read: {failure.reason}") from error
+        return failure
 
     def _ready(self, image: Any, row: int) -> Tensor:
         from PIL import Image
@@ -175,6 +180,7 @@ def own_transform(model: nn.Module) -> Callable[[Any], Any] | None:
     model = timm.utils.unwrap_model(model)
     if not hasattr(model, "pretrained_cfg"):
         return None
-    config = timm.data.resolve_model_data_config(model)
+    size = getattr(model, "img_size", None)  # may be another than that of the pretrained weights
+    config = timm.data.resolve_model_data_config(model, {"img_size": size} if isinstance(size, int) else {})
     transform: Callable[[Any], Any] = timm.data.create_transform(**config)
     return transform
