@@ -126,7 +126,7 @@ def make_loss(name: str, labels: Tensor, bits: int, model: nn.Module | None = No
     settings = {key: value for key, value in sizes.items() if key in parameters}
     if "target_codes" in parameters:
         settings["target_codes"] = cnnh_codes(labels, bits=bits, generator=generator)
-    if "layers" in parameters and model is not None:
+    if "layers" in parameters and OUTPUTS.get(name) == "MLP on centred pixels" and model is not None:
         settings["layers"] = model[-1]
     if "generator" in parameters:
         settings["generator"] = generator

@@ -17,6 +17,7 @@ from timm import create_model
 from . import models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
+from .models import create_hash_model
 from .encode_dataset import encode_dataset
 from .shards import open_codes
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HashCodes",
     "binarize",
+    "create_hash_model",
     "create_model",
     "encode",
     "encode_dataset",

@@ -318,11 +318,15 @@ def _model_config(
     unknown = sorted(set(preprocessing or ()) - _PREPROCESSING)
     if unknown:
         raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
-    args = {**model.model_args, "num_classes": model.num_classes, "global_pool": model.head.pool_type}
+    args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
+    shape: dict[str, Any] = {}
+    if architecture != "hash_model":  # whose shape is the backbone's
+        args["global_pool"] = model.head.pool_type
+        side = args["img_size"] // model.feature_info[-1]["reduction"]
+        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
+        shape["pool_size"] = (side, side)
     _check_rebuilds(model, architecture, args)
-    size = (args["in_chans"], args["img_size"], args["img_size"])
-    side = args["img_size"] // model.feature_info[-1]["reduction"]
     source = {k: v for k, v in model.pretrained_cfg.items() if k not in _SOURCE and v is not None}
     pretrained_cfg = {
         **source,
@@ -330,8 +334,7 @@ def _model_config(
         "tag": tag,
         "license": license,
         "num_classes": model.num_classes,
-        "input_size": size,
-        "pool_size": (side, side),
+        **shape,
         # Named, or timm would report a Hub that is down as a missing pickle.
         "hf_hub_filename": WEIGHTS,
     }

@@ -88,9 +88,10 @@ def model_card(
         else "The embedding of a deep hashing network for image retrieval, without its hash layer.",
         _table(
             {
-                "architecture": f"`{architecture}`",
+                "architecture": f"`{architecture}`"
+                + (f" on `{model.model_args['backbone']}`" if architecture == "hash_model" else ""),
                 "code length": f"{bits} bits" if bits else "none (embedding)",
-                "input": "{in_chans} x {img_size} x {img_size}".format(**model.model_args),
+                "input": _input_size(model),
                 "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
                 "dataset": dataset or "not stated",
                 "training": training or "not stated",
@@ -132,6 +133,12 @@ def _eval_results(report: RetrievalReport, dataset: str) -> list[EvalResult]:
         for name, value in values["metrics"].items()
         if value is not None
     ]
+
+
+def _input_size(model: Any) -> str:
+    size = model.model_args.get("img_size", model.pretrained_cfg["input_size"][-2:])
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{model.in_chans} x {height} x {width}"
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -1,6 +1,16 @@
-"""The HybridHash network; importing this registers its architectures with timm."""
+"""Networks that hash images. Importing this registers ``hybridhash_*`` and ``hash_model`` with timm."""
 
 from .checkpoint import checkpoint_filter_fn, load_checkpoint
+from .hash_model import HashModel, create_hash_model
+from .heads import create_head, list_heads
 from .hybridhash import HybridHash
 
-__all__ = ["HybridHash", "checkpoint_filter_fn", "load_checkpoint"]
+__all__ = [
+    "HashModel",
+    "HybridHash",
+    "checkpoint_filter_fn",
+    "create_hash_model",
+    "create_head",
+    "list_heads",
+    "load_checkpoint",
+]

@@ -1,0 +1,248 @@
+"""A hash head on any timm backbone, with the interface of ``hybridhash_*``.
+
+The architecture is registered with timm as ``hash_model``, so that what :mod:`hybridhash.hub` saves is an
+ordinary timm repository: the name of the backbone and of the head are among the saved arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .heads import create_head
+
+__all__ = ["HashModel", "create_hash_model"]
+
+_INTERFACE = ("forward_features", "forward_head", "num_features")
+_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size", "license")
+
+
+def create_hash_model(
+    backbone: str | nn.Module,
+    bits: int,
+    *,
+    head: str = "linear",
+    head_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    **backbone_kwargs: Any,
+) -> HashModel:
+    """A hash head on a timm backbone: images to real-valued codes, whose signs are the bits.
+
+    Args:
+        backbone: name of a timm model, with or without tag; or a module with timm's ``forward_features``,
+            ``forward_head(x, pre_logits=True)`` and ``num_features`` (such a model is not saved by
+            :mod:`hybridhash.hub`, which rebuilds models from names).
+        bits: code length, at least 1.
+        head: one of :func:`hybridhash.models.list_heads`.
+        head_args: arguments of the head.
+        pretrained: load the backbone's weights from the Hub. The head starts untrained.
+        **backbone_kwargs: arguments of the backbone: ``img_size``, ``in_chans``, ``drop_path_rate`` ...
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        TypeError: a module without timm's interface, ``pretrained`` or arguments beside a module, an
+            argument that the backbone or the head does not take.
+        ValueError: an unknown backbone or head, ``bits`` below 1.
+
+    Example:
+        >>> import torch
+        >>> model = create_hash_model("resnet10t", bits=24, head="sign").eval()
+        >>> model(torch.zeros(1, 3, 64, 64)).shape, model.bits, model.num_features
+        (torch.Size([1, 24]), 24, 512)
+    """
+    if bits < 1:
+        raise ValueError(
+            f"bits must be at least 1, got {bits}: a backbone without a head is timm.create_model"
+        )
+    settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
+    if isinstance(backbone, nn.Module):
+        if pretrained or backbone_kwargs:
+            given = sorted(backbone_kwargs) or ["pretrained"]
+            raise TypeError(f"backbone is a module already, so {', '.join(given)} must be given to its maker")
+        return HashModel(backbone, **settings)
+    if ":" not in backbone and not timm.is_model(backbone.partition(".")[0]):
+        near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+        raise ValueError(
+            f"timm has no model {backbone!r}; nearest: {', '.join(near) or 'timm.list_models()'}"
+        )
+    model = hash_model(backbone=backbone, pretrained_backbone=pretrained, **settings, **backbone_kwargs)
+    return model
+
+
+class HashModel(nn.Module):
+    """A timm backbone and a hash head; made by :func:`create_hash_model`.
+
+    Args:
+        backbone: name of a timm model, or a module with its interface.
+        num_classes: code length in bits, 0 for the pooled embedding.
+        head: name of the head.
+        head_args: arguments of the head.
+        pretrained_backbone: load the backbone's weights from the Hub.
+        **backbone_kwargs: arguments of the backbone.
+
+    Shape:
+        ``(B, in_chans, H, W)`` to ``(B, num_classes)``, or to ``(B, head_hidden_size)`` with 0 bits.
+
+    Raises:
+        TypeError: a backbone without timm's interface, unknown arguments.
+
+    Example:
+        >>> HashModel("resnet10t", num_classes=0).head
+        Identity()
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        num_classes: int = 64,
+        head: str = "linear",
+        head_args: Mapping[str, Any] | None = None,
+        pretrained_backbone: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **backbone_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            self.model_args: dict[str, Any] = {
+                "backbone": backbone,
+                "head": head,
+                "head_args": dict(head_args or {}),
+                **backbone_kwargs,
+            }
+            placed = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+            module: Any = timm.create_model(
+                backbone, pretrained=pretrained_backbone, num_classes=0, **placed, **backbone_kwargs
+            )
+        else:
+            module = backbone
+        missing = [attribute for attribute in _INTERFACE if not hasattr(module, attribute)]
+        if missing:
+            raise TypeError(
+                f"{type(module).__name__} has no {', '.join(missing)}: "
+                "the backbone must be a model with timm's interface"
+            )
+        self.backbone = module
+        self.head_name, self.head_args = head, dict(head_args or {})
+        self.num_features = int(module.num_features)
+        self.in_chans = int(backbone_kwargs.get("in_chans", getattr(module, "in_chans", 3)))
+        self._make_head(num_classes, device, dtype)
+
+    @property
+    def bits(self) -> int:
+        """Code length in bits: timm's ``num_classes``; 0 if the model returns embeddings."""
+        return self.num_classes
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the pooled embedding that the head sees."""
+        return int(getattr(self.backbone, "head_hidden_size", self.num_features))
+
+    def _make_head(self, num_classes: int, device: Any, dtype: Any) -> None:
+        if num_classes < 0:
+            raise ValueError(f"num_classes is the code length in bits and must be >= 0, got {num_classes}")
+        self.num_classes = num_classes
+        self.head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            self.head = create_head(
+                self.head_name,
+                self.head_hidden_size,
+                num_classes,
+                **self.head_args,
+                device=device,
+                dtype=dtype,
+            )
+        self.head.train(self.training)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the backbone's features before pooling, of the backbone's own shape."""
+        features: Tensor = self.backbone.forward_features(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to codes ``(B, bits)``; with ``pre_logits`` to the embedding ``(B, head_hidden_size)``."""
+        x = self.backbone.forward_head(x, pre_logits=True)
+        if x.ndim != 2:
+            raise ValueError(
+                f"the backbone gives {tuple(x.shape)} where a pooled feature (B, C) is needed: "
+                "build it with global_pool='avg'"
+            )
+        codes: Tensor = x if pre_logits else self.head(x)
+        return codes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(B, in_chans, H, W)`` to codes ``(B, bits)``, or embeddings with 0 bits."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear map of the head; the head itself if it has none, with 0 bits."""
+        fc: nn.Module = getattr(self.head, "fc", self.head)
+        return fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head of the same kind.
+
+        Args:
+            num_classes: the new code length in bits, 0 for the embedding.
+            global_pool: timm's name of the backbone's pooling, None to keep it.
+        """
+        if global_pool is not None:
+            self.backbone.reset_classifier(0, global_pool)
+        weight = next(self.backbone.parameters())
+        self._make_head(num_classes, weight.device, weight.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's parameter groups for layer-wise learning rates, in timm's form."""
+        groups: dict[str, Any] = self.backbone.group_matcher(coarse=coarse)
+        return {name: _below_backbone(pattern) for name, pattern in groups.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the backbone's parameters that weight decay should leave alone."""
+        names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
+        return {f"backbone.{name}" for name, _ in self.backbone.named_parameters() if name in names}
+
+
+def _below_backbone(pattern: Any) -> Any:
+    """A pattern of timm's group matcher for names that begin with ``backbone.``."""
+    if isinstance(pattern, str):
+        unanchored = re.sub(r"(^|[|(])\^", r"\1", pattern)
+        return rf"^backbone\.(?:{unanchored})"
+    return [(_below_backbone(part), order) for part, order in pattern]
+
+
+default_cfgs = generate_default_cfgs({"hash_model": {"num_classes": 64, "classifier": "head.fc"}})
+
+
+@register_model
+def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
+    """A hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
+    model: HashModel = build_model_with_cfg(
+        HashModel, "hash_model", pretrained, **{"num_classes": 64, **kwargs}
+    )
+    source = getattr(model.backbone, "pretrained_cfg", None)
+    if source and not pretrained:
+        # How images are prepared is the backbone's matter.
+        size = model.model_args.get("img_size", source["input_size"][-2:])
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        cfg = {key: source[key] for key in _PREPROCESSING if source.get(key) is not None}
+        cfg |= {
+            "architecture": "hash_model",
+            "num_classes": model.num_classes,
+            "input_size": (model.in_chans, *sides),
+            "classifier": "head.fc",
+            "first_conv": None,
+        }
+        model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+    return model

@@ -1,0 +1,174 @@
+"""A hash head on timm backbones: one interface, whatever the backbone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import hybridhash
+from hybridhash.hub import load, save_pretrained
+from hybridhash.models import HashModel, create_hash_model, list_heads
+
+# One small model of each family, with what makes it smaller.
+BACKBONES = {
+    "vgg11": {"mlp_ratio": 0.01},
+    "resnet10t": {},
+    "test_convnext": {},
+    "test_vit": {"img_size": 64},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64,
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 2, 4, 8),
+    },
+    "test_efficientnet": {},
+    "mobilenetv3_small_050": {},
+}
+
+
+def make(name="resnet10t", bits=12, **kwargs):
+    torch.manual_seed(0)
+    return create_hash_model(name, bits, **{**BACKBONES.get(name, {}), **kwargs}).eval()
+
+
+def images(rows=2, channels=3):
+    return torch.randn(rows, channels, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_interface_of_hybridhash(name):
+    model, x = make(name), images()
+    codes = model(x)
+    assert codes.shape == (2, 12)
+    assert model.bits == model.num_classes == 12
+    features = model.forward_features(x)
+    torch.testing.assert_close(model.forward_head(features), codes)
+    embedding = model.forward_head(features, pre_logits=True)
+    assert embedding.shape == (2, model.head_hidden_size)
+    assert isinstance(model.get_classifier(), nn.Linear)
+    assert model.pretrained_cfg["num_classes"] == 12
+    assert timm.data.resolve_model_data_config(model)["input_size"][0] == 3
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), embedding)
+    model.reset_classifier(5)
+    assert model(x).shape == (2, 5)
+    assert model.bits == 5
+    assert not model.head.training
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_groups_decay_and_checkpointing_are_those_of_the_backbone(name):
+    model, x = make(name), images()
+    if name == "vgg11":
+        with pytest.raises(AssertionError, match="not supported"):
+            model.set_grad_checkpointing()
+    else:
+        model.set_grad_checkpointing()
+    model.train()
+    model(x).sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    names = {key for key, _ in model.named_parameters()}
+    assert model.no_weight_decay() <= names
+    assert ("backbone.pos_embed" in model.no_weight_decay()) == ("vit" in name)
+    scales = {
+        group["lr_scale"]
+        for group in create_optimizer_v2(model, opt="adamw", lr=1.0, layer_decay=0.5).param_groups
+    }
+    assert len(scales) > 3
+    assert max(scales) == 1.0
+    head = {id(p) for p in model.head.parameters()}
+    for group in create_optimizer_v2(model, opt="adamw", lr=1.0, layer_decay=0.5).param_groups:
+        if any(id(p) in head for p in group["params"]):
+            assert group["lr_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_export_autocast_and_copies(name):
+    model, x = make(name), images()
+    expected = model(x)
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bool(model(x).isfinite().all())
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_saving_and_loading_is_exact(name, tmp_path):
+    model, x = make(name, head="weighted"), images()
+    model.head.set_weights(torch.arange(12.0))
+    save_pretrained(model, tmp_path / "model")
+    loaded = load(tmp_path / "model").eval()
+    assert isinstance(loaded, HashModel)
+    assert torch.equal(loaded(x), model(x))
+    assert torch.equal(loaded.head.weights, model.head.weights)
+    by_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    assert torch.equal(by_timm(x), model(x))
+    for key in ("mean", "std", "interpolation", "crop_pct", "input_size"):
+        assert np.array_equal(loaded.pretrained_cfg[key], model.pretrained_cfg[key])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architecture"] == "hash_model"
+    assert config["bits"] == 12
+    assert config["model_args"]["backbone"] == name
+
+
+def test_what_is_saved_after_changes_is_what_loads(tmp_path):
+    model, x = make(in_chans=4, head="mlp", head_args={"hidden": (9,)}), images(channels=4)
+    model.reset_classifier(7)
+    save_pretrained(model, tmp_path)
+    loaded = load(tmp_path).eval()
+    assert loaded.bits == 7
+    assert torch.equal(loaded(x), model(x))
+    assert "`hash_model` on `resnet10t`" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("head", list_heads())
+def test_every_head_fits_a_backbone(head):
+    model = make(head=head)
+    codes = hybridhash.encode(model, [images()], progress=False)
+    assert codes.bits == 12
+    assert len(codes) == 2
+
+
+def test_a_module_with_timms_interface_is_a_backbone():
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    model = create_hash_model(backbone, 8, head="sign")
+    assert model(images()).abs().unique().tolist() == [1.0]
+    with pytest.raises(TypeError, match="must be a hash model made by"):
+        save_pretrained(model, "nowhere")
+    with pytest.raises(TypeError, match="backbone is a module already, so img_size"):
+        create_hash_model(backbone, 8, img_size=64)
+    with pytest.raises(TypeError, match="backbone is a module already, so pretrained"):
+        create_hash_model(backbone, 8, pretrained=True)
+
+
+def test_impossible_models_say_why():
+    with pytest.raises(ValueError, match="bits must be at least 1, got 0"):
+        create_hash_model("resnet10t", 0)
+    with pytest.raises(ValueError, match="timm has no model 'resnet50x'; nearest: resnet"):
+        create_hash_model("resnet50x", 8)
+    with pytest.raises(ValueError, match="no head is called 'tanhh'"):
+        create_hash_model("resnet10t", 8, head="tanhh")
+    with pytest.raises(TypeError, match="takes no argument 'gama'"):
+        create_hash_model("resnet10t", 8, head="bihalf", head_args={"gama": 1})
+    with pytest.raises(TypeError, match="img_sizes"):
+        create_hash_model("resnet10t", 8, img_sizes=64)
+    with pytest.raises(TypeError, match="Linear has no forward_features, forward_head, num_features"):
+        create_hash_model(nn.Linear(3, 4), 8)
+    model = create_hash_model("resnet10t", 8, global_pool="")
+    with pytest.raises(ValueError, match="global_pool='avg'"):
+        model(images())
+    with pytest.raises(ValueError, match="num_classes is the code length"):
+        model.reset_classifier(-1)
+
+
+def test_a_global_pool_can_be_reset():
+    model = make()
+    model.reset_classifier(4, "max")
+    assert model(images()).shape == (2, 4)
