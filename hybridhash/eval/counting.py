@@ -27,7 +27,7 @@ _TABLE = 1 << 22
 # From this length on, rows are counted one by one: less is read and written for each pair.
 _LONG_ROW = 1 << 14
 # Long rows: bits of the database items at a time, which take 1.4 bytes each, and bytes of a block of keys.
-_SPAN, _SPAN_BITS, _KEYS = 1 << 18, 1 << 25, 24 << 20
+_SPAN, _SPAN_BITS, _KEYS = 1 << 18, 1 << 25, 16 << 20
 
 Array = npt.NDArray[Any]
 

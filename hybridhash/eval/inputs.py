@@ -22,6 +22,7 @@ __all__ = [
     "check_rank",
     "check_rows",
     "check_top_k",
+    "most_labels",
     "same_form",
 ]
 
@@ -192,13 +193,18 @@ def same_form(query: Tensor, database: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(
                 f"{name} hold class id {int(labels.max())}, but the other side has only {min(widths)} classes"
             )
-    if all(labels.ndim == 1 or int(labels.sum(1).max()) <= 1 for labels in (query, database)):
+    if all(labels.ndim == 1 or most_labels(labels) <= 1 for labels in (query, database)):
         return _as_ids(query), _as_ids(database)
     classes = torch.arange(min(widths), device=query.device)
     query, database = (
         labels if labels.ndim == 2 else labels[:, None] == classes for labels in (query, database)
     )
     return query, database
+
+
+def most_labels(labels: Tensor) -> int:
+    """Labels of the row of bool ``(N, C)`` that has most: in parts, because the sum copies them to int64."""
+    return max(int(part.sum(1).max()) for part in torch.split(labels, max(1, (1 << 20) // labels.shape[1])))
 
 
 def _as_ids(labels: Tensor) -> Tensor:

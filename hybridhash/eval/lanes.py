@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 MAX_KEYS = 1 << 15  # of a lane, which has a sign
 
-_ROWS = 32  # whose tables of counts are held at a time
+_TABLES = 1 << 17  # counts of some rows that are held at a time
 
 
 class DistanceLanes:
@@ -94,7 +94,8 @@ class DistanceLanes:
 
     def count(self, keys: Tensor) -> Array:
         """How many items have each key, for some rows of doubles: int64 ``(q, (bits + 1) * grades)``."""
-        counts: Array = np.concatenate([self._fold(part) for part in torch.split(keys, _ROWS)])
+        step = max(1, _TABLES // self._size**self._in_lane)
+        counts: Array = np.concatenate([self._fold(part) for part in torch.split(keys, step)])
         counts -= self._surplus
         return counts
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .inputs import most_labels
+
 __all__ = ["LabelRows", "Relevance"]
 
 Array = npt.NDArray[Any]
@@ -33,7 +35,7 @@ class Relevance:
         shared = (
             1
             if self.single or not graded
-            else min(int(labels.sum(1).max()) for labels in (query_labels, database_labels))
+            else min(most_labels(labels) for labels in (query_labels, database_labels))
         )
         self.grades = 1 + max(1, shared)
 
@@ -46,7 +48,7 @@ class Relevance:
         """An order in which queries of equal labels follow each other: int64 ``(q,)``."""
         if self.single:
             return self.query.argsort()
-        _, rank = torch.unique(self.query, dim=0, return_inverse=True)
+        rank: Tensor = torch.unique(self.query, dim=0, return_inverse=True)[1]
         return rank.argsort()
 
     def block(self, rows: slice, columns: slice) -> Tensor:
