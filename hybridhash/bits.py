@@ -145,10 +145,11 @@ def unpack_bits(packed: Tensor, width: int) -> Tensor:
 def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -> Tensor:
     """Hamming distances of a chunk of packed queries to a chunk of packed database items, exactly.
 
-    The one kernel behind every distance, ranking and metric of the package. On the CPU it counts the bits of
-    the exclusive or of machine words, in ``torch.get_num_threads()`` threads; elsewhere it multiplies ±1
-    matrices in half precision, which is exact because all sums are whole numbers up to 512. The whole result
-    is held in memory: the caller chunks.
+    The kernel behind distances and rankings; metrics, which need no distance of a certain item, count long
+    rows with :class:`hybridhash.eval.lanes.DistanceLanes`. On the CPU it counts the bits of the exclusive or
+    of machine words, in ``torch.get_num_threads()`` threads; elsewhere it multiplies ±1 matrices in half
+    precision, which is exact because all sums are whole numbers up to 512. The whole result is held in
+    memory: the caller chunks.
 
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.

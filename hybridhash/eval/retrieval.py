@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .report import RetrievalReport
 __all__ = ["HammingRetrieval"]
 
 
-class _Alone:
+class _Alone(ABC):
     """What is needed of ``torchmetrics.Metric`` where torchmetrics is not installed."""
 
     def __init__(self, **_: Any) -> None:
@@ -38,8 +39,9 @@ class _Alone:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         self.forward(*args, **kwargs)
 
+    @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError
+        """What a call does."""
 
 
 if TYPE_CHECKING:

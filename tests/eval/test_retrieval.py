@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -136,6 +138,22 @@ def test_it_is_a_torchmetrics_metric_where_there_is_torchmetrics():
     assert collection.compute()["map"].item() == want["map"]
     copy = pickle.loads(pickle.dumps(metric))
     assert copy.report() == want
+
+
+def test_it_works_alone_without_torchmetrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # importing it fails
+    spec = importlib.util.find_spec("hybridhash.eval.retrieval")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.HammingRetrieval.__mro__[1] is module._Alone
+    case = random_case(seed=80)
+    metric = module.HammingRetrieval(8, **SETTINGS)
+    metric(*case[:2], is_query=True)
+    metric.update(*case[2:], is_query=False)
+    assert metric.report() == evaluate(*case, **SETTINGS)
+    metric.reset()
+    with pytest.raises(ValueError, match="no query codes"):
+        metric.compute()
 
 
 def test_it_works_in_a_lightning_module():
