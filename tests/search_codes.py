@@ -10,7 +10,7 @@ from hybridhash.losses import CodeBank, WMLLoss
 
 
 @cache
-def trained_codes(bits=64, epochs=3):
+def trained_codes(bits=64, epochs=2):
     """Real-valued codes of 300 queries and 5,988 database items: digits, the latter shifted four ways."""
     torch.manual_seed(0)
     digits = load_digits()
@@ -20,7 +20,7 @@ def trained_codes(bits=64, epochs=3):
     query, items = images[order[:300]], images[order[300:]]
     shifted = [items.roll(shift, dims=dim) for shift, dim in ((0, 1), (1, 1), (-1, 2), (1, 2))]
     database, targets = torch.cat(shifted), labels[order[300:]].repeat(4)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, bits), nn.Tanh())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, bits), nn.Tanh())
     loss_fn = WMLLoss(bank=CodeBank(num_samples=len(database), bits=bits))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(epochs):

@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import resource
-import subprocess
 import sys
 
 import numpy as np
@@ -329,11 +328,6 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=re.escape("pip install hybridhash[faiss]")):
         FaissIndex(64)
-
-
-def test_importing_search_imports_no_engine():
-    code = "import sys, hybridhash.search; print({'faiss', 'pymilvus', 'milvus_lite'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 # Files ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from .interface import (
 __all__ = ["FaissIndex"]
 
 _CHUNK = 1 << 20  # codes that are handed to FAISS at a time, so that mapped codes are read in pieces
-_POINTS_PER_LIST = 39  # what FAISS asks for, at least, to train a list of an inverted file
+_FEWEST, _MOST = 39, 64  # codes to train a list of an inverted file; FAISS asks for 39 at least
 # The options of each kind with their defaults; None is chosen from the number of codes.
 _OPTIONS: dict[str, dict[str, int | None]] = {
     "flat": {},
@@ -66,7 +66,7 @@ class FaissIndex:
         nflip: multihash: substrings up to this many bits from the query's are looked at.
 
     Attributes:
-        index: the FAISS index, an ``IndexBinaryIDMap`` around the index of the kind.
+        index: the FAISS index, an ``IndexBinaryIDMap`` around the index of the kind; None before training.
 
     Raises:
         ImportError: FAISS is not installed.
@@ -275,6 +275,11 @@ class FaissIndex:
             )
         return index
 
+    @property
+    def options(self) -> dict[str, int | None]:
+        """The options of the kind as they are now; those that training will choose are None before it."""
+        return dict(self._options)
+
     def __len__(self) -> int:
         return 0 if self.index is None else int(self.index.ntotal)
 
@@ -300,15 +305,15 @@ class FaissIndex:
         faiss, size = _faiss(), len(packed)
         nlist = self._options["nlist"]
         if nlist is None:
-            nlist = max(1, min(round(4 * size**0.5), size // _POINTS_PER_LIST))
+            nlist = max(1, min(round(4 * size**0.5), size // _FEWEST))
         if nlist > size:
             raise ValueError(f"nlist={nlist} lists need as many codes to train, got {size}: give more codes")
         self._options |= {"nlist": nlist, "nprobe": self._options["nprobe"] or max(16, nlist // 32)}
         width = 8 * _width(self.bits)
         lists = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(width), width, nlist)
         lists.cp.min_points_per_centroid = 1  # a warning of C++ on the terminal
-        # FAISS would copy all codes as floats before it takes its sample.
-        most = lists.cp.max_points_per_centroid * nlist
+        # FAISS would make floats of all codes before it takes its sample.
+        most = _MOST * nlist
         sample = packed[np.random.default_rng(0).permutation(size)[:most]] if size > most else packed
         lists.train(np.ascontiguousarray(sample))
         self.index = faiss.IndexBinaryIDMap(lists)
