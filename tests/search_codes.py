@@ -1,12 +1,29 @@
-"""Codes that a trained model gives: random codes say nothing about approximate search."""
+"""What the tests of search share: codes, and whether there is a Milvus Lite."""
 
 from functools import cache
+from importlib import metadata
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 from hybridhash.losses import CodeBank, WMLLoss
+
+
+def lite_version():
+    try:
+        return metadata.version("milvus-lite")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+needs_lite = pytest.mark.skipif(lite_version() != "2.5.1", reason="needs milvus-lite==2.5.1")
+
+
+def random_codes(rows, bits=24, seed=0):
+    """Real-valued codes ``(rows, bits)``; they say nothing about approximate search."""
+    return torch.randn(rows, bits, generator=torch.Generator().manual_seed(seed))
 
 
 @cache

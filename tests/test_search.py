@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_codes import random_codes as codes
 from search_codes import recall, trained_codes
 
 from hybridhash import HashCodes, hamming_distance, hamming_topk, pack_codes
@@ -20,10 +21,6 @@ from hybridhash.search.interface import nearest_first
 faiss = pytest.importorskip("faiss")
 
 KINDS = ["flat", "ivf", "hnsw", "multihash"]
-
-
-def codes(rows, bits=24, seed=0):
-    return torch.randn(rows, bits, generator=torch.Generator().manual_seed(seed))
 
 
 def filled(bits=24, kind="flat", rows=200, **options):
