@@ -17,8 +17,8 @@ from timm import create_model
 from . import models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
-from .models import create_hash_model
 from .encode_dataset import encode_dataset
+from .models import create_hash_model
 from .shards import open_codes
 
 if TYPE_CHECKING:
