@@ -72,10 +72,6 @@ def _count_rows(sides: Sides, relevance: Relevance, chunk: int) -> Array:
     """Long rows on the CPU. Queries of equal labels follow each other, to share what depends on these."""
     threads, order = torch.get_num_threads(), relevance.query_order()
     query, query_labels = sides.query[order], relevance.query[order]
-    database, labels = sides.database, relevance.database
-    if relevance.single:
-        items = labels.argsort()
-        database, labels = database[items], labels[items]
     chunk = min(chunk, _SPAN, _SPAN_BITS // sides.bits)
     columns = -(-sides.size // -(-sides.size // chunk))  # in equal parts: no short row at the end
     counts = np.zeros((len(query), (sides.bits + 1) * relevance.grades), np.int64)
@@ -83,7 +79,7 @@ def _count_rows(sides: Sides, relevance: Relevance, chunk: int) -> Array:
         for left in range(0, sides.size, columns):
             span = slice(left, left + columns)
             lay_out = _ByClass if relevance.single else _ByGrade
-            counter = lay_out(database[span], labels[span], sides.bits, relevance.grades)
+            counter = lay_out(sides.database[span], relevance.database[span], sides.bits, relevance.grades)
             step = max(1, _KEYS // counter.lanes.row_bytes)
             for top in range(0, len(query), step):
                 # The product runs in the threads of torch; when it is done, as many threads count its rows.
@@ -95,10 +91,11 @@ def _count_rows(sides: Sides, relevance: Relevance, chunk: int) -> Array:
 
 
 class _ByClass:
-    """Counts of items sorted by class: all, and the relevant ones, which are next to each other."""
+    """Counts of items with class ids: all, and the relevant ones, which are put next to each other."""
 
     def __init__(self, packed: Tensor, labels: Tensor, bits: int, grades: int) -> None:
-        self.lanes, self.labels = DistanceLanes(packed, bits), labels
+        self.labels, order = labels.sort()
+        self.lanes = DistanceLanes(packed[order], bits)
 
     def count(self, keys: Tensor, query_labels: Tensor) -> Array:
         """Items by distance and relevance, int64 ``(q, (bits + 1) * 2)``, for queries sorted by class."""
