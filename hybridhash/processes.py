@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Batches", "Ranks", "only_writer"]
 
 T = TypeVar("T")
-
-_PATIENCE = 15.0  # seconds
 
 
 class Batches:
@@ -42,18 +45,16 @@ class Batches:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """A lock that the system releases when the process ends, however it does.
-
-    It waits a little, since the workers of a DataLoader outlive a process that was killed by seconds.
-    """
-    from filelock import FileLock, Timeout
-
+    """A lock that the system releases when the process ends, however it does; none on Windows."""
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=_PATIENCE):
-            yield
-    except Timeout:
-        raise RuntimeError(f"another process is encoding to {out}: wait until it is done") from None
+    with open(out / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                # Not flock: the workers of a DataLoader, which outlive a killed process, would inherit it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise RuntimeError(f"another process is encoding to {out}: wait until it is done") from None
+        yield
 
 
 class Ranks:
