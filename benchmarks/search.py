@@ -203,9 +203,7 @@ def run(options: argparse.Namespace) -> None:
             for r in found
         }
         seconds = interleaved(calls, options.repeats)
-        single = {
-            r.name: [timed(lambda r=r, i=i: r.search(query[i : i + 1])) for i in range(20)] for r in found
-        }
+        single = {r.name: [timed(r.search, query[i : i + 1]) for i in range(20)] for r in found}
     base = next((r for r in found if r.name == "FAISS flat"), found[0])
     rows = []
     for r in found:
