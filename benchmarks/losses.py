@@ -64,17 +64,18 @@ def digits() -> tuple[Split, Split, Split]:
     return train, (images[query], labels[query]), train
 
 
-def encoded_images(path: str) -> tuple[Split, Split, Split]:
-    """Training set, queries and database of an npz file of encoded images."""
+def encoded_images(path: str, px: int = 32) -> tuple[Split, Split, Split]:
+    """Training set, queries and database of an npz file of encoded images, as squares of ``px`` pixels."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     file = np.load(path)
     data, offsets, split = file["data"], file["offsets"], torch.as_tensor(file["split"])
     images = []
     for start, stop in pairwise(offsets):
-        pixels = np.asarray(Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB"))
-        images.append(torch.as_tensor(pixels.copy()).permute(2, 0, 1))
+        image = Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB")
+        pixels = np.array(ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC))
+        images.append(torch.as_tensor(pixels).permute(2, 0, 1))
     pixels_of_all = torch.stack(images).float() / 127.5 - 1
     labels = torch.as_tensor(file["labels"]).long()
     train, query, database = ((pixels_of_all[split == part], labels[split == part]) for part in range(3))
@@ -113,13 +114,15 @@ def network(name: str, images: Tensor, bits: int) -> nn.Module:
     return model
 
 
-def make_loss(name: str, labels: Tensor, bits: int, model: nn.Module | None = None) -> nn.Module:
+def make_loss(
+    name: str, labels: Tensor, bits: int, model: nn.Module | None = None, seed: int = 0
+) -> nn.Module:
     """The loss with its defaults, and the sizes that its class asks for."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     class_name = next(c for c in hybridhash_losses.__all__ if c.lower() == f"{name}loss")
     parameters = inspect.signature(getattr(hybridhash_losses, class_name)).parameters
     sizes: dict[str, Any] = {
-        "num_classes": int(labels.max()) + 1,
+        "num_classes": labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1,
         "bits": bits,
         "database_labels": labels,
     }
