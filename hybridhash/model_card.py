@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .fingerprint import weights_sha256
+
 if TYPE_CHECKING:
     from .eval.report import RetrievalReport
 
@@ -96,6 +98,7 @@ def model_card(
                 "dataset": dataset or "not stated",
                 "training": training or "not stated",
                 "licence": license,
+                "SHA-256 of the weights": f"`{weights_sha256(model)}`",
             }
         ),
         "## Use",

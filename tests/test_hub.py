@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import pickle
@@ -158,6 +159,7 @@ def test_the_card_carries_every_metric_with_its_definition(report, tmp_path):
     assert (results["map"].dataset_name, results["map"].dataset_type) == ("CIFAR-10", "cifar_10")
     assert (card.data.license, card.data.library_name) == ("cc-by-4.0", "timm")
     assert report.to_markdown() in card.text
+    assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() in card.text
     for line in (
         "**16 bits**",
         "| training | WML loss \\| 90 epochs |",
