@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,3 +204,34 @@ def test_two_processes_equal_one_on_the_joined_batch() -> None:
         # Each rank has its part of the gradient, times the ranks over which DDP will average.
         joined = torch.cat((first[name][1], second[name][1])) / 2
         torch.testing.assert_close(joined, grad, msg=name)
+
+
+def test_the_table_for_choosing_a_loss_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    choosing = page.split("## Choosing")[1].split("\n## ")[0]
+    rows = {}
+    for line in re.findall(r"^\| `(.*)$", choosing, flags=re.MULTILINE):
+        name, labels, bank, loop, *_ = (cell.strip().strip("`") for cell in line.split("|"))
+        rows[name] = labels, bank, loop
+    assert sorted(rows) == list_losses()
+    codes, _ = batch(dtype=torch.float32)
+    # Rows 0 and 1 share one label, or two; nothing else changes in who is similar to whom.
+    one = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
+    two = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
+    for name, (labels, bank, loop) in rows.items():
+        parameters = inspect.signature(loss_class_of(name)).parameters
+        assert (bank == "yes") == ("bank" in parameters), name
+        loss = make(name)
+        asked = {word.strip().replace("epoch_end", "epoch_hook") for word in loop.split(",")}
+        assert asked & {"bank", "indices", "parameters", "epoch_hook"} == set(loss.requires), name
+        call = {"indices": torch.arange(ROWS)} if "indices" in loss.requires else {}
+        if labels == "one":
+            with pytest.raises(ValueError, match="one label per image"):
+                loss(codes, two, **call)
+            continue
+        if {"num_classes", "database_labels"} & set(parameters):  # made of the labels, so they differ anyway
+            assert "graded" not in labels, name
+            continue
+        loss.eval()  # what a call remembers must not count as a difference
+        values = [loss(codes, rows_of, **call).item() for rows_of in (one, two)]
+        assert (values[0] != values[1]) == ("graded" in labels), name
