@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint timm-suite clean
+.PHONY: quickstart test lint coverage timm-suite clean
 
 quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -15,6 +15,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Lines of the package that the tests run; fails below the share in pyproject.toml.
+coverage: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report term $(ARGS)
 
 # timm's own tests on every architecture; `make test` runs them on one.
 timm-suite: $(VENV)/.test
