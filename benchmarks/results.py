@@ -39,7 +39,7 @@ HEADS = {
     "dch": "linear",
     "csq": "linear",
     "orthohash": "batchnorm",
-    "greedyhash": "greedy",
+    "greedyhash": "unbounded",  # the loss takes the sign itself
 }
 SMALL = {"embed_dims": (32, 64, 128), "num_heads": (1, 2, 4), "depths": (1, 1, 2), "drop_path_rate": 0.0}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
