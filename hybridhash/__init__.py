@@ -18,7 +18,7 @@ from . import models
 from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
 from .encode import encode
 from .encode_dataset import encode_dataset
-from .models import create_hash_model
+from .models import create_hash_model, fit_hash_layer
 from .shards import open_codes
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "encode_dataset",
     "eval",
+    "fit_hash_layer",
     "hamming_distance",
     "hamming_topk",
     "hub",

@@ -1,4 +1,4 @@
-"""Hashing without labels, on features: the closed forms and iterations of ITQ, SH and SpH, and their heads.
+"""Hashing without labels, on features: the closed forms and iterations of ITQ, SH and SpH.
 
 :func:`hybridhash.fit_hash_layer` puts them into a network; these are its parts, in float64 on the CPU.
 """
@@ -6,79 +6,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import heads
-from .heads import LinearHead
-
 __all__ = [
-    "SpectralHead",
-    "SphericalHead",
     "itq_rotation",
     "principal_directions",
     "random_rotation",
     "spectral_modes",
     "spherical_pivots",
 ]
-
-
-class SpectralHead(LinearHead):
-    """``sin(W x + c)``: the form of spectral hashing, each bit a sine along one direction.
-
-    ``fit_hash_layer(model, loader, "sh")`` sets W and c in closed form. Arguments, shapes and errors as
-    :class:`LinearHead`.
-
-    Source: Weiss, Torralba, Fergus, Spectral Hashing, NIPS 2008.
-
-    Example:
-        >>> SpectralHead(8, 4)(torch.randn(2, 8)).abs().max() <= 1
-        tensor(True)
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Embeddings ``(B, in_features)`` to codes ``(B, bits)`` in [-1, 1]."""
-        return torch.sin(self.fc(x))
-
-
-class SphericalHead(LinearHead):
-    """``tanh(r_k^2 - |s (x - m) - p_k|^2)``: the form of spherical hashing, positive inside a sphere.
-
-    Expanded, that is ``2 p_k · y + (r_k^2 - |p_k|^2) - |y|^2`` with ``y = s (x - m)``: the first two terms
-    are the linear map ``fc``. ``fit_hash_layer(model, loader, "sph")`` sets all of it; a new head has
-    ``m = 0`` and ``s = in_features ** -0.5``. Arguments, shapes and errors as :class:`LinearHead`.
-
-    Attributes:
-        mean: buffer ``(in_features,)``, m.
-        scale: buffer, 0-dim, s.
-
-    Source: Heo, Lee, He, Chang, Yoon, Spherical Hashing, CVPR 2012, equation 2.
-
-    Example:
-        >>> SphericalHead(8, 4)(torch.randn(2, 8)).abs().max() <= 1
-        tensor(True)
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, in_features: int, bits: int, *, device: Any = None, dtype: Any = None):
-        super().__init__(in_features, bits, device=device, dtype=dtype)
-        self.register_buffer("mean", torch.zeros(in_features, device=device, dtype=dtype))
-        self.register_buffer("scale", torch.full((), in_features**-0.5, device=device, dtype=dtype))
-        with torch.no_grad():
-            self.fc.bias.fill_(1.0)  # |y|^2 is 1 on average for features of unit variance
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Embeddings ``(B, in_features)`` to codes ``(B, bits)`` in (-1, 1)."""
-        y = (x - self.mean) * self.scale
-        return torch.tanh(self.fc(y) - y.square().sum(1, keepdim=True))
-
-
-# Here and not in heads.py, which these classes need.
-heads._HEADS.update(spectral=SpectralHead, spherical=SphericalHead)
 
 
 def principal_directions(covariance: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,167 @@
+"""What hashing without labels needs to know of the features, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["FeatureStatistics"]
+
+
+class FeatureStatistics:
+    """Number, mean, covariance and a uniform sample of features that come in batches.
+
+    Memory does not grow with their number: D^2 float64 for the covariance, ``sample_size`` rows of float32.
+    Batches are joined by the pairwise update of Chan, Golub and LeVeque (1979), so a mean that is large
+    against the spread costs no digits. If there are at most ``sample_size`` rows, the sample is all of them
+    in their order.
+
+    Args:
+        covariance: keep the ``(D, D)`` matrix; without, only the total variance.
+        sample_size: rows of the sample, 0 for none.
+        generator: of the sample.
+
+    Attributes:
+        count: rows so far.
+        mean: float64 ``(D,)``.
+        total_variance: sum of the variances of all features.
+        sample: float32 ``(min(count, sample_size), D)``.
+
+    Raises:
+        ValueError: a negative ``sample_size``.
+
+    Example:
+        >>> x = torch.randn(100, 4)
+        >>> statistics = FeatureStatistics()
+        >>> for batch in x.split(30):
+        ...     statistics.update(batch)
+        >>> torch.allclose(statistics.covariance, torch.cov(x.double().T))
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        covariance: bool = True,
+        sample_size: int = 10_000,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if sample_size < 0:
+            raise ValueError(f"sample_size must not be negative, got {sample_size}")
+        self.sample_size = sample_size
+        self.count = 0
+        self._batches = 0
+        self._generator = generator
+        self._full = covariance
+        # Scatter: sums of products of deviations, (D, D) or their squares (D,).
+        self._mean = self._scatter = torch.empty(0, dtype=torch.float64)
+        # Rows with a random key each; the smallest keys stay.
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._rows = torch.empty(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """``(D, D)``, float64, with the divisor ``count - 1``; two rows at least."""
+        if not self._full:
+            raise ValueError("no covariance was kept: make FeatureStatistics(covariance=True)")
+        return self._scatter / (self.count - 1)
+
+    @property
+    def total_variance(self) -> float:
+        squares = self._scatter.diagonal() if self._full else self._scatter
+        return float(squares.sum()) / max(self.count - 1, 1)
+
+    @property
+    def sample(self) -> Tensor:
+        return self._rows
+
+    def update(self, features: Tensor) -> None:
+        """Take in a batch ``(B, D)``, on any device, which is not written to.
+
+        Raises:
+            TypeError: the batch is no floating-point tensor.
+            ValueError: it is not ``(B, D)`` with the width of the others, or holds NaN or infinity; the
+                message names the batch, counted from 0. Nothing of it is taken in then.
+        """
+        self._check(features)
+        self._batches += 1
+        size = features.shape[0]
+        if size == 0:
+            return
+        x = features.detach()
+        self._draw(x)
+        # Not every accelerator has float64.
+        x = x.double() if x.device.type in ("cpu", "cuda") else x.cpu().double()
+        mean = x.mean(0)
+        centred = x - mean
+        scatter = centred.T @ centred if self._full else centred.square().sum(0)
+        self._join(size, mean, scatter)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Take in what another one, made with the same settings, has seen."""
+        if other.count == 0:
+            return
+        self._join(other.count, other._mean, other._scatter.clone())
+        self._keep(other._keys, other._rows)
+
+    def cpu(self) -> FeatureStatistics:
+        """This object, with its tensors on the CPU and without its generator, so that it can be sent."""
+        for name in ("_mean", "_scatter", "_keys", "_rows"):
+            setattr(self, name, getattr(self, name).cpu())
+        self._generator = None
+        return self
+
+    def _join(self, size: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.count == 0:
+            self.count, self._mean, self._scatter = size, mean, scatter
+            return
+        total = self.count + size
+        step = mean - self._mean
+        between = torch.outer(step, step) if self._full else step.square()
+        # In place: a second matrix of the size of the covariance is made by ``scatter`` alone.
+        self._scatter += scatter
+        self._scatter += between.mul_(self.count * size / total)
+        self._mean = self._mean + step * (size / total)
+        self.count = total
+
+    def _draw(self, features: Tensor) -> None:
+        if self.sample_size == 0:
+            return
+        place = "cpu" if self._generator is None else self._generator.device
+        keys = torch.rand(len(features), dtype=torch.float64, generator=self._generator, device=place).cpu()
+        if len(self._keys) == self.sample_size:
+            near = keys < self._keys.max()
+            keys, features = keys[near], features[near.to(features.device)]
+        self._keep(keys, features.to(torch.float32, copy=True))
+
+    def _keep(self, keys: Tensor, rows: Tensor) -> None:
+        if len(self._keys):
+            keys, rows = torch.cat([self._keys, keys]), torch.cat([self._rows, rows])
+        if len(keys) > self.sample_size:
+            kept = keys.topk(self.sample_size, largest=False, sorted=False).indices.sort().values
+            keys, rows = keys[kept], rows[kept.to(rows.device)]
+        self._keys, self._rows = keys, rows
+
+    def _check(self, features: Tensor) -> None:
+        name = f"features of batch {self._batches}"
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"{name} must be a floating-point tensor (B, D), got {got}")
+        if features.ndim != 2 or features.shape[1] == 0:
+            raise ValueError(
+                f"{name} must be pooled to (B, D), got {tuple(features.shape)}: "
+                "build the model with global_pool='avg'"
+            )
+        if self.count and features.shape[1] != len(self._mean):
+            raise ValueError(f"{name} are {features.shape[1]} wide, those before {len(self._mean)}")
+        bad = ~features.isfinite().all(1)
+        if bool(bad.any()):
+            rows = bad.nonzero()[:, 0]
+            raise ValueError(
+                f"{name} hold NaN or infinity in {len(rows)} of {len(bad)} rows, the first is row "
+                f"{int(rows[0])}: check that image, and the model"
+            )
