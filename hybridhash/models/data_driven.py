@@ -119,7 +119,8 @@ def fit_hash_layer(
                 images = _read_batch(content, number)[0]
                 with torch.no_grad(), autocast_of(place, dtype):
                     features = network.forward_features(to_device(images, place))
-                    yield network.forward_head(features, pre_logits=True)
+                    features = network.forward_head(features, pre_logits=True)
+                yield features
                 bar.update(images.shape[0])
 
     with eval_mode(network):

@@ -1,0 +1,72 @@
+"""Every published method, as docs/methods.md has it, is short, runs, and retrieves better than untrained."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridhash.losses import list_losses
+
+ROOT = Path(__file__).parent.parent
+REQUIRED = (
+    "hybridhash hashnet dch dsh dpsh dhn cnnh dnnh drsdh dsrh dh superviseddh dlbhc adsh csq mdshc "
+    "dtsh dsdh greedyhash dpn orthohash tieawareap tieawarendcg"
+).split()
+
+
+def load_blocks():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location("methods", ROOT / "benchmarks" / "methods.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module.blocks()
+
+
+SETUP, METHODS = load_blocks()
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    """The setup of the page with a smaller network, fewer and smaller images, and three epochs."""
+    small = SETUP
+    for old, new in (
+        ("(32, 64, 128)", "(16, 32, 64)"),
+        ("(1, 1, 2)", "(1, 1, 1)"),
+        ("size=(32, 32)", "size=(16, 16)"),
+        ('"img_size": 32', '"img_size": 16'),
+        ("EPOCHS, BATCH = 16, 10, 14, 70", "EPOCHS, BATCH = 16, 10, 3, 70"),
+        ("images[300:], labels[300:]", "images[300:1000], labels[300:1000]"),
+    ):
+        assert old in small
+        small = small.replace(old, new)
+    pytest.importorskip("sklearn")
+    values = {}
+    exec(small, values)
+    return values
+
+
+def test_the_page_has_every_system_and_every_loss():
+    assert set(METHODS) >= set(REQUIRED)
+    assert {"wml" if name == "hybridhash" else name for name in METHODS} == set(list_losses())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_at_most_15_lines(name):
+    assert 0 < len([line for line in METHODS[name].splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns(name, namespace):
+    def run(**instead):
+        values = {**namespace, **instead, "results": {}}
+        exec(METHODS[name], values)
+        return values["results"]
+
+    untrained, trained = run(fit=lambda *args, **kwargs: None), run()
+    assert trained.keys() == untrained.keys() and trained
+    for title, value in trained.items():
+        assert value > untrained[title] + 0.03, title
