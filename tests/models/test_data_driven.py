@@ -9,11 +9,13 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridhash import create_hash_model, encode, fit_hash_layer, unpack_codes
+from hybridhash.eval import mean_average_precision
 from hybridhash.hub import load, save_pretrained
 from hybridhash.models import HashModel, fit_hash_head, itq_rotation
 from hybridhash.models.heads import SpectralHead, SphericalHead, TanhHead
@@ -111,7 +113,7 @@ def test_itq_quantises_better_than_pca_and_a_random_rotation():
     x = features(400)
 
     def loss(method):
-        z = fit_hash_head(x, method, bits=12, generator=seeded()).fc(x)
+        z = fit_hash_head(x, method, bits=12, generator=seeded()).fc(x).detach()
         return float((z.sign() - z).square().mean())
 
     assert loss("itq") < loss("pca-rr") < loss("pca")
@@ -184,6 +186,41 @@ def test_a_sample_of_many_features_is_enough(method):
     head = fit_hash_head(x.split(100), method, bits=8, generator=seeded(), sample_size=400)
     balance = (head(x) > 0).float().mean(0)
     assert 0.4 < float(balance.min()) < float(balance.max()) < 0.6
+
+
+# What they are worth.
+
+
+def map_of(method, bits, query, query_labels, database, labels, seed=0):
+    head = fit_hash_head(database, method, bits, seeded(seed))
+    with torch.no_grad():
+        return float(mean_average_precision(head(query), query_labels, head(database), labels))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_itq_beats_pca_beats_lsh_where_much_of_the_variance_is_noise(bits):
+    g = seeded()
+    labels, spread = torch.randint(50, (900,), generator=g), torch.linspace(2, 0.5, 80)
+    signal = torch.randn(50, 80, generator=g)[labels] + 0.5 * torch.randn(900, 80, generator=g)
+    basis = torch.linalg.qr(torch.randn(500, 80, generator=g))[0]
+    x = (signal * spread) @ basis.T + 0.7 * torch.randn(900, 500, generator=g) + 1
+    split = x[:150], labels[:150], x[150:], labels[150:]
+    itq, pca, lsh = (map_of(method, bits, *split) for method in ("itq", "pca", "lsh"))
+    assert itq > pca + 0.05
+    assert pca > lsh + 0.2
+
+
+@pytest.mark.parametrize("bits", [32, 48])
+def test_on_digits_a_rotation_of_the_principal_directions_beats_random_ones(bits):
+    images, classes = load_digits(return_X_y=True)
+    x, labels = torch.as_tensor(images, dtype=torch.float32), torch.as_tensor(classes)
+    split = x[:300], labels[:300], x[300:], labels[300:]
+    itq, rotated, lsh = (
+        sum(map_of(method, bits, *split, seed=seed) for seed in range(3)) / 3
+        for method in ("itq", "pca-rr", "lsh")
+    )
+    assert itq > rotated + 0.02
+    assert rotated > lsh + 0.02
 
 
 # What happens to models.
