@@ -48,7 +48,7 @@ def fit_hash_layer(
     bits: int | None = None,
     generator: torch.Generator | None = None,
     *,
-    iterations: int = 50,
+    iterations: int | None = None,
     sample_size: int = 10_000,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -76,7 +76,7 @@ def fit_hash_layer(
         method: see :func:`fit_hash_head`.
         bits: code length; None keeps that of the model.
         generator: of all that is random.
-        iterations: of ``"itq"`` and ``"sph"``, at most.
+        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
         sample_size: features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
         device: where the images go, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
@@ -140,7 +140,7 @@ def fit_hash_head(
     bits: int = 64,
     generator: torch.Generator | None = None,
     *,
-    iterations: int = 50,
+    iterations: int | None = None,
     sample_size: int = 10_000,
 ) -> LinearHead:
     """A hash head fitted to features without labels.
@@ -170,7 +170,7 @@ def fit_hash_head(
         bits: code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as the features
             have directions in which they vary; the others have no limit.
         generator: of all that is random.
-        iterations: of ``"itq"`` and ``"sph"``, at most.
+        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
         sample_size: rows of the sample, more than ``bits``.
 
     Returns:
@@ -191,6 +191,7 @@ def fit_hash_head(
         torch.Size([200, 16])
     """
     _check_settings(method, bits, iterations, sample_size)
+    rounds = {} if iterations is None else {"iterations": iterations}
     batches = [features] if isinstance(features, Tensor) else features
     ranks = Ranks()
     try:
@@ -201,20 +202,20 @@ def fit_hash_head(
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
         fitted = ranks.together(
-            lambda: _fit(statistics, method, bits, iterations, generator) if ranks.rank == 0 else None
+            lambda: _fit(statistics, method, bits, generator, **rounds) if ranks.rank == 0 else None
         )
         return cast(LinearHead, fitted[0])
     finally:
         ranks.close()
 
 
-def _check_settings(method: str, bits: int, iterations: int, sample_size: int) -> None:
+def _check_settings(method: str, bits: int, iterations: int | None, sample_size: int) -> None:
     if method not in _METHODS:
         near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
     if bits < 1:
         raise ValueError(f"bits must be at least 1, got {bits}")
-    if iterations < 0:
+    if iterations is not None and iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
     if method in _SAMPLED and sample_size <= bits:
         raise ValueError(f"sample_size must be more than the {bits} bits, got {sample_size}")
@@ -262,15 +263,15 @@ def _fit(
     statistics: FeatureStatistics,
     method: str,
     bits: int,
-    iterations: int,
     generator: torch.Generator | None,
+    **rounds: int,
 ) -> LinearHead:
     mean, width = statistics.mean, len(statistics.mean)
     if method == "lsh":
         weight = random_normal(bits, width, generator=generator)
         return _linear(weight, mean, statistics.total_variance)
     if method == "sph":
-        return _spherical(statistics, bits, iterations, generator)
+        return _spherical(statistics, bits, generator, **rounds)
     directions, variances = principal_directions(statistics.covariance, min(bits, width))
     floor = _NOISE * float(variances[0] + mean.square().max())
     rank = int((variances > floor).sum())
@@ -280,7 +281,7 @@ def _fit(
         raise ValueError(_too_many_bits(method, rank, "the directions in which the features vary", bits))
     if method == "itq":
         projected = (statistics.sample.double() - mean) @ directions
-        directions = directions @ itq_rotation(projected, iterations=iterations, generator=generator)
+        directions = directions @ itq_rotation(projected, generator=generator, **rounds)
     elif method == "pca-rr":
         directions = directions @ random_rotation(bits, generator)
     return _linear(directions.T, mean, float(variances.mean()))
@@ -301,11 +302,11 @@ def _spectral(statistics: FeatureStatistics, directions: Tensor, bits: int) -> L
 
 
 def _spherical(
-    statistics: FeatureStatistics, bits: int, iterations: int, generator: torch.Generator | None
+    statistics: FeatureStatistics, bits: int, generator: torch.Generator | None, **rounds: int
 ) -> LinearHead:
     scale = statistics.total_variance**-0.5
     features = (statistics.sample.double() - statistics.mean) * scale
-    pivots, radii = spherical_pivots(features, bits, iterations=iterations, generator=generator)
+    pivots, radii = spherical_pivots(features, bits, generator=generator, **rounds)
     head = _filled(SphericalHead, 2 * pivots, radii.square() - pivots.square().sum(1))
     head.load_state_dict({"mean": statistics.mean, "scale": torch.tensor(scale)}, strict=False)
     return head

@@ -153,7 +153,7 @@ def spherical_pivots(
     features: Tensor,
     bits: int,
     *,
-    iterations: int = 50,
+    iterations: int = 200,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Spheres that each hold half of the features, and each two of them a quarter.
@@ -167,7 +167,7 @@ def spherical_pivots(
     Args:
         features: ``(N, D)``.
         bits: how many spheres.
-        iterations: rounds at most.
+        iterations: rounds at most; some 50 to 100 are needed.
         generator: of the start.
 
     Returns:
