@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from .. import images
 from ..labels import as_labels
 
-__all__ = ["ImageList", "LabelledImages", "check_disjoint", "cifar10", "labelled", "read_csv"]
+__all__ = ["ImageList", "LabelledImages", "check_disjoint", "cifar10", "digits", "labelled", "read_csv"]
 
 _SHOWN = 3  # offending rows that a message names
 
@@ -325,6 +325,34 @@ def cifar10(root: str | os.PathLike[str], *, download: bool = False) -> Labelled
     parts = [CIFAR10(root, train=train, download=download) for train in (True, False)]
     labels = torch.tensor([target for part in parts for target in part.targets])
     return LabelledImages(ConcatDataset(parts), labels, classes=parts[0].classes)
+
+
+def digits() -> LabelledImages:
+    """The 1,797 scanned digits that ship with scikit-learn: real images that need no download.
+
+    Returns:
+        A data set of ``(PIL image of 8 x 8, RGB, dark on white, class id, index)``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (CC BY 4.0).
+
+    Example:
+        >>> images = digits()
+        >>> len(images), images[0][0].size, images.num_classes
+        (1797, (8, 8), 10)
+    """
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits come with scikit-learn: pip install hybridhash[examples]") from error
+    content = load_digits()
+    pixels = torch.as_tensor(255 - content.images * (255 / 16)).byte().numpy()
+    images = [Image.fromarray(image).convert("RGB") for image in pixels]
+    return LabelledImages(images, torch.as_tensor(content.target), classes=[str(k) for k in range(10)])
 
 
 def labelled(labels: Tensor) -> Tensor:

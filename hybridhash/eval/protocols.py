@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..labels import as_labels
-from .image_list import ImageList, LabelledImages, check_disjoint, cifar10, labelled, read_csv
+from .image_list import ImageList, LabelledImages, check_disjoint, cifar10, digits, labelled, read_csv
 from .report import _aligned
 from .splits import Draw, Parts, Split, draw_split
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_disjoint",
     "cifar10",
     "describe_protocols",
+    "digits",
     "get_protocol",
     "list_protocols",
     "own_protocol",

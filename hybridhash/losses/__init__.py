@@ -9,6 +9,7 @@ from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss
 from hybridhash.losses.cosine import MDSHCLoss, OrthoHashLoss
 from hybridhash.losses.discrete import DFHLoss, DSDHLoss
 from hybridhash.losses.distance import DCHLoss, DSHLoss
+from hybridhash.losses.for_data import create_loss_for
 from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
 from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
 from hybridhash.losses.registry import create_loss, list_losses
@@ -49,6 +50,7 @@ __all__ = [
     "cnnh_codes",
     "cnnh_objective",
     "create_loss",
+    "create_loss_for",
     "functional",
     "hash_centers",
     "list_losses",

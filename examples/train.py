@@ -1,0 +1,399 @@
+"""Train a hash network: any backbone, any loss, any benchmark or images of your own; see docs/training.md.
+
+    python examples/train.py --protocol digits --model hybridhash_tiny_64 --img-size 32
+    python examples/train.py --data-dir photos --model resnet50 --pretrained --loss dch
+    torchrun --nproc-per-node 8 examples/train.py --protocol cifar10-1 --data-dir data --recipe paper
+
+``--out`` gets the split, the log, a checkpoint after each epoch, the report, the codes of the database, and a
+folder ``model`` that ``hybridhash.load`` reads. ``--resume`` goes on after the last epoch of a killed run.
+"""
+
+import argparse
+import csv
+import math
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import timm
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, ParseKwargs, distribute_bn, init_distributed_device, random_seed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from hybridhash import HashCodes, create_hash_model, encode
+from hybridhash.eval import LabelledImages, Split, evaluate, mean_average_precision
+from hybridhash.eval.protocols import cifar10, digits, get_protocol, list_protocols, own_protocol, read_csv
+from hybridhash.files import replacing
+from hybridhash.hub import save_pretrained
+from hybridhash.images import read_image
+from hybridhash.losses import balanced_batches, create_loss_for, list_losses
+from hybridhash.models import list_heads
+
+RECIPES = {
+    "default": {
+        "epochs": 30, "opt": "adamw", "lr": 3e-4, "weight_decay": 0.05, "augment": "rrc",
+        "sched": "cosine", "warmup_epochs": 2, "clip_grad": 1.0, "ema": 0.998,
+    },
+    # The public HybridHash code and its log, with batch 64 and alpha 0.5. RMSprop as torch has it, not timm.
+    "paper": {
+        "epochs": 12, "opt": "rmsprop", "lr": 2.5e-5, "weight_decay": 1e-5, "augment": "flip",
+        "opt_args": {"alpha": 0.99, "momentum": 0.0, "filter_bias_and_bn": False},
+    },
+}  # fmt: skip
+DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAY_DIFFER = {"resume", "out", "device", "log_every", "tensorboard", "download", "rank", "local_rank"}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--recipe", default="default", choices=RECIPES, help="defaults of the options below")
+    add("--protocol", choices=["digits", *list_protocols()], help="a benchmark, or scanned digits")
+    add("--data-dir", type=Path, help="a folder per class; with --protocol: of CIFAR-10, or of list files")
+    add("--csv", type=Path, help="images and labels in a CSV file, in place of --data-dir")
+    add("--separator", help="between several labels in a cell of the CSV file")
+    add("--root", type=Path, help="what paths in list and CSV files start from")
+    add("--strip-prefix", default="", help="what paths in list files begin with and the root lacks")
+    add("--download", action="store_true", help="fetch CIFAR-10 (before a run of several processes)")
+    add("--query-per-class", type=int, default=10, help="of images of your own (10)")
+    add("--split", type=Path, help="file of the split, to share it between runs (OUT/split.safetensors)")
+    add("--val-fraction", type=float, default=0.1, help="held out of the training set (0.1)")
+    add("--select-on", choices=("val", "query"), default="val", help="what chooses the epoch (val)")
+    add("--augment", choices=("none", "flip", "rrc"), help="of training images")
+    add("--num-workers", type=int, default=4, help="processes that read images (4)")
+    add("--model", default="hybridhash_64", help="hybridhash_*, or any model of timm (hybridhash_64)")
+    add("--bits", type=int, default=64, help="code length (64)")
+    add("--head", choices=list_heads(), help="(the model's own, or linear)")
+    add("--img-size", type=int, default=224, help="pixels (224)")
+    add("--pretrained", action="store_true", help="begin with the backbone's weights from the Hub")
+    for name in ("--model-args", "--loss-args", "--opt-args"):
+        add(name, nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE")
+    add("--loss", default="wml", choices=list_losses(), help="(wml)")
+    add("--bank", action=argparse.BooleanOptionalAction, help="pairs against the training set (for wml)")
+    add("--classes-per-batch", type=int, default=0, help="balanced batches of so many classes")
+    add("--epochs", type=int, help="passes over the training set")
+    add("--batch-size", type=int, default=64, help="images in a batch of one process (64)")
+    add("--accumulate", type=int, default=1, help="batches in an update; pairs are those of a batch")
+    add("--opt", help="of timm's optimiser factory")
+    add("--lr", type=float, help="largest learning rate")
+    add("--weight-decay", type=float)
+    add("--layer-decay", type=float, help="of the learning rate, from the head down (0.75 if --pretrained)")
+    add("--sched", choices=("cosine", "none"), default="none")
+    add("--warmup-epochs", type=int, default=0)
+    add("--clip-grad", type=float, default=0.0, help="largest norm of the gradient; 0: any")
+    add("--ema", type=float, default=0.0, help="decay of averaged weights, which are evaluated; 0: none")
+    add("--amp", choices=DTYPES, default="none", help="autocast; fp16 with a scaled loss (none)")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("out/train"), help="folder of the results (out/train)")
+    add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
+    add("--val-every", type=int, default=1, help="epochs between validations (1)")
+    add("--log-every", type=int, default=10, help="updates between lines of the log (10)")
+    add("--tensorboard", action="store_true", help="needs pip install hybridhash[train]")
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    return check_args(parser, parser.parse_args(argv))
+
+
+def check_args(parser, args):
+    """Options that follow from others; what is wrong is said before anything is read."""
+    args.cifar = (args.protocol or "").startswith("cifar")
+    if args.protocol == "digits" or (args.cifar and args.recipe == "paper"):
+        args.augment = "none"
+    args.bank = args.loss == "wml" if args.bank is None else args.bank
+    if args.layer_decay is None and args.pretrained and args.recipe == "default":
+        args.layer_decay = 0.75
+    if args.protocol != "digits" and args.data_dir is None and args.csv is None:
+        parser.error("no images: give --data-dir or --csv, or --protocol digits")
+    if not 0 <= args.val_fraction < 1:
+        parser.error(f"--val-fraction must be at least 0 and below 1, got {args.val_fraction}")
+    for name in ("epochs", "batch_size", "accumulate", "val_every", "log_every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def own_images(args):
+    if args.protocol == "digits":
+        return digits()
+    if args.csv:
+        return read_csv(args.csv, args.root, separator=args.separator)
+    if args.cifar:
+        return cifar10(args.data_dir, download=args.download)
+    return LabelledImages(ImageFolder(args.data_dir, loader=read_image))
+
+
+def load_parts(args):
+    """The protocol, and its queries, training set and database."""
+    protocol = get_protocol(args.protocol) if args.protocol not in (None, "digits") else None
+    if protocol is not None and protocol.draw is None:
+        return protocol, protocol.load_lists(args.data_dir, args.root, strip_prefix=args.strip_prefix)
+    images = own_images(args)
+    if protocol is None:
+        name = args.protocol or (args.csv or args.data_dir.resolve()).stem
+        protocol = own_protocol(name, images.labels, query_per_class=args.query_per_class)
+    path = args.split or args.out / "split.safetensors"
+    if path.exists():
+        split = Split.load(path, images.labels)
+    else:
+        split = protocol.split(images.labels, torch.Generator().manual_seed(args.seed))
+        split.save(path)
+    return protocol, split.datasets(images)
+
+
+def make_transforms(args, model):
+    config = timm.data.resolve_model_data_config(model)
+    plain = timm.data.create_transform(**config)
+    if args.augment == "none":
+        return plain, plain
+    if args.augment == "rrc":
+        return timm.data.create_transform(**config, is_training=True, scale=(0.35, 1.0)), plain
+    cut = [transforms.Resize(round(args.img_size / 0.875)), transforms.RandomCrop(args.img_size)]
+    return transforms.Compose([*cut, transforms.RandomHorizontalFlip(), *plain.transforms[-2:]]), plain
+
+
+def make_model(args):
+    native = args.model.startswith("hybridhash")
+    kwargs = {"pretrained": args.pretrained, **args.model_args}
+    if native or (timm.is_model(args.model) and timm.get_pretrained_cfg(args.model).fixed_input_size):
+        kwargs.setdefault("img_size", args.img_size)
+    if native and args.head is None:
+        model = timm.create_model(args.model, num_classes=args.bits, **kwargs)
+    else:
+        model = create_hash_model(args.model, args.bits, head=args.head or "linear", **kwargs)
+    # Saved with the model, so that whoever loads it prepares images in the same way.
+    model.pretrained_cfg["input_size"] = (3, args.img_size, args.img_size)
+    if args.cifar or args.protocol == "digits":
+        model.pretrained_cfg["crop_pct"] = 1.0
+    return model
+
+
+def epoch_batches(args, labels, epoch):
+    """Rows of each batch of this process: the same in every run of the same seed."""
+    generator = torch.Generator().manual_seed(args.seed + 10_007 * epoch)
+    size = args.batch_size * args.world_size
+    if args.classes_per_batch:
+        each = size // args.classes_per_batch
+        batches = list(balanced_batches(labels, args.classes_per_batch, each, generator))
+    else:
+        order = torch.randperm(len(labels), generator=generator)
+        batches = order[: len(order) // size * size].view(-1, size).tolist()
+    return [batch[args.rank :: args.world_size] for batch in batches]
+
+
+def hash_images(args, model, dataset):
+    """Codes of a data set in its order; each process does a share."""
+    share = Subset(dataset, range(args.rank, len(dataset), args.world_size))
+    loader = DataLoader(share, batch_size=2 * args.batch_size, num_workers=args.num_workers)
+    codes = [encode(model, loader, dtype=DTYPES[args.amp], progress=False)] * args.world_size
+    if args.distributed:
+        dist.all_gather_object(codes, codes[0])
+    codes = HashCodes.cat(codes)
+    return codes[codes.ids.argsort()]
+
+
+class Run:
+    """Everything that training changes, and how far it is."""
+
+    def __init__(self, args, model, loss_fn, updates_per_epoch):
+        self.args, self.model, self.loss_fn = args, model, loss_fn
+        self.settings = {key: str(value) for key, value in vars(args).items() if key not in MAY_DIFFER}
+        decay = {"weight_decay": args.weight_decay, "layer_decay": args.layer_decay}
+        self.optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr, **decay, **args.opt_args)
+        if "parameters" in loss_fn.requires:
+            self.optimizer.add_param_group({"params": list(loss_fn.parameters())})
+        self.scheduler = None
+        if args.sched == "cosine":
+            warmup = {"warmup_epochs": min(args.warmup_epochs, args.epochs - 1), "warmup_lr": args.lr / 100}
+            steps = {"num_epochs": args.epochs, "updates_per_epoch": updates_per_epoch}
+            self.scheduler, _ = create_scheduler_v2(self.optimizer, step_on_epochs=False, **steps, **warmup)
+        self.ema = ModelEmaV3(model, decay=args.ema, use_warmup=True) if args.ema else None
+        self.evaluated = self.ema.module if self.ema else model
+        self.scaler = torch.amp.GradScaler(args.device.type, enabled=args.amp == "fp16")
+        self.epoch = self.updates = 0
+        self.best, self.log, self.board = {"map": -1.0, "epoch": 0}, [], None
+        self.parts = {key: getattr(self, key) for key in ("model", "loss_fn", "optimizer", "scaler")}
+        if self.ema:
+            self.parts["ema"] = self.ema.module
+
+    def save(self, path):
+        """The checkpoint, and ``log.csv`` up to it."""
+        content = {key: part.state_dict() for key, part in self.parts.items()}
+        content |= {key: getattr(self, key) for key in ("settings", "epoch", "updates", "best", "log")}
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+        with replacing(self.args.out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, ("update", "epoch", "loss", "lr", "val_map"))
+            writer.writeheader()
+            writer.writerows(self.log)
+
+    def load(self, path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        there, here = content["settings"], self.settings
+        differing = [key for key in here if there.get(key) != here[key]]
+        if differing:
+            other = [f"{key} is {there.get(key)} there, {here[key]} here" for key in differing]
+            sys.exit(f"{path} is of another run: {'; '.join(other)}")
+        for key, part in self.parts.items():
+            part.load_state_dict(content.pop(key))
+        vars(self).update(content)
+
+    def write(self, **values):
+        if self.args.rank == 0:
+            self.log.append({"update": self.updates, "epoch": self.epoch + 1, **values})
+            print(*(f"{key} {value:.6g}" for key, value in self.log[-1].items()), flush=True)
+            for key, value in values.items() if self.board else ():
+                self.board.add_scalar(key, value, self.updates)
+
+    def update(self):
+        """One step of the optimiser, from the gradients at hand."""
+        self.scaler.unscale_(self.optimizer)
+        for parameter in self.loss_fn.parameters() if self.args.distributed else ():
+            if parameter.grad is not None:  # the mean over processes, as DDP takes it for the network
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.args.world_size
+        if self.args.clip_grad:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        if self.scheduler:
+            self.scheduler.step_update(self.updates)
+        if self.ema:
+            self.ema.update(self.model, step=self.updates)
+
+
+def train_epoch(run, network, dataset):
+    args, model = run.args, run.model
+    # Each epoch begins from a seed of its own, so that a resumed run draws what the killed one drew.
+    random_seed(args.seed + 10_007 * (run.epoch + 1), args.rank)
+    batches = epoch_batches(args, dataset.labels, run.epoch)
+    workers = {"num_workers": args.num_workers, "pin_memory": args.device.type == "cuda"}
+    loader = DataLoader(dataset, batch_sampler=batches, **workers)
+    network.train()
+    run.loss_fn.train()
+    schedule = getattr(model.head, "schedule", None)  # of a head that steepens, as HashNet's
+    total, group = 0.0, args.accumulate
+    for number, (images, labels, indices) in enumerate(loader):
+        if number % args.accumulate == 0:
+            total, group = 0.0, min(args.accumulate, len(batches) - number)
+        last = number % args.accumulate == group - 1
+        images, labels = (x.to(args.device, non_blocking=True) for x in (images, labels))
+        with nullcontext() if last or not args.distributed else network.no_sync():
+            with torch.autocast(args.device.type, DTYPES[args.amp], enabled=args.amp != "none"):
+                codes = network(images)
+            if args.loss in ("dnnh", "drsdh"):  # made for codes in (0, 1)
+                codes = (codes + 1) / 2
+            loss = run.loss_fn(codes, labels, indices=indices.to(args.device)) / group
+            run.scaler.scale(loss).backward()
+        total += loss.item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss of update {run.updates + 1} is {total}: try a smaller --lr")
+        if last:
+            lr = max(group["lr"] for group in run.optimizer.param_groups)
+            run.update()
+            if schedule == "iterations":
+                model.head.step()
+            if run.updates % args.log_every == 0:
+                run.write(loss=total, lr=lr)
+    if schedule == "epochs":
+        model.head.step()
+    if "epoch_hook" in run.loss_fn.requires:
+        run.loss_fn.epoch_end()
+    if args.loss == "drsdh" and args.head == "weighted":
+        model.head.set_weights(run.loss_fn.bit_weights)
+    for averaged in {model, run.evaluated} if args.distributed else ():
+        distribute_bn(averaged, args.world_size, reduce=True)
+
+
+def keep_best(run, validation, top_k):
+    """Keep the weights if they are the best so far; the latest where nothing is held out."""
+    score = run.best["map"]
+    if validation:
+        codes = [hash_images(run.args, run.evaluated, part) for part in validation]
+        score = float(mean_average_precision(*codes, top_k=top_k))
+        run.write(val_map=score)
+    if not validation or score > run.best["map"]:
+        run.best = {"map": score, "epoch": run.epoch + 1}
+        if run.args.rank == 0:
+            with replacing(run.args.out / "best.pt") as temporary:
+                torch.save(run.evaluated.state_dict(), temporary)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.exists() and not args.resume:
+        sys.exit(f"{args.out} holds a run already: --resume it, or choose another --out")
+    args.device = init_distributed_device(args)
+    random_seed(args.seed)
+    model = make_model(args).to(args.device)
+    protocol, parts = load_parts(args)
+    train_transform, transform = make_transforms(args, model)
+    query, database = (LabelledImages(x, transform=transform) for x in (parts.query, parts.database))
+    order = torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(args.seed))
+    held_out = 0 if args.select_on == "query" else round(args.val_fraction * len(order))
+    val_rows, rows = order[:held_out].sort().values, order[held_out:].sort().values
+    train = LabelledImages(parts.train, rows=rows, transform=train_transform)
+    validation = [LabelledImages(parts.train, rows=r, transform=transform) for r in (val_rows, rows)]
+    if args.select_on == "query":
+        warnings.warn("the epoch is chosen on the queries: the mAP reported is too high", stacklevel=2)
+        validation = [query, database]
+    elif not held_out:
+        validation = None
+    if args.rank == 0:
+        print(f"{protocol}\n{parts}\n{len(train):,} images are trained on, {held_out:,} held out", flush=True)
+
+    sizes = {"num_classes": parts.train.num_classes, "model": model, "bank": args.bank}
+    sizes |= {"count_unseen": args.recipe == "paper", "generator": torch.Generator().manual_seed(args.seed)}
+    loss_fn = create_loss_for(args.loss, train.labels, args.bits, **sizes, **args.loss_args).to(args.device)
+    batches = len(epoch_batches(args, train.labels, 0))
+    if batches == 0:
+        sys.exit(f"{len(train)} training images do not fill a batch of {args.batch_size * args.world_size}")
+    run = Run(args, model, loss_fn, math.ceil(batches / args.accumulate))
+    if checkpoint.exists():
+        run.load(checkpoint)
+    if args.tensorboard and args.rank == 0:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.board = SummaryWriter(args.out / "tensorboard", purge_step=run.updates + 1)
+    network = model
+    if args.distributed:
+        network = DistributedDataParallel(model, [args.device] if args.device.type == "cuda" else None)
+    if args.compile:
+        network = torch.compile(network)
+    while run.epoch < args.epochs:
+        train_epoch(run, network, train)
+        if (run.epoch + 1) % args.val_every == 0 or run.epoch + 1 == args.epochs:
+            keep_best(run, validation, protocol.top_k)
+        run.epoch += 1
+        if args.rank == 0:
+            run.save(checkpoint)
+
+    if args.distributed:
+        dist.barrier()
+    model.load_state_dict(torch.load(args.out / "best.pt", map_location="cpu", weights_only=True))
+    codes = [hash_images(args, model, part) for part in (query, database)]
+    report = evaluate(*codes, top_k=protocol.top_k)
+    if args.rank == 0:
+        print(f"\nweights of epoch {run.best['epoch']}\n{report}")
+        report.to_json(args.out / "report.json")
+        codes[1].save(args.out / "database.safetensors")
+        training = f"Loss {args.loss}, recipe {args.recipe}, epoch {run.best['epoch']} by {args.select_on}."
+        save_pretrained(model, args.out / "model", report, dataset=protocol.name, training=training)
+    if args.distributed:
+        dist.destroy_process_group()
+    return report
+
+
+if __name__ == "__main__":
+    main()
