@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,18 +143,21 @@ def run(data: Any, settings: DataSet, backbone: str, method: str, bits: int, see
 
 
 def plan(names: list[str], seeds: int) -> list[tuple[str, str, str, int, int]]:
-    """All runs, seed by seed, so that whatever is there can be compared."""
+    """All runs, seed by seed for each data set and code length."""
     runs = []
-    for seed in range(seeds):
-        for name in names:
-            settings = DATA_SETS[name]
-            for bits in settings.bits:
-                for method in ("untrained", *HEADS):
-                    if (name, method) not in LEFT_OUT:
-                        runs += [(name, backbone, method, bits, seed) for backbone in BACKBONES]
-                if settings.ablation:
-                    runs += [(name, backbone, "wml", bits, seed) for backbone in ABLATION]
+    for name, seed in product(names, range(seeds)):
+        bits, *_ = DATA_SETS[name].bits
+        runs += runs_of(name, bits, seed)
+    for name, seed in product(names, range(seeds)):
+        for bits in DATA_SETS[name].bits[1:]:
+            runs += runs_of(name, bits, seed)
     return runs
+
+
+def runs_of(name: str, bits: int, seed: int) -> list[tuple[str, str, str, int, int]]:
+    methods = [method for method in ("untrained", *HEADS) if (name, method) not in LEFT_OUT]
+    runs = [(name, backbone, method, bits, seed) for method in methods for backbone in BACKBONES]
+    return runs + [(name, backbone, "wml", bits, seed) for backbone in ABLATION if DATA_SETS[name].ablation]
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
