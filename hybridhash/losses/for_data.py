@@ -71,8 +71,8 @@ def create_loss_for(
         raise ValueError(f"{classes[key].__name__} has no bank; those with one: {', '.join(with_bank)}")
     if num_classes is None:
         num_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    # Class ids compare faster; DSDH fits a classifier to one-hot rows.
-    columns = num_classes if labels.ndim == 2 or key == "dsdh" else None
+    # Class ids compare faster; these fit a classifier to one-hot rows.
+    columns = num_classes if labels.ndim == 2 or key in ("dfh", "dsdh") else None
     known: dict[str, Callable[[], Any]] = {
         "num_classes": lambda: num_classes,
         "bits": lambda: bits,
