@@ -29,15 +29,25 @@ def photo(seed: int = 0, size: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8))
 
 
-def bomb() -> bytes:
-    """A PNG of some bytes that claims to be 60,000 x 60,000 pixels."""
+def rgb_png(width: int, height: int, depth: int, pixels: bytes) -> bytes:
+    """A PNG of a header and rows that nothing checks."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def bomb() -> bytes:
+    """A PNG of some bytes that claims to be 60,000 x 60,000 pixels."""
+    return rgb_png(60000, 60000, 8, bytes(1000))
+
+
+def with_a_flipped_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,20 @@ def test_8_bit_modes_are_what_pil_converts_them_to(image: Image.Image, format: s
 def test_16_bit_grey_is_scaled_and_not_clipped(format: str) -> None:
     got = np.asarray(read_image(encoded(Image.fromarray(GREY), format)))
     assert np.array_equal(got, np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
+
+
+def test_16_bit_colours_are_scaled_and_not_clipped() -> None:
+    colour = np.array([0, 40000, 65535], ">u2")
+    got = np.asarray(read_image(rgb_png(1, 1, 16, b"\0" + colour.tobytes())))
+    assert np.abs(got.ravel().astype(int) - [0, 156, 255]).max() <= 1
+
+
+def test_an_image_below_the_limit_of_pixels_is_read_however_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = encoded(Image.new("RGB", (5000, 4000), (3, 140, 250)), "png")
+    assert read_image(huge).getpixel((4999, 3999)) == (3, 140, 250)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000 * 4000 // 2 - 1)
+    with pytest.raises(Image.DecompressionBombError, match="20000000 pixels"):
+        read_image(huge)
 
 
 def test_floats_of_0_to_1_are_scaled_and_others_refused() -> None:
@@ -110,11 +134,19 @@ def test_paths_and_bytes_give_the_same(tmp_path: Path) -> None:
         (b"no image at all", UnidentifiedImageError, "cannot identify"),
         (encoded(photo(size=64), "jpeg")[:1500], OSError, "truncated"),
         (encoded(photo(size=64), "png")[:5000], OSError, "truncated"),
+        (
+            with_a_flipped_bit(encoded(photo(size=64), "png")),
+            (OSError, SyntaxError),
+            "broken|checksum|corrupt",
+        ),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), (OSError, SyntaxError), "cannot identify|broken"),
         (bomb(), Image.DecompressionBombError, "3600000000 pixels"),
     ],
-    ids=["empty", "text", "short jpeg", "short png", "bomb"],
+    ids=["empty", "text", "short jpeg", "short png", "flipped bit", "no header", "bomb"],
 )
-def test_what_is_no_whole_image_raises(content: bytes, error: type[Exception], match: str) -> None:
+def test_what_is_no_whole_image_raises(
+    content: bytes, error: type[Exception] | tuple[type[Exception], ...], match: str
+) -> None:
     with pytest.raises(error, match=match):
         read_image(content)
 

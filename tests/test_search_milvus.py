@@ -139,6 +139,19 @@ def test_codes_that_do_not_fit_raise_and_add_nothing(index, given, message):
 
 
 @needs_lite
+@pytest.mark.parametrize("action", ["search", "range_search"])
+def test_queries_that_do_not_fit_raise(index, action):
+    index.add(codes(3))
+    for given, message in [
+        (codes(2, 32), "codes have 32 bits, but the index holds codes of 24"),
+        (pack_codes(codes(2, 32)), r"codes of 24 bits must be \(N, 3\)"),
+        (NAN, "codes has NaN in 1 of 48"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            getattr(index, action)(given, 1)
+
+
+@needs_lite
 def test_bad_searches_raise(index):
     with pytest.raises(ValueError, match="the index is empty"):
         index.search(codes(1), 1)
@@ -166,6 +179,9 @@ def test_a_collection_that_exists_is_opened_and_must_hold_such_codes(lite):
         MilvusIndex(lite, name, 24, model="n")
     with pytest.raises(ValueError, match="these are of 'n'"):
         again.search(codes(1), 1, model="n")
+    with pytest.raises(ValueError, match="these are of 'n'"):
+        again.add(codes(1), model="n")
+    assert len(again) == 9
 
 
 @needs_lite
