@@ -1,0 +1,360 @@
+"""A page in the browser: drop an image or draw a digit, and see what lies near it in Hamming space.
+
+    python examples/demo.py                     # scanned digits; trains a small network first
+    python examples/demo.py --images photos     # your images, folders within folders too
+    python examples/demo.py --images photos --model out/model --model hf-hub:user/repo
+
+``--model`` is a folder of ``hybridhash.hub.save_pretrained``, a repository of the Hub, or the name of a timm
+model whose features are then hashed without labels (ITQ) to each length of ``--bits``; it can be repeated.
+Needs ``pip install hybridhash[demo]``. The page is served to this machine only; nothing is sent elsewhere.
+"""
+
+import argparse
+import base64
+import html
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, as is the next
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps, ImageStat
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import hybridhash
+from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
+from hybridhash.images import IMAGE_ENDINGS, read_image
+from hybridhash.models import fit_hash_head
+from hybridhash.samples import own_transform
+
+BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what read_image raises
+NUM_QUERIES = 300  # digits that are not in the database
+CELL = 12  # pixels of a bit in the picture of a code
+# By whether the bit differs from the query's, and by the bit: RGBA.
+BIT_COLOURS = np.array(
+    [[[203, 213, 225, 255], [30, 58, 95, 255]], [[252, 165, 165, 255], [220, 38, 38, 255]]]
+)
+CSS = """
+#hits, #examples, .grid-wrap {height: auto !important; min-height: 0 !important; max-height: none !important}
+#hits .grid-container {grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important}
+#examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(54px, 1fr)) !important}
+#hits .thumbnail-lg {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}
+#hits .thumbnail-lg img {height: auto; aspect-ratio: 1}
+#hits .caption-label {position: static; max-width: 100%; width: 100%; border: 0; text-align: center}
+#bits table {width: 100%; margin: 0; border: 0; border-collapse: collapse; table-layout: fixed}
+#bits td {padding: 2px 6px 2px 0; border: 0; white-space: nowrap}
+#bits tr {border: 0} #bits td:nth-child(1) {width: 40px} #bits td:nth-child(2) {width: 62px}
+#bits img {margin: 0; display: block}
+#bits .thumb {width: 32px; height: 32px; object-fit: contain} #bits .code {width: 100%; height: 18px}
+#problem p {color: #dc2626; font-weight: 600}
+"""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is searched: images in memory or paths of files, with a caption each; queries to begin with."""
+
+    sources: list[Image.Image | Path]
+    captions: list[str]
+    queries: list[Image.Image]
+    broken: tuple[str, ...] = ()
+
+    def read(self, row):
+        source = self.sources[row]
+        return source if isinstance(source, Image.Image) else read_image(source)
+
+    def batches(self, transform):
+        for start in range(0, len(self.sources), 64):
+            rows = range(start, min(start + 64, len(self.sources)))
+            yield torch.stack([transform(self.read(row)) for row in rows])
+
+
+@dataclass(frozen=True)
+class Space:
+    """A model, how a PIL image becomes its input, and the codes of all pictures."""
+
+    model: nn.Module
+    transform: Callable[[Image.Image], torch.Tensor]
+    codes: HashCodes
+
+
+def read_folder(folder):
+    """The images below a folder; files that end like an image but cannot be decoded are ``broken``."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
+    paths, broken = [], []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix[1:].lower() in IMAGE_ENDINGS and path.is_file():
+            try:
+                read_image(path)
+                paths.append(path)
+            except BAD_IMAGE as error:
+                broken.append(f"{path.relative_to(folder)} ({error})")
+    if not paths:
+        unreadable = f"; {len(broken)} could not be read: {', '.join(broken[:3])}" if broken else ""
+        raise ValueError(f"no image in {folder} ({', '.join(sorted(IMAGE_ENDINGS))}){unreadable}")
+    queries = [read_image(path) for path in paths[:: -(-len(paths) // 8)]]
+    return Pictures(paths, [str(path.relative_to(folder)) for path in paths], queries, tuple(broken))
+
+
+def read_digits():
+    """The digits of scikit-learn as dark ink on white paper; the last 300 are no part of the database."""
+    digits = load_digits()
+    grey = np.pad(np.rint(255 - digits.images * (255 / 16)), ((0, 0), (1, 1), (1, 1)), constant_values=255)
+    images = [
+        Image.fromarray(image.astype(np.uint8)).resize((100, 100), Image.Resampling.BICUBIC) for image in grey
+    ]
+    images = [image.convert("RGB") for image in images]
+    queries = [images[-NUM_QUERIES:][int(np.argmax(digits.target[-NUM_QUERIES:] == i))] for i in range(10)]
+    captions = [f"digit {label}" for label in digits.target[:-NUM_QUERIES]]
+    return Pictures(images[:-NUM_QUERIES], captions, queries), torch.as_tensor(digits.target[:-NUM_QUERIES])
+
+
+def digit_tensor(picture):
+    """A digit of any size as the network of digits sees it: cropped to its ink, (1, 32, 32) in [-1, 1]."""
+    ink = picture.convert("L")
+    if ImageStat.Stat(ink).median[0] >= 128:
+        ink = ImageOps.invert(ink)
+    ink = ink.crop(ink.point(lambda value: 255 * (value > 80)).getbbox())
+    ink = ImageOps.pad(ink, (8, 8), Image.Resampling.BOX)
+    values = torch.from_numpy(np.array(ink, dtype=np.float32))[None, None]
+    return F.interpolate(values / 127.5 - 1, size=(32, 32), mode="bilinear")[0]
+
+
+def digit_network(pictures, labels, epochs):
+    """A small network, trained as ``examples/quickstart.py`` does, without its hash layer."""
+    from quickstart import train
+
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "hybridhash_64",
+        img_size=32,
+        in_chans=1,
+        embed_dims=(24, 48, 96),
+        num_heads=(1, 2, 4),
+        depths=(1, 1, 1),
+        drop_path_rate=0.0,
+    )
+    images = torch.stack([digit_tensor(picture) for picture in pictures.sources])
+    train(model, TensorDataset(images, labels, torch.arange(len(labels))), epochs, "cpu")
+    model.reset_classifier(0)
+    return model
+
+
+def load_spaces(pictures, name, bits, pretrained):
+    """Spaces of a trained hash model; or of a timm model whose features are hashed to each length."""
+    if Path(name).exists() or ":" in name or "/" in name:
+        model = hybridhash.load(name).eval()
+        transform = own_transform(model)
+        codes = encode(model, pictures.batches(transform))
+        return {f"{name}, {model.bits} bits": Space(model, transform, codes)}
+    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return hash_features(pictures, backbone, own_transform(backbone), name, bits)
+
+
+def hash_features(pictures, backbone, transform, name, bits):
+    """A hash of each length for the features of a network: ITQ, which needs more images than bits, or LSH."""
+    backbone.eval()
+    with torch.no_grad():
+        features = torch.cat([backbone(images) for images in pictures.batches(transform)])
+    spaces = {}
+    for length in bits:
+        method = "itq" if len(features) > length else "lsh"
+        head = fit_hash_head(features, method, length, torch.Generator().manual_seed(0)).eval()
+        codes = encode(head, features.split(1024), progress=False)
+        spaces[f"{name}, {length} bits"] = Space(nn.Sequential(backbone, head), transform, codes)
+    return spaces
+
+
+def rank(space, picture):
+    """The code of a picture, and all images by their distance to it: ``(query, distances, rows)``."""
+    query = encode(space.model, [space.transform(picture)[None]], progress=False)
+    distances, rows = hamming_topk(query, space.codes, top_k=None)
+    return query, distances[0], rows[0]
+
+
+def code_pixels(code, query):
+    """Bits (B,) as RGBA (CELL, B * CELL, 4): dark is 1, light is 0, red where the query's bit differs."""
+    pixels = np.zeros((CELL, len(code), CELL, 4), dtype=np.uint8)
+    pixels[:, :, 1:-1] = BIT_COLOURS[(code != query).astype(int), code.astype(int)][:, None]
+    return pixels.reshape(CELL, -1, 4)
+
+
+def thumbnail(picture, size):
+    picture = picture.copy()
+    picture.thumbnail((size, size))
+    return picture
+
+
+def inline(picture, name, alt):
+    """A picture as an HTML element that carries it."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img class="{name}" alt="{html.escape(alt)}" src="data:image/png;base64,{content}">'
+
+
+def histogram(distances, bits, radius):
+    """How many images lie at each distance; those within the radius in red."""
+    counts = torch.bincount(distances.long(), minlength=bits + 1).tolist()
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(
+        range(bits + 1), counts, 0.9, color=["#dc2626" if d <= radius else "#94a3b8" for d in range(bits + 1)]
+    )
+    axes.set_xlabel("Hamming distance (red: within the radius)", fontsize=12)
+    axes.set_ylabel("images", fontsize=12)
+    axes.tick_params(labelsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def bits_table(lines):
+    """Codes under one another as HTML: lines of picture, title and bits; the first is the query."""
+    cells = ""
+    for picture, title, bits in lines:
+        code = Image.fromarray(code_pixels(bits, lines[0][2]))
+        cells += f"<tr><td>{inline(thumbnail(picture, 64), 'thumb', title)}</td><td>{title}</td>"
+        cells += f"<td>{inline(code, 'code', title)}</td></tr>"
+    return f"<table>{cells}</table>"
+
+
+def show(pictures, spaces, picture, name, k, radius):
+    """What the page shows of a query: picture, text, gallery, codes, histogram."""
+    if picture is None:
+        return None, "Drop an image, draw one, or choose one of the examples.", [], "", None
+    codes = spaces[name].codes
+    query, distances, rows = rank(spaces[name], picture)
+    text = f"**{int((distances <= radius).sum()):,}** of {len(rows):,} images lie within radius {radius:g}; "
+    text += f"the nearest at distance {distances[0]}, the farthest at {distances[-1]} of {codes.bits} bits."
+    lines, hits = [(picture, "query", unpack_codes(query.packed, codes.bits)[0].numpy() > 0)], []
+    for row, distance in zip(rows[:k].tolist(), distances[:k].tolist(), strict=True):
+        hit = thumbnail(pictures.read(row), 320)
+        hits.append((hit, f"d = {distance} · {pictures.captions[row]}"))
+        lines.append((hit, f"d = {distance}", unpack_codes(codes.packed[[row]], codes.bits)[0].numpy() > 0))
+    return thumbnail(picture, 320), text, hits, bits_table(lines), histogram(distances, codes.bits, radius)
+
+
+def open_file(path):
+    """The query in a file, and what is wrong with it."""
+    try:
+        return read_image(Path(path).read_bytes()), ""  # bytes, so that no message has the path
+    except BAD_IMAGE as error:
+        return None, f"{Path(path).name} is no image that can be read: {error}"
+
+
+def open_drawing(drawing):
+    """The query of the drawing board, on white paper, and what is wrong with it."""
+    ink = drawing and drawing["composite"]
+    if ink is None or ink.convert("RGBA").getchannel("A").getbbox() is None:
+        return None, "The paper is empty: draw something first."
+    ink = ink.convert("RGBA")
+    paper = Image.new("RGBA", ink.size, "white")
+    return Image.alpha_composite(paper, ink).convert("RGB"), ""
+
+
+def about(pictures):
+    text = f"{len(pictures.sources):,} images, searched by the Hamming distance of their binary codes."
+    if pictures.broken:
+        text += f" {len(pictures.broken)} could not be read: {'; '.join(pictures.broken[:5])}"
+        text += "; ..." * (len(pictures.broken) > 5)
+    return text
+
+
+def build_page(pictures, spaces):
+    most = max(2, min(50, len(pictures.sources)))
+    longest = max(space.codes.bits for space in spaces.values())
+    grid = {"object_fit": "contain", "buttons": [], "format": "png", "show_label": False, "height": "auto"}
+    with gr.Blocks(title="hybridhash", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        query = gr.State(pictures.queries[0])
+        gr.Markdown("# Image retrieval by binary codes")
+        gr.HTML(html.escape(about(pictures)), elem_id="about")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                with gr.Tab("Image"):
+                    file = gr.File(label="Drop an image", height=120)
+                    gr.Markdown("or choose one:")
+                    examples = gr.Gallery(pictures.queries, allow_preview=False, elem_id="examples", **grid)
+                with gr.Tab("Drawing"):
+                    pen = gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed")
+                    board = gr.Sketchpad(
+                        type="pil", label="Draw", canvas_size=(280, 280), fixed_canvas=True, layers=False,
+                        brush=pen, transforms=(), buttons=[], height=360,
+                    )  # fmt: skip
+                    search = gr.Button("Search this drawing", variant="primary")
+                problem = gr.Markdown(elem_id="problem")
+                shown = gr.Image(label="Query", height=170, interactive=False, format="png", buttons=[])
+                space = gr.Radio(list(spaces), value=list(spaces)[-1], label="Model and code length")
+                k = gr.Slider(1, most, min(10, most), step=1, label="Nearest images", elem_id="k")
+                radius = gr.Slider(0, longest, 2, step=1, label="Radius", elem_id="radius")
+            with gr.Column(scale=3, min_width=300):
+                text = gr.Markdown(elem_id="text")
+                hits = gr.Gallery(elem_id="hits", **grid)
+                gr.Markdown("**Codes**, bit under bit: dark is 1, light is 0, red differs from the query.")
+                codes = gr.HTML(elem_id="bits")
+                gr.Markdown("**Distances** of all images to the query.")
+                plot = gr.Plot(show_label=False, format="png")
+
+        def choose(event: gr.SelectData):
+            return pictures.queries[event.index], ""
+
+        def update(*values):
+            return show(pictures, spaces, *values)
+
+        results = {
+            "fn": update,
+            "inputs": [query, space, k, radius],
+            "outputs": [shown, text, hits, codes, plot],
+        }
+        opened = [
+            file.upload(lambda path: (*open_file(path), None), file, [query, problem, file]),
+            search.click(open_drawing, board, [query, problem]),
+            examples.select(choose, None, [query, problem]),
+        ]
+        for event in opened:
+            event.then(**results)
+        live = [page.load, space.change, k.change, radius.change]
+        gr.on(live, **results, trigger_mode="always_last", show_progress="hidden")
+    return page
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--images", type=Path, help="folder to search (scanned digits)")
+    add("--model", action="append", help="folder, Hub id or timm model, repeatable (of a folder: resnet18)")
+    add("--bits", type=int, nargs="+", default=[16, 32, 64], help="code lengths (16 32 64)")
+    add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="weights of timm models")
+    add("--epochs", type=int, default=5, help="of the network of digits (5)")
+    add("--host", default="127.0.0.1", help="address to serve on (127.0.0.1: for this machine only)")
+    add("--port", type=int, default=7860, help="(7860)")
+    args = parser.parse_args()
+    spaces = {}
+    try:
+        pictures, labels = (read_folder(args.images), None) if args.images else read_digits()
+        if not args.images and not args.model:
+            network = digit_network(pictures, labels, args.epochs)
+            spaces = hash_features(pictures, network, digit_tensor, "digits", args.bits)
+        for name in args.model or ([] if spaces else ["resnet18"]):
+            spaces |= load_spaces(pictures, name, args.bits, args.pretrained)
+        print(about(pictures))
+        page = build_page(pictures, spaces)
+        print(f"open http://{args.host}:{args.port}; Ctrl-C ends it")
+        page.launch(server_name=args.host, server_port=args.port, quiet=True, css=CSS, footer_links=[])
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
