@@ -98,18 +98,19 @@ def parse_args(argv=None):
     add("--val-every", type=int, default=1, help="epochs between validations (1)")
     add("--log-every", type=int, default=10, help="updates between lines of the log (10)")
     add("--tensorboard", action="store_true", help="needs pip install hybridhash[train]")
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    args = parser.parse_args(argv)
+    parser.set_defaults(**RECIPES[args.recipe])
+    if args.protocol == "digits" or (args.recipe == "paper" and "cifar" in str(args.protocol)):
+        parser.set_defaults(augment="none")
+    if args.recipe == "default" and args.pretrained:
+        parser.set_defaults(layer_decay=0.75)
     return check_args(parser, parser.parse_args(argv))
 
 
 def check_args(parser, args):
-    """Options that follow from others; what is wrong is said before anything is read."""
-    args.cifar = (args.protocol or "").startswith("cifar")
-    if args.protocol == "digits" or (args.cifar and args.recipe == "paper"):
-        args.augment = "none"
+    """What is wrong is said before anything is read."""
+    args.cifar = "cifar" in str(args.protocol)
     args.bank = args.loss == "wml" if args.bank is None else args.bank
-    if args.layer_decay is None and args.pretrained and args.recipe == "default":
-        args.layer_decay = 0.75
     if args.protocol != "digits" and args.data_dir is None and args.csv is None:
         parser.error("no images: give --data-dir or --csv, or --protocol digits")
     if not 0 <= args.val_fraction < 1:
@@ -281,7 +282,6 @@ def train_epoch(run, network, dataset):
     network.train()
     run.loss_fn.train()
     schedule = getattr(model.head, "schedule", None)  # of a head that steepens, as HashNet's
-    total, group = 0.0, args.accumulate
     for number, (images, labels, indices) in enumerate(loader):
         if number % args.accumulate == 0:
             total, group = 0.0, min(args.accumulate, len(batches) - number)

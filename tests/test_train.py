@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -182,7 +184,7 @@ def test_a_stopped_run_goes_on_exactly(photos, tmp_path, monkeypatch, more):
 
 def test_two_processes_train_as_one_with_twice_the_batch(photos, tmp_path):
     # Without random layers and augmentation, or the processes would draw other numbers than the one.
-    same = "--epochs 2 --augment none --loss greedyhash --ema 0 --clip-grad 0 --device cpu"
+    same = "--epochs 1 --augment none --loss greedyhash --ema 0 --clip-grad 0 --device cpu"
     model_args = (*SMALL, "drop_path_rate=0")
     run(photos, tmp_path / "one", same + " --batch-size 16", model_args=model_args)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
@@ -190,7 +192,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(photos, tmp_path):
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     one, two = (losses_of(tmp_path / name) for name in ("one", "two"))
-    assert len(one) == len(two) == 4
+    assert len(one) == len(two) == 2
     for (_, first), (_, second) in zip(one, two, strict=True):
         assert float(first) == pytest.approx(float(second), rel=1e-4)
     codes = HashCodes.load(tmp_path / "two" / "database.safetensors")
@@ -198,13 +200,17 @@ def test_two_processes_train_as_one_with_twice_the_batch(photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_every_loss_can_be_chosen(photos, tmp_path, name):
-    more = (
-        "--model test_resnet --img-size 32 --classes-per-batch 2 --epochs 1 --val-fraction 0 --augment none"
-    )
-    run(photos, tmp_path, f"{more} --loss {name} --ema 0 --batch-size 16", model_args=())
-    first = losses_of(tmp_path)[0]
-    assert torch.isfinite(torch.tensor(float(first[1])))
+def test_every_loss_can_be_chosen(photos, tmp_path, monkeypatch, name):
+    def stop(run, validation, top_k):
+        raise StoppedError(run.log)
+
+    monkeypatch.setattr(train, "keep_best", stop)
+    more = f"--model test_resnet --img-size 32 --classes-per-batch 2 --augment none --loss {name} --epochs 1"
+    with pytest.raises(StoppedError) as stopped:
+        run(photos, tmp_path, more, model_args=())
+    losses = [line["loss"] for line in stopped.value.args[0]]
+    assert len(losses) == 4
+    assert all(map(math.isfinite, losses))
 
 
 def test_what_losses_require_is_provided(photos, tmp_path, monkeypatch):
@@ -271,6 +277,11 @@ def test_options_of_the_command_line_win_over_the_recipe(photos, tmp_path):
 def test_the_paper_augments_all_but_cifar(tmp_path, protocol, augment):
     args = train.parse_args(["--recipe", "paper", "--protocol", protocol, "--data-dir", str(tmp_path)])
     assert args.augment == augment
+
+
+def test_digits_are_augmented_only_if_asked():
+    assert train.parse_args(["--protocol", "digits"]).augment == "none"
+    assert train.parse_args(["--protocol", "digits", "--augment", "rrc"]).augment == "rrc"
 
 
 def test_layers_near_the_input_learn_more_slowly(photos, tmp_path):
@@ -356,27 +367,36 @@ def test_a_head_that_steepens_is_stepped(photos, tmp_path, schedule, steps):
     assert checkpoint_of(tmp_path)["model"]["head.steps"] == steps
 
 
+def test_weights_of_bits_are_handed_to_the_head(photos, tmp_path):
+    run(photos, tmp_path, "--loss drsdh --head weighted --epochs 1 --val-fraction 0 --ema 0")
+    content = checkpoint_of(tmp_path)
+    weights = content["model"]["head.weights"]
+    assert torch.equal(weights, content["loss_fn"]["bit_weights"])
+    assert not torch.equal(weights, torch.ones(8))
+    assert torch.equal(hybridhash.load(tmp_path / "model").head.weights, weights)
+
+
+def test_any_backbone_is_saved_with_its_size_of_images(photos, tmp_path):
+    run(photos, tmp_path, "--model test_resnet --img-size 48 --epochs 1 --ema 0", model_args=())
+    config = timm.data.resolve_model_data_config(hybridhash.load(tmp_path / "model"))
+    assert config["input_size"] == (3, 48, 48)
+
+
 def test_list_files_are_trained_on(photos, tmp_path):
     names = sorted(path.relative_to(photos) for path in photos.rglob("*.png"))
-    lists = tmp_path / "lists"
-    lists.mkdir()
-    for name, part in (("test", names[::7]), ("train", names[1::7]), ("database", names[2::7] + names[3::7])):
-        rows = [
-            f"{path} " + " ".join("1" if c == k % 20 else "0" for c in range(20))
-            for k, path in enumerate(part)
+    parts = {"test": names[::7], "train": names[1::7], "database": names[2::7] + names[3::7]}
+    for name, part in parts.items():
+        lines = [
+            f"{path} " + " ".join(str(int(c == k % 21)) for c in range(21)) for k, path in enumerate(part)
         ]
-        (lists / f"{name}.txt").write_text("\n".join(rows))
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     more = f"--protocol nuswide_21_m --root {photos} --epochs 1 --batch-size 4"
-    text = (lists / "train.txt").read_text()
-    for name in ("test", "train", "database"):
-        path = lists / f"{name}.txt"
-        path.write_text("\n".join(line + " 0" for line in path.read_text().splitlines()))
     with pytest.warns(UserWarning, match="not the sizes of nuswide_21_m"):
-        report = run(lists, tmp_path / "out", more)
+        report = run(tmp_path, tmp_path / "out", more)
     assert (report.queries, report.database) == (6, 12)
-    (lists / "train.txt").write_text(text)  # 20 labels instead of 21
-    with pytest.raises(ValueError, match=r"train\.txt.*line 1"):
-        run(lists, tmp_path / "short", more)
+    (tmp_path / "train.txt").write_text("red/0.png 0 1 0")
+    with pytest.raises(ValueError, match=r"train\.txt, line 1: 3 labels, expected 21"):
+        run(tmp_path, tmp_path / "short", more)
 
 
 def test_a_csv_file_is_trained_on(photos, tmp_path):

@@ -1,6 +1,7 @@
 """Benchmarks: their sizes, the splits that are drawn, list files, and what is refused."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -600,3 +601,19 @@ def test_cifar_is_pooled_training_set_first(cifar_folder):
 def test_missing_cifar_files_say_what_to_do(tmp_path):
     with pytest.raises(RuntimeError, match="download=True"):
         protocols.cifar10(tmp_path)
+
+
+def test_digits_are_images_of_all_ten_classes():
+    images = protocols.digits()
+    image, label, index = images[1796]
+    assert (image.size, image.mode, int(label), index) == ((8, 8), "RGB", 8, 1796)
+    assert torch.bincount(images.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    pixels = np.array(image)
+    assert pixels[0, 0].tolist() == [255] * 3  # dark on white
+    assert pixels.min() == 0
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install hybridhash\[examples\]"):
+        protocols.digits()
