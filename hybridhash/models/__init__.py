@@ -5,9 +5,13 @@ from .data_driven import fit_hash_head, fit_hash_layer
 from .hash_model import HashModel, create_hash_model
 from .heads import create_head, list_heads
 from .hybridhash import HybridHash
+from .shallow import ITQCCA, KSH, SDH
 from .unsupervised import itq_rotation
 
 __all__ = [
+    "ITQCCA",
+    "KSH",
+    "SDH",
     "HashModel",
     "HybridHash",
     "checkpoint_filter_fn",
