@@ -1,6 +1,7 @@
 """Every published method, as docs/methods.md has it, is short, runs, and retrieves better than untrained."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def namespace():
     pytest.importorskip("sklearn")
     values = {}
     exec(small, values)
+    hash_codes = values["hash_codes"]
+
+    def checked(model, part):
+        codes = hash_codes(model, part)
+        head = getattr(model, "head", None)
+        assert (len(codes), codes.bits) == (len(part[1]), getattr(head, "bits", values["BITS"]))
+        return codes
+
+    values["hash_codes"] = checked
     return values
 
 
@@ -67,7 +77,15 @@ def test_a_method_learns(name, namespace):
         exec(METHODS[name], values)
         return values["results"]
 
-    untrained, trained = run(fit=lambda *args, **kwargs: None), run()
+    losses = []
+
+    def fit(model, loss_fn, **kwargs):
+        loss_fn.register_forward_hook(lambda module, given, loss: losses.append(loss.item()))
+        namespace["fit"](model, loss_fn, **kwargs)
+
+    untrained, trained = run(fit=lambda *args, **kwargs: None), run(fit=fit)
+    assert losses
+    assert all(map(math.isfinite, losses))
     assert trained.keys() == untrained.keys()
     assert trained
     for title, value in trained.items():
