@@ -279,7 +279,7 @@ def build_page(pictures, spaces):
     with gr.Blocks(title="hybridhash", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         query = gr.State(pictures.queries[0])
         gr.Markdown("# Image retrieval by binary codes")
-        gr.HTML(html.escape(about(pictures)), elem_id="about")
+        gr.HTML(html.escape(about(pictures)), elem_id="about", apply_default_css=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 with gr.Tab("Image"):
