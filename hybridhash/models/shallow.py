@@ -187,6 +187,7 @@ class ITQCCA(FeatureHash):
     def _learn(
         self, features: Tensor, labelled: Tensor, hot: Tensor, generator: torch.Generator | None
     ) -> None:
+        _check_not_negative(iterations=self.iterations)
         width = features.shape[1]
         if self.bits > width:
             raise ValueError(
@@ -256,7 +257,8 @@ class KSH(FeatureHash):
     anchors. Each column a of A maximises :math:`h^T R h` over what the bits before left,
     :math:`R = r S - \sum h_t h_t^T`: first relaxed to :math:`a^T \bar K^T R \bar K a` with
     :math:`|\bar K a|^2 = L` (an eigenproblem), then with :math:`2 \sigma(\bar K a) - 1` in place of the
-    sign, by accelerated gradient descent, which is kept where it is better after the sign.
+    sign, by accelerated gradient descent, which is kept where it is better after the sign. Descent is in
+    the coordinates :math:`(\bar K^T \bar K)^{1/2} a`, where the authors take a itself: the same objective.
 
     S is kept as one entry for two sets of labels, so memory is L x num_anchors and, for multi-label images,
     the square of the number of different label sets: not L^2, and there is no need to draw a subset.
@@ -306,7 +308,8 @@ class KSH(FeatureHash):
                 f"the kernel is constant: width {self.kernel_.width} is too large for the features"
             )
         u, back = u[:, :rank], (v[:rank] / scale[:rank, None]).T
-        # In the basis of U the eigenproblem of the paper is an ordinary one.
+        # In the basis of U the eigenproblem of the paper is an ordinary one, and descent is well conditioned:
+        # many fewer steps than in A.
         quadratic = self.bits * affinity.quadratic(u)
         count = kernel.shape[0]
         signs = kernel.new_zeros(count, self.bits)
@@ -317,11 +320,11 @@ class KSH(FeatureHash):
             def residual(y: Tensor, done: Tensor = done) -> Tensor:
                 return self.bits * affinity(y) - done @ (done.T @ y)
 
-            start = back @ torch.linalg.eigh(quadratic).eigenvectors[:, -1] * count**0.5
-            column = _smoothed(kernel, residual, start, self.iterations)
-            rivals = [(a, _sign(kernel @ a)) for a in (start, column)]
+            start = torch.linalg.eigh(quadratic).eigenvectors[:, -1] * count**0.5
+            column = _smoothed(u, residual, start, self.iterations)
+            rivals = [(a, _sign(u @ a)) for a in (start, column)]
             a, h = max(rivals, key=lambda rival: float(rival[1] @ residual(rival[1])))
-            columns.append(a)
+            columns.append(back @ a)
             signs[:, k] = h
             quadratic -= torch.outer(u.T @ h, h @ u)
         self.projection_ = torch.stack(columns, 1)
@@ -486,14 +489,14 @@ class _Affinity:
         return sums.T @ self.sets @ sums
 
 
-def _smoothed(kernel: Tensor, residual: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
-    """Minimises ``-y^T R y``, ``y = 2 sigmoid(K a) - 1``, by Nesterov's method from ``start`` on.
+def _smoothed(basis: Tensor, residual: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
+    """Minimises ``-y^T R y``, ``y = 2 sigmoid(U a) - 1``, by Nesterov's method from ``start`` on.
 
     The step is the inverse of a bound on the curvature, which doubles until it holds (Beck, Teboulle 2009).
     """
 
     def value(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        y = torch.tanh(kernel @ a / 2)
+        y = torch.tanh(basis @ a / 2)
         forced = residual(y)
         return -(y @ forced), y, forced
 
@@ -502,7 +505,7 @@ def _smoothed(kernel: Tensor, residual: Callable[[Tensor], Tensor], start: Tenso
     for _ in range(iterations):
         probe = current + (momentum[0] - 1) / momentum[1] * (current - previous)
         at_probe, y, forced = value(probe)
-        gradient = -(kernel.T @ (forced * (1 - y.square())))
+        gradient = -(basis.T @ (forced * (1 - y.square())))
         square = gradient @ gradient
         for _ in range(50):
             candidate = probe - gradient / bound
@@ -514,7 +517,7 @@ def _smoothed(kernel: Tensor, residual: Callable[[Tensor], Tensor], start: Tenso
             break  # no step is small enough for the rounding: this is the minimum
         previous, current = current, candidate
         momentum = (momentum[1], (1 + (1 + 4 * momentum[1] ** 2) ** 0.5) / 2)
-        if abs(float(new_cost - cost)) <= 1e-2 * len(kernel):
+        if abs(float(new_cost - cost)) <= 1e-2 * len(basis):
             break
         cost = new_cost
     return current
