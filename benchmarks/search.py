@@ -42,6 +42,7 @@ RIVALS = {
     "hnsw": ("FAISS hnsw", 1000),
     "multihash": ("FAISS multihash", 200),
     "usearch": ("usearch b1", 1000),
+    "duckdb": ("DuckDB", 20),
     "milvus": ("Milvus Lite 2.5.1", 20),
 }
 
@@ -142,6 +143,26 @@ def make_usearch(database: HashCodes, k: int, threads: int) -> Callable[[HashCod
     return search
 
 
+def make_duckdb(database: HashCodes, k: int, threads: int) -> Callable[[HashCodes], Tensor]:
+    import duckdb
+    import pyarrow as pa
+
+    blobs = pa.array([row.tobytes() for row in database.packed.numpy()], pa.binary())
+    codes = pa.table({"id": pa.array(range(len(database))), "code": blobs})
+    connection = duckdb.connect(config={"threads": threads})
+    connection.register("given", codes)
+    connection.execute("CREATE TABLE codes AS SELECT id, code::BIT AS code FROM given")
+    connection.unregister("given")
+    nearest = "SELECT bit_count(xor(code, ?::BLOB::BIT)) AS distance, id FROM codes ORDER BY ALL LIMIT ?"
+
+    def search(query: HashCodes) -> Tensor:
+        packed = query.packed.numpy()
+        found = [connection.execute(nearest, [row.tobytes(), k]).fetchall() for row in packed]
+        return torch.tensor([[distance for distance, _ in rows] for rows in found])
+
+    return search
+
+
 def make_index(index: FaissIndex | MilvusIndex, database: HashCodes, k: int) -> Callable[[HashCodes], Tensor]:
     index.add(database)
     return lambda query: index.search(query, k)[0]
@@ -155,6 +176,8 @@ def rivals(database: HashCodes, k: int, threads: int, names: list[str], folder: 
             found.append(Rival(*RIVALS[name], lambda query: hamming_topk(query, database, k)[0]))
         elif name == "usearch":
             found.append(built(name, lambda: make_usearch(database, k, threads)))
+        elif name == "duckdb":
+            found.append(built(name, lambda: make_duckdb(database, k, threads)))
         elif name == "milvus":
             index = MilvusIndex(f"{folder}/codes.db", "codes", bits, timeout=600)
             found.append(built(name, lambda index=index: make_index(index, database, k)))
