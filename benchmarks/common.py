@@ -39,7 +39,10 @@ def synchronize(device: str = "cpu") -> None:
 
 
 def interleaved(
-    rivals: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
+    rivals: dict[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds per call of each rival, taking turns so that a busy machine hits all alike."""
     for call in rivals.values():
@@ -48,10 +51,10 @@ def interleaved(
     for _ in range(repeats):
         for name, call in rivals.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

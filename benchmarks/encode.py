@@ -3,9 +3,11 @@
 The bare network, and reading files without a network, take turns with the whole in one process. Overhead is
 the time of ``encode_dataset`` over that of the bare network on ready batches; "in memory" has the images
 decoded before, so that decoding keeps up whatever the machine. The start (SHA-256 of the weights, one image
-to try) is given apart: it does not grow with the images.
+to try) is given apart: it does not grow with the images. ``--cpu-time`` counts the seconds that this process
+runs in place of those that pass, without workers: what others do on the machine does not count then.
 
     python benchmarks/encode.py                                  # one thread, no workers, 64 images
+    python benchmarks/encode.py --cpu-time                       # on a machine that is busy with other work
     python benchmarks/encode.py --workers 1 --ray
     python benchmarks/encode.py --device cuda --images 20000 --batch-size 256 --workers 16
 """
@@ -16,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -92,7 +95,7 @@ def rows_of(name, size, args, folder):
     model = timm.create_model(name, img_size=size).to(args.device).eval()
     files = ImageFolder(str(folder), own_transform(model), loader=read_image)
     images = [files[row][0] for row in range(len(files))]
-    seconds = interleaved(rivals_of(model, files, images, args), args.repeats, args.device)
+    seconds = interleaved(rivals_of(model, files, images, args), args.repeats, args.device, args.clock)
     count, bare = len(files), seconds["network"]
     # Encoding one image is the start, and that image twice: once to try, once to keep.
     start = max(seconds.pop("start") - 2 * seconds.pop("one"), 0)
@@ -142,7 +145,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ray", action="store_true", help="measure the Ray example as well")
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, not of the clock")
     args = parser.parse_args()
+    if args.cpu_time and (args.workers or args.ray or args.device != "cpu"):
+        parser.error("--cpu-time sees this process only: leave --workers, --ray and --device away")
+    args.clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
@@ -153,8 +160,11 @@ def main():
             name, _, size = entry.partition(":")
             rows += rows_of(name, int(size or 224), args, place)
             synchronize(args.device)
+    clock = "CPU time" if args.cpu_time else "wall time"
     print(machine(args.device))
-    print(f"{args.images} JPEG files of 500 x 375, batch {args.batch_size}, median of {args.repeats}\n")
+    print(
+        f"{args.images} JPEG files of 500 x 375, batch {args.batch_size}, median of {args.repeats}, {clock}\n"
+    )
     print(table(HEADER, rows))
 
 
