@@ -56,6 +56,7 @@ def two_sides(codes: Tensor, labels: Tensor, ref_codes: Tensor | None, ref_label
             f"{given} was given without {missing}: give both, or neither to compare in the batch"
         )
     bits = check_codes(codes).shape[1]
+    labels = as_labels(labels, length=codes.shape[0])
     if ref_codes is not None and ref_labels is not None:
         check_codes(ref_codes, bits=bits, name="ref_codes")
         ref_labels = as_labels(ref_labels, length=ref_codes.shape[0], name="ref_labels").to(codes.device)

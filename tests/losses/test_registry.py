@@ -93,6 +93,13 @@ def test_every_loss_has_the_same_call(name: str) -> None:
     assert bool(torch.autograd.grad(value, codes)[0].isfinite().all())
 
 
+@pytest.mark.parametrize("name", sorted(set(list_losses()) - {"cnnh", "dh"}))  # these two look at no label
+def test_a_loss_that_needs_labels_says_so(name: str) -> None:
+    codes, _ = batch(dtype=torch.float32)
+    with pytest.raises((TypeError, ValueError), match=r"labels (must be a tensor, got NoneType|are needed)"):
+        make(name)(torch.sigmoid(codes), None, indices=torch.arange(ROWS))
+
+
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_a_bank_is_among_what_a_loss_requires(name: str) -> None:
     assert {"bank", "indices"} <= make(name, bank=CodeBank(5, BITS, CLASSES)).requires
