@@ -159,7 +159,12 @@ def load_spaces(pictures, name, bits, pretrained):
         transform = own_transform(model)
         codes = encode(model, pictures.batches(transform))
         return {f"{name}, {model.bits} bits": Space(model, transform, codes)}
-    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    try:
+        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except OSError as error:
+        raise OSError(
+            f"no weights of {name}: {error} (--no-pretrained and --model FOLDER need none)"
+        ) from error
     return hash_features(pictures, backbone, own_transform(backbone), name, bits)
 
 
