@@ -80,7 +80,7 @@ def resnet(folder):
     """A hash head of 12 bits on a convolutional backbone, and its ONNX file: normalised images in."""
     pytest.importorskip("onnxscript")
     torch.manual_seed(1)
-    model = hybridhash.create_hash_model("resnet10t", bits=12, head="tanh").eval()
+    model = hybridhash.create_hash_model("resnet10t", bits=12, head="batchnorm").eval()
     return model, export_onnx(model, folder / "resnet.onnx", input="float", image_size=32)
 
 
