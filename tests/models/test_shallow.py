@@ -55,7 +55,7 @@ def digits_map(codes_of, digits):
 
 @pytest.mark.parametrize(
     ("estimator", "bound"),
-    [(KSH(8, num_anchors=100, iterations=60), 0.84), (SDH(8, num_anchors=300), 0.88), (ITQCCA(8), 0.70)],
+    [(KSH(8, num_anchors=100, iterations=60), 0.88), (SDH(8, num_anchors=300), 0.90), (ITQCCA(8), 0.72)],
     ids=["ksh", "sdh", "itq-cca"],
 )
 def test_on_digits_labels_help(estimator, bound, digits):
