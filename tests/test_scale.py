@@ -1,5 +1,6 @@
 """The tables of memory, time and machines follow from those of the measurements."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -40,3 +41,11 @@ def test_times_memory_and_machines_follow_from_the_measurements(scale):
     assert hnsw.time(10**9) == pytest.approx(0.75)  # logarithm: 9 digits for 6
     assert (flat.reach(), hnsw.reach()) == ("5.0 x 10^7, time", "1.2 x 10^8, memory")
     assert (flat.build_text(10**6), topk.build_text(10**6), hnsw.build_text(10**6)) == ("100 ms", "", "1 min")
+
+
+def test_the_manual_has_the_tables_of_the_measurements(scale):
+    tables = scale["tables"]((ROOT / "benchmarks" / "README.md").read_text())
+    assert re.search(r"10\^10", tables)
+    assert tables in (ROOT / "docs" / "scale.md").read_text(), (
+        "run benchmarks/scale.py, and paste what it prints"
+    )
