@@ -308,8 +308,7 @@ class KSH(FeatureHash):
                 f"the kernel is constant: width {self.kernel_.width} is too large for the features"
             )
         u, back = u[:, :rank], (v[:rank] / scale[:rank, None]).T
-        # In the basis of U the eigenproblem of the paper is an ordinary one, and descent is well conditioned:
-        # many fewer steps than in A.
+        # In the basis of U the eigenproblem of the paper is an ordinary one, and descent is well conditioned.
         quadratic = self.bits * affinity.quadratic(u)
         count = kernel.shape[0]
         signs = kernel.new_zeros(count, self.bits)
