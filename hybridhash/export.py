@@ -88,7 +88,7 @@ def export_onnx(
 
     Example:
         >>> import hybridhash, tempfile
-        >>> model = hybridhash.create_hash_model("resnet10t", bits=24, norm_layer="layernorm2d")
+        >>> model = hybridhash.create_hash_model("resnet10t", bits=24)
         >>> export_onnx(model, "model.txt")
         Traceback (most recent call last):
         ...
@@ -118,9 +118,6 @@ def export_onnx(
         size = sum(tensor.nbytes for tensor in program.state_dict.values())
         data = f"{built.name}.{metadata['weights_sha256'][:8]}.data" if size > _LARGEST else None
         onnx_ir.save(exported.model, built, external_data=data)
-        if data:
-            # Before the graph that names it; no other version's weights have this name.
-            os.replace(built.with_name(data), Path(os.path.realpath(path)).with_name(data))
     return Path(path)
 
 
@@ -410,11 +407,22 @@ def _building(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
     if file.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder: give a file in it")
     # In a folder, since formats write the name of their file into it, and some of them several files.
-    aside = tempfile.TemporaryDirectory
-    with replacing(file) as temporary, aside(prefix=f".{file.name}.", dir=file.parent) as folder:
-        built = Path(folder, file.name)
-        yield built
-        os.replace(built, temporary)
+    aside, new = tempfile.TemporaryDirectory, []
+    try:
+        with replacing(file) as temporary, aside(prefix=f".{file.name}.", dir=file.parent) as folder:
+            built = Path(folder, file.name)
+            yield built
+            os.replace(built, temporary)
+            # Weights come before the graph that names them; those of another version have another name.
+            for part in Path(folder).glob("*.data"):
+                target = file.with_name(part.name)
+                if not target.exists():
+                    new.append(target)
+                os.replace(part, target)
+    except BaseException:
+        for target in new:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def _require(*modules: str) -> None:

@@ -189,6 +189,16 @@ def test_weights_too_large_for_one_onnx_file_go_beside_it(tmp_path, monkeypatch)
         codes = model(normalised(images, HALF))
     assert same_bits(session_of(path).run(None, {"images": images.numpy()})[0], codes)
     assert read_metadata(path)["bits"] == 64
+    path.unlink()
+    (tmp_path / data).unlink()
+
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("hybridhash.files.os.fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("input", "real_codes", "size"), [("uint8", True, 32), ("float", False, 4)])
