@@ -166,11 +166,15 @@ def tables(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         kept.setdefault((line["data"], line["backbone"], line["method"], line["bits"]), []).append(line)
 
+    seeds = len({line["seed"] for line in lines})
+
     def cell(*key: Any) -> str:
         values = [line["map"] for line in kept.get(key, [])]
-        if len(values) < 2:
-            return f"{values[0]:.3f}" if values else "-"
-        return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        fewer = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
+        return f"{statistics.mean(values):.3f}{spread}{fewer}"
 
     columns = [(name, bits) for name in DATA_SETS for bits in DATA_SETS[name].bits]
     parts = []
@@ -185,9 +189,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
                 spent = [
                     line["seconds"] for key in kept if key[1:3] == (backbone, method) for line in kept[key]
                 ]
-                rows.append([backbone, method, *cells, f"{statistics.median(spent):.0f}" if spent else "-"])
-        header = ["backbone", "method", *(f"{name}, {bits} bits" for name, bits in columns), "s a run"]
-        parts.append(f"{title}, {len({line['seed'] for line in lines})} seeds:\n\n{table(header, rows)}")
+                rows.append([backbone, method, *cells, f"{min(spent):.0f}" if spent else "-"])
+        header = ["backbone", "method", *(f"{name}, {bits} bits" for name, bits in columns), "s, fastest run"]
+        parts.append(f"{title}, {seeds} seeds:\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 

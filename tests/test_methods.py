@@ -1,15 +1,12 @@
 """Every published method, as docs/methods.md has it, is short, runs, and retrieves better than untrained."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
+from benchmark_scripts import load_benchmark
 
 from hybridhash.losses import list_losses
 
-ROOT = Path(__file__).parent.parent
 REQUIRED = {
     *("hybridhash", "hashnet", "dch", "dsh", "dpsh", "dhn", "cnnh", "dnnh", "drsdh", "dsrh", "dh"),
     *("superviseddh", "dlbhc", "adsh", "csq", "mdshc", "dtsh", "dsdh", "greedyhash", "dpn", "orthohash"),
@@ -17,18 +14,7 @@ REQUIRED = {
 }
 
 
-def load_blocks():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("methods", ROOT / "benchmarks" / "methods.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module.blocks()
-
-
-SETUP, METHODS = load_blocks()
+SETUP, METHODS = load_benchmark("methods").blocks()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,18 @@
+"""Import a script of benchmarks/, with what stands beside it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def load_benchmark(name):
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
