@@ -12,8 +12,6 @@ The extra memory is that of the loss alone: what a forward and backward pass fro
 from __future__ import annotations
 
 import argparse
-import inspect
-import io
 import statistics
 import time
 from itertools import pairwise
@@ -21,17 +19,11 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from common import machine, table
+from image_sets import Split, digits, encoded_images, score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from hybridhash import encode
-from hybridhash import losses as hybridhash_losses
-from hybridhash.eval import mean_average_precision
-from hybridhash.losses import CodeBank, balanced_batches, cnnh_codes, create_loss, list_losses
-
-Split = tuple[Tensor, Tensor]
+from hybridhash.losses import balanced_batches, create_loss_for, list_losses
 
 BATCH = 70
 # These compare a batch with the codes of the whole training set; the others compare within the batch.
@@ -43,43 +35,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # What the network hands to the loss, if not its tanh; the bits are the same.
 OUTPUTS = {
-    **dict.fromkeys(("dnnh", "drsdh", "dlbhc"), "(0, 1)"),  # sigmoid codes in the papers: tanh rescaled
+    **dict.fromkeys(("dnnh", "drsdh"), "(0, 1)"),  # sigmoid codes in the papers: tanh rescaled
     **dict.fromkeys(("dsh", "dtsh"), "linear"),  # no tanh in the papers: bounded codes part too slowly
     # Methods for features: nothing in them keeps a deep network from giving one code to all images.
     **dict.fromkeys(("dh", "superviseddh"), "MLP on centred pixels"),
 }
-
-
-def digits() -> tuple[Split, Split, Split]:
-    """Training set, queries and database."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    images = F.interpolate(images, size=(32, 32), mode="bilinear")
-    labels = torch.as_tensor(data.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    query, items = order[:300], order[300:]
-    train = images[items], labels[items]
-    return train, (images[query], labels[query]), train
-
-
-def encoded_images(path: str, px: int = 32) -> tuple[Split, Split, Split]:
-    """Training set, queries and database of an npz file of encoded images, as squares of ``px`` pixels."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    file = np.load(path)
-    data, offsets, split = file["data"], file["offsets"], torch.as_tensor(file["split"])
-    images = []
-    for start, stop in pairwise(offsets):
-        image = Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB")
-        pixels = np.array(ImageOps.fit(image, (px, px), Image.Resampling.BICUBIC))
-        images.append(torch.as_tensor(pixels).permute(2, 0, 1))
-    pixels_of_all = torch.stack(images).float() / 127.5 - 1
-    labels = torch.as_tensor(file["labels"]).long()
-    train, query, database = ((pixels_of_all[split == part], labels[split == part]) for part in range(3))
-    return train, query, database
 
 
 def network(name: str, images: Tensor, bits: int) -> nn.Module:
@@ -114,37 +74,13 @@ def network(name: str, images: Tensor, bits: int) -> nn.Module:
     return model
 
 
-def make_loss(
-    name: str, labels: Tensor, bits: int, model: nn.Module | None = None, seed: int = 0
-) -> nn.Module:
-    """The loss with its defaults, and the sizes that its class asks for."""
-    generator = torch.Generator().manual_seed(seed)
-    class_name = next(c for c in hybridhash_losses.__all__ if c.lower() == f"{name}loss")
-    parameters = inspect.signature(getattr(hybridhash_losses, class_name)).parameters
-    sizes: dict[str, Any] = {
-        "num_classes": labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1,
-        "bits": bits,
-        "database_labels": labels,
-    }
-    settings = {key: value for key, value in sizes.items() if key in parameters}
-    if "target_codes" in parameters:
-        settings["target_codes"] = cnnh_codes(labels, bits=bits, generator=generator)
-    if "layers" in parameters and OUTPUTS.get(name) == "MLP on centred pixels" and model is not None:
+def make_loss(name: str, labels: Tensor, bits: int, model: nn.Module | None = None) -> nn.Module:
+    """The loss with its defaults; of the networks here, only the MLP has layers that a loss may weigh."""
+    settings = dict(SETTINGS.get(name, {}))
+    if model is not None and OUTPUTS.get(name) == "MLP on centred pixels":
         settings["layers"] = model[-1]
-    if "generator" in parameters:
-        settings["generator"] = generator
-    if name in WITH_BANK:
-        settings["bank"] = CodeBank(len(labels), bits, sizes["num_classes"])
-    return create_loss(name, **settings, **SETTINGS.get(name, {}))
-
-
-def score(model: nn.Module, query: Split, database: Split) -> float:
-    """mAP over the whole database."""
-    codes = [
-        encode(model, DataLoader(TensorDataset(*part), batch_size=256), progress=False)
-        for part in (query, database)
-    ]
-    return float(mean_average_precision(*codes))
+    generator = torch.Generator().manual_seed(0)
+    return create_loss_for(name, labels, bits, bank=name in WITH_BANK, generator=generator, **settings)
 
 
 def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) -> tuple[float, float]:

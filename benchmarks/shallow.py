@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from common import machine, table
-from losses import Split, digits, encoded_images
+from image_sets import Split, digits, encoded_images
 from torch import Tensor
 
 from hybridhash.eval import mean_average_precision

@@ -2,7 +2,7 @@
 
     python benchmarks/unsupervised.py [--bits 32 64] [--seeds 5] [--images images.npz]
 
-The digits ship with scikit-learn; with ``--images``, an npz file of encoded images (see ``losses.py``) is
+The digits ship with scikit-learn; with ``--images``, an npz file of encoded images (see ``image_sets.py``) is
 used as well, its raw pixels at 16 x 16. The network is one layer of random whitened patches, rectified and
 pooled (Coates, Lee, Ng, AISTATS 2011, without k-means): it has seen no label. Layers are fitted to the
 training set; queries search the database. Methods that draw at random are averaged over seeds.
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from common import machine, table
-from losses import Split, digits, encoded_images, score
+from image_sets import Split, digits, encoded_images, score
 from torch import Tensor
 
 from hybridhash.models import fit_hash_head

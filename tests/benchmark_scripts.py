@@ -10,8 +10,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 def load_benchmark(name):
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(FOLDER))

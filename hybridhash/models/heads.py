@@ -359,7 +359,7 @@ class WeightedHead(SigmoidHead):
         >>> head = WeightedHead(8, 4)
         >>> head.set_weights(torch.tensor([0.1, -2.0, 0.5, 1.0]))
         >>> short, x = head.truncated(2), torch.randn(3, 8)
-        >>> torch.equal(short(x), head(x)[:, [1, 3]])
+        >>> torch.allclose(short(x), head(x)[:, [1, 3]])
         True
     """
 
