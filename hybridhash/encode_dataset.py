@@ -65,7 +65,9 @@ def encode_dataset(
             ``(image, label, id)``, or a dict with the keys that ``encode`` takes. An image is a tensor, taken
             as it is, or a PIL image of any mode, which is brought to RGB (:func:`hybridhash.images.to_rgb`)
             and transformed. ``ImageFolder`` of torchvision, Hugging Face ``datasets``,
-            :class:`hybridhash.images.ImageList` and :class:`hybridhash.images.TarImages` are such.
+            :class:`hybridhash.images.ImageList` and :class:`hybridhash.images.TarImages` are such. Ids are
+            kept as they are, those too that several rows share: no code is lost, and an index refuses such
+            ids by name.
         out: the folder; made if it does not exist.
         batch_size: images in a batch.
         num_workers: processes that read images, 0 for none beside this one.

@@ -153,6 +153,15 @@ def test_the_codes_are_those_of_encode(tmp_path: Path) -> None:
     assert open_codes(tmp_path) == encode(Net(), DataLoader(dataset, 4), progress=False)
 
 
+def test_rows_that_share_an_id_all_keep_their_code_and_an_index_refuses_them(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    run(Net(), TensorDataset(IMAGES, LABELS, torch.arange(23) % 22), tmp_path, shard_size=12)
+    codes = open_codes(tmp_path)
+    assert codes == HashCodes(expected(), BITS, LABELS, torch.arange(23) % 22)
+    with pytest.raises(ValueError, match="1 ids occur more than once, 0: each code needs its own"):
+        hybridhash.search.FaissIndex(BITS).add(codes)
+
+
 def test_the_model_runs_in_eval_mode_and_is_left_as_it_was(tmp_path: Path) -> None:
     model = Net().train()
     model.drop.eval()
