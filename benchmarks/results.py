@@ -65,13 +65,12 @@ class DataSet(NamedTuple):
     px: int
     steps: int
     bits: tuple[int, ...]
-    ablation: bool
 
 
 DATA_SETS = {
-    "cifar": DataSet(px=32, steps=500, bits=(16, 48), ablation=True),
-    "clothing": DataSet(px=48, steps=300, bits=(32,), ablation=False),
-    "grocery": DataSet(px=48, steps=300, bits=(32,), ablation=False),
+    "cifar": DataSet(px=32, steps=500, bits=(16, 48)),
+    "clothing": DataSet(px=48, steps=300, bits=(32,)),
+    "grocery": DataSet(px=48, steps=300, bits=(32,)),
 }
 
 
@@ -166,7 +165,7 @@ def plan(names: list[str], seeds: int) -> list[tuple[str, str, str, int, int]]:
 def runs_of(name: str, bits: int, seed: int) -> list[tuple[str, str, str, int, int]]:
     methods = [method for method in ("untrained", *HEADS) if (name, method) not in LEFT_OUT]
     runs = [(name, backbone, method, bits, seed) for method in methods for backbone in BACKBONES]
-    return runs + [(name, backbone, "wml", bits, seed) for backbone in ABLATION if DATA_SETS[name].ablation]
+    return runs + [(name, backbone, "wml", bits, seed) for backbone in ABLATION]
 
 
 def tables(lines: list[dict[str, Any]]) -> str:

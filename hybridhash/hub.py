@@ -238,7 +238,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     try:
         with explained(repository, revision, cache_dir):
             if name.startswith("local-dir:"):
-                _refuse_code_in(Path(name.removeprefix("local-dir:")))
+                kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
             model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
     except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
@@ -286,13 +286,24 @@ def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
     )
 
 
-def _refuse_code_in(folder: Path) -> None:
-    """Raise at a pickle of more than tensors: timm before 1.0.26 would run it."""
-    careful = inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default
-    if not careful and not (folder / WEIGHTS).exists():
-        for suffix in ("pth", "pth.tar", "bin"):
-            for path in folder.glob(f"*.{suffix}"):
-                torch.load(path, map_location="meta", weights_only=True)
+def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with which timm before 1.0.26 loads a folder as later versions do.
+
+    It would unpickle whatever is there: safetensors, which fails, and code, which runs.
+    """
+    if inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default:
+        return kwargs
+    if (folder / WEIGHTS).exists():
+        overlay = {
+            "source": "",
+            "file": str(folder / WEIGHTS),
+            **(kwargs.get("pretrained_cfg_overlay") or {}),
+        }
+        return {**kwargs, "pretrained_cfg_overlay": overlay}
+    for suffix in ("pth", "pth.tar", "bin"):
+        for path in folder.glob(f"*.{suffix}"):
+            torch.load(path, map_location="meta", weights_only=True)
+    return kwargs
 
 
 def _split_revision(hub_id: str) -> tuple[str, str | None]:

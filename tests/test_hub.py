@@ -396,6 +396,43 @@ def test_a_pickle_of_tensors_is_loaded(tmp_path):
     assert_same_codes(model, load(folder))
 
 
+@pytest.fixture
+def old_timm(monkeypatch):
+    """timm before 1.0.26, which unpickles what it finds in a folder."""
+
+    def load_state_dict(checkpoint_path, weights_only=False):
+        raise AssertionError("only its signature is looked at")
+
+    def unpickle(path, weights_only=False):
+        (file,) = {*path.glob("model.safetensors"), *path.glob("pytorch_model.bin")}
+        return pickle.loads(file.read_bytes()) if file.suffix == ".safetensors" else torch.load(file)
+
+    monkeypatch.setattr("timm.models.load_state_dict", load_state_dict)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_path", unpickle)
+
+
+@pytest.mark.parametrize("overlay", [None, {"crop_pct": 0.5}])
+def test_a_folder_loads_with_an_old_timm(overlay, old_timm, tmp_path):
+    model = create(num_classes=24)
+    folder = save_pretrained(model, tmp_path)
+    with pytest.raises(pickle.UnpicklingError):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    loaded = load(folder, pretrained_cfg_overlay=overlay)
+    assert_same_codes(model, loaded)
+    assert loaded.pretrained_cfg["crop_pct"] == (0.5 if overlay else model.pretrained_cfg["crop_pct"])
+    assert_same_codes(model, load(save_pretrained(loaded, tmp_path / "again")))
+
+
+def test_an_old_timm_is_not_given_a_pickle_that_would_run_code(old_timm, tmp_path, monkeypatch):
+    folder = save_pretrained(create(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(), 2))
+    with pytest.raises(ValueError, match=r"[Ww]eights.?only"):
+        load(folder)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     folder = save_pretrained(create(), tmp_path)
     save_file(create(depths=(1, 1, 3)).state_dict(), folder / "model.safetensors")

@@ -108,7 +108,7 @@ class _ByClass:
             rows = slice(stop, stop := stop + size)
             if label >= 0 and right > left:
                 segment = self.lanes.segment(keys[rows], left, right)
-                relevant[rows] = _bincount_rows(segment, items.shape[1])
+                relevant[rows] = _bincount_rows(segment, items.shape[1]).numpy()
         return np.stack([items - relevant, relevant], axis=2).reshape(len(keys), -1)
 
 

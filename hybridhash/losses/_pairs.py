@@ -126,7 +126,9 @@ class _PairLoss(torch.autograd.Function):
         walk: ClassWalk | MaskedWalk,
         embed: Embed | None,
     ) -> Tensor:
-        sums = walk.sums(codes, ref_codes, term, weights, embed, ctx.needs_input_grad[:2])
+        want = ctx.needs_input_grad[:2]
+        # Compiled by PyTorch 2.4, they would still ask for a gradient, which a product into a buffer refuses.
+        sums = walk.sums(codes.detach(), ref_codes.detach(), term, weights, embed, want)
         ctx.save_for_backward(sums.grad, sums.ref_grad)
         return sums.value.to(codes.dtype)
 
