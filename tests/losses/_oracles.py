@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 U = torch.tensor(
@@ -11,6 +10,11 @@ U = torch.tensor(
     dtype=torch.float64,
 )
 Y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
+
+
+def softplus(t: Tensor) -> Tensor:
+    """``log(1 + exp(t))``, which PyTorch's gives as ``t`` above 20."""
+    return torch.logaddexp(t, torch.zeros_like(t))
 
 
 def wml(
@@ -33,9 +37,9 @@ def wml(
             either = int(((labels[i] + ref_labels[j]) > 0).sum())
             t = alpha * (codes[i] * ref_codes[j]).sum()
             if shared:
-                similar.append((F.softplus(t) - t) * (shared / either if jaccard else 1.0))
+                similar.append((softplus(t) - t) * (shared / either if jaccard else 1.0))
             else:
-                dissimilar.append(F.softplus(t))
+                dissimilar.append(softplus(t))
     total = codes.sum() * 0
     for side in (similar, dissimilar):
         if side:
@@ -71,7 +75,7 @@ def hashnet(
     terms, counts = {}, 0.0
     for i, j in pairs(len(u), exclude_self):
         t = alpha * (u[i] @ u[j])
-        term = F.softplus(t) - float(similar[i, j]) * t
+        term = softplus(t) - float(similar[i, j]) * t
         weight = 1.0
         if similar[i, j] and weighting == "paper" and jaccard:
             weight = int((y[i] & y[j]).sum()) / int((y[i] | y[j]).sum())
@@ -117,7 +121,7 @@ def idhn(
         s = float(y[i] @ y[j]) / size if size else 0.0
         t = alpha * (v[i] @ v[j])
         hard = s > 0.99 or s < 0.01
-        terms.append(F.softplus(t) - s * t if hard else gamma * (t + bits - 2 * s * bits) ** 2)
+        terms.append(softplus(t) - s * t if hard else gamma * (t + bits - 2 * s * bits) ** 2)
     return torch.stack(terms).mean() + quantization * (v.abs() - 1).abs().mean()
 
 

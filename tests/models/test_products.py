@@ -79,7 +79,9 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(case, emulated):
     tensors = [(x, x64), *zip(ours.parameters(), plain.parameters(), strict=True)]
     for tensor, exact in tensors:
         assert tensor.grad.dtype == torch.bfloat16
-        torch.testing.assert_close(tensor.grad.double(), exact.grad, rtol=0.02, atol=0.02)
+        # The output that is squared is rounded by up to 2^-9, so small sums are wrong by that of large ones.
+        error = (tensor.grad.double() - exact.grad).abs().max()
+        assert error < 0.02 * exact.grad.abs().max()
 
 
 @pytest.mark.parametrize("case", list(layers()))
