@@ -230,6 +230,7 @@ def input_device(model: nn.Module, device: torch.device | str | None) -> torch.d
 
 
 def autocast_of(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast in half precision, none in float32, and None leaves it as it is; else a ValueError."""
     if dtype is None:
         return nullcontext()
     if dtype == torch.float32:

@@ -104,6 +104,7 @@ class FeatureHash:
         raise NotImplementedError
 
     def _codes(self, features: Tensor) -> Tensor:
+        """Real-valued codes ``(N, bits)`` of float64 features ``(N, D)``."""
         raise NotImplementedError
 
 
