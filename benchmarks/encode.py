@@ -31,10 +31,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from hybridhash import encode_dataset
-from hybridhash.encode import to_device
+from hybridhash._inference import to_device
+from hybridhash.data.images import read_image
+from hybridhash.encoding.reader import model_transform
 from hybridhash.hub import save_pretrained
-from hybridhash.images import read_image
-from hybridhash.samples import own_transform
 
 HEADER = ["model", "px", "case", "images/s", "reading", "transfer", "network", "rest", "overhead", "start, s"]
 
@@ -115,7 +115,7 @@ def rivals_of(model, files, images, args):
 def rows_of(name, size, args, folder):
     """The table's rows of a model."""
     model = timm.create_model(name, img_size=size).to(args.device).eval()
-    files = ImageFolder(str(folder), own_transform(model), loader=read_image)
+    files = ImageFolder(str(folder), model_transform(model), loader=read_image)
     images = [files[row][0] for row in range(len(files))]
     seconds = interleaved(rivals_of(model, files, images, args), args.repeats, args.device, args.clock)
     count, bare = len(files), seconds["network"]

@@ -23,7 +23,8 @@ from common import machine, table
 from image_sets import Split, digits, encoded_images, score
 from torch import Tensor, nn
 
-from hybridhash.losses import balanced_batches, create_loss_for, list_losses
+from hybridhash.data import balanced_batches
+from hybridhash.losses import create_loss_for, list_losses
 
 BATCH = 70
 # These compare a batch with the codes of the whole training set; the others compare within the batch.

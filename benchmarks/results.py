@@ -28,7 +28,8 @@ from common import machine, table
 from image_sets import encoded_images, score
 from torch import Tensor, nn
 
-from hybridhash.losses import balanced_batches, create_loss_for
+from hybridhash.data import balanced_batches
+from hybridhash.losses import create_loss_for
 from hybridhash.models import create_hash_model
 from hybridhash.models.interaction import GlobalBranch
 

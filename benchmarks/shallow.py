@@ -20,7 +20,8 @@ from image_sets import Split, digits, encoded_images
 from torch import Tensor
 
 from hybridhash.eval import mean_average_precision
-from hybridhash.models import ITQCCA, KSH, SDH, fit_hash_head
+from hybridhash.models import fit_hash_head
+from hybridhash.shallow import ITQCCA, KSH, SDH
 
 Codes = Callable[[Tensor], Tensor]
 Fit = Callable[[Tensor, Tensor, int, torch.Generator], Codes]

@@ -34,9 +34,9 @@ from torch.utils.data import TensorDataset
 
 import hybridhash
 from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
-from hybridhash.images import IMAGE_ENDINGS, read_image
+from hybridhash.data.images import IMAGE_ENDINGS, read_image
+from hybridhash.encoding.reader import model_transform
 from hybridhash.models import fit_hash_head
-from hybridhash.samples import own_transform
 
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what read_image raises
 NUM_QUERIES = 300  # digits that are not in the database
@@ -156,7 +156,7 @@ def load_spaces(pictures, name, bits, pretrained):
     """Spaces of a trained hash model; or of a timm model whose features are hashed to each length."""
     if Path(name).exists() or ":" in name or "/" in name:
         model = hybridhash.load(name).eval()
-        transform = own_transform(model)
+        transform = model_transform(model)
         codes = encode(model, pictures.batches(transform))
         return {f"{name}, {model.bits} bits": Space(model, transform, codes)}
     try:
@@ -165,7 +165,7 @@ def load_spaces(pictures, name, bits, pretrained):
         raise OSError(
             f"no weights of {name}: {error} (--no-pretrained and --model FOLDER need none)"
         ) from error
-    return hash_features(pictures, backbone, own_transform(backbone), name, bits)
+    return hash_features(pictures, backbone, model_transform(backbone), name, bits)
 
 
 def hash_features(pictures, backbone, transform, name, bits):

@@ -19,8 +19,14 @@ import torch
 import torch.nn.functional as F
 
 import hybridhash
-from hybridhash.export import export_aoti, export_onnx, export_program, quantize_onnx, read_metadata
-from hybridhash.images import read_image
+from hybridhash.data.images import read_image
+from hybridhash.export import (
+    export_aoti,
+    export_onnx,
+    export_program,
+    quantize_onnx,
+    read_metadata,
+)
 
 
 def create(name, bits, image_size, pretrained):

@@ -28,12 +28,20 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from hybridhash import HashCodes, create_hash_model, encode
-from hybridhash.eval import LabelledImages, Split, evaluate, mean_average_precision
-from hybridhash.eval.protocols import cifar10, digits, get_protocol, list_protocols, own_protocol, read_csv
-from hybridhash.files import replacing
+from hybridhash._files import replacing
+from hybridhash.data import LabelledImages, Split, balanced_batches
+from hybridhash.data.images import read_image
+from hybridhash.data.protocols import (
+    cifar10,
+    digits,
+    get_protocol,
+    list_protocols,
+    own_protocol,
+    read_csv,
+)
+from hybridhash.eval import evaluate, mean_average_precision
 from hybridhash.hub import save_pretrained
-from hybridhash.images import read_image
-from hybridhash.losses import balanced_batches, create_loss_for, list_losses
+from hybridhash.losses import create_loss_for, list_losses
 from hybridhash.models import list_heads
 
 RECIPES = {

@@ -14,25 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from timm import create_model
 
-from . import models
-from .codes import HashCodes, binarize, hamming_distance, hamming_topk, pack_codes, unpack_codes
-from .encode import encode
-from .encode_dataset import encode_dataset
-from .models import create_hash_model, fit_hash_layer
-from .shards import open_codes
+from hybridhash import models
+from hybridhash.codes import (
+    HashCodes,
+    binarize,
+    hamming_distance,
+    hamming_topk,
+    pack_codes,
+    unpack_codes,
+)
+from hybridhash.encoding import encode, encode_dataset, open_codes
+from hybridhash.models import create_hash_model, fit_hash_layer
 
 if TYPE_CHECKING:
-    from . import eval, hub, losses, search
-    from .hub import load
+    from hybridhash import data, eval, export, hub, losses, search, shallow
+    from hybridhash.hub import load
 
 __all__ = [
     "HashCodes",
     "binarize",
     "create_hash_model",
     "create_model",
+    "data",
     "encode",
     "encode_dataset",
     "eval",
+    "export",
     "fit_hash_layer",
     "hamming_distance",
     "hamming_topk",
@@ -43,15 +50,16 @@ __all__ = [
     "open_codes",
     "pack_codes",
     "search",
+    "shallow",
     "unpack_codes",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the subpackages that registering models does not need when they are first asked for."""
-    if name in ("eval", "hub", "losses", "search"):
-        return import_module(f"{__name__}.{name}")
+    """Import what registering the models does not need when it is first asked for."""
     if name == "load":
-        return import_module(f"{__name__}.hub").load
+        return import_module("hybridhash.hub").load
+    if name in ("data", "eval", "export", "hub", "losses", "search", "shallow"):
+        return import_module(f"hybridhash.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,20 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .bits import (
-    MAX_BITS,
-    binarize,
-    check_packed,
-    check_width,
-    pack_bits,
-    pack_codes,
-    packed_distances,
-    packed_topk,
-    unpack_bits,
-    unpack_codes,
-)
-from .files import replacing
-from .labels import as_labels
+from hybridhash._checks import check_integer
+from hybridhash._files import replacing
+from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
+from hybridhash.labels import as_labels
 
 __all__ = [
     "MAX_BITS",
@@ -39,15 +29,109 @@ __all__ = [
     "as_packed",
     "as_packed_pair",
     "binarize",
+    "check_packed",
+    "check_width",
     "hamming_distance",
     "hamming_topk",
     "pack_codes",
-    "packed_distances",
+    "sign",
     "unpack_codes",
 ]
 
+MAX_BITS = 512
+
 _FORMAT, _VERSION = "hybridhash.codes", "1"
 _KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
+
+
+def binarize(codes: Tensor) -> Tensor:
+    """Binary codes: +1 where ``code > 0``, -1 elsewhere. So 0 gives -1, and an infinity its sign.
+
+    Args:
+        codes: ``(..., bits)`` of any real dtype except uint8, which means packed codes here.
+
+    Returns:
+        A new tensor of the same shape with values -1 and +1: in the dtype of ``codes`` if that is floating,
+        else int8. It carries no gradient.
+
+    Raises:
+        TypeError: not a tensor, complex, or uint8.
+        ValueError: a code is NaN.
+
+    Example:
+        >>> binarize(torch.tensor([[0.3, -2.0, 0.0, 0.1]]))
+        tensor([[ 1., -1., -1.,  1.]])
+    """
+    _check_unpacked(codes)
+    _check_not_nan(codes, "codes")
+    dtype = codes.dtype if codes.dtype.is_floating_point else torch.int8
+    return (codes.detach() > 0).to(dtype).mul_(2).sub_(1)
+
+
+def sign(values: Tensor) -> Tensor:
+    """Return +1 where ``values > 0`` and -1 elsewhere, in the same dtype.
+
+    Unlike ``torch.sign``, 0 gives -1, as everywhere in the package: it is bit 0. No gradient, no checks.
+
+    Args:
+        values: any shape, floating.
+
+    Example:
+        >>> sign(torch.tensor([0.3, 0.0, -2.0]))
+        tensor([ 1., -1., -1.])
+    """
+    return (values > 0).to(values.dtype).mul_(2).sub_(1)
+
+
+def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:
+    """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
+
+    Args:
+        codes: ``(N, bits)`` real-valued or ±1, any real dtype except uint8; 1 to 512 bits.
+        name: how an error message calls ``codes``.
+
+    Returns:
+        uint8 ``(N, ceil(bits / 8))`` on the device of ``codes``.
+
+    Raises:
+        TypeError: not a tensor, complex, or uint8 (packed already).
+        ValueError: not ``(N, bits)``, too few or too many bits, or a code is NaN.
+
+    Example:
+        >>> pack_codes(torch.tensor([[1.0, -1, -1, -1, -1, -1, -1, 1, 1]]))
+        tensor([[129, 128]], dtype=torch.uint8)
+    """
+    _check_unpacked(codes, name)
+    if codes.ndim != 2:
+        raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
+    check_integer(f"the number of columns of {name}", codes.shape[1], 1, MAX_BITS)
+    _check_not_nan(codes, name)
+    return pack_bits(codes.detach() > 0)
+
+
+def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The ±1 codes that packed bits stand for; inverse of :func:`pack_codes`.
+
+    Args:
+        packed: uint8 ``(N, ceil(bits / 8))`` with zero padding bits.
+        bits: code length, 1 to 512.
+        dtype: dtype of the result: floating, or a signed integer.
+
+    Returns:
+        ``(N, bits)`` of ``dtype`` with values -1 and +1, on the device of ``packed``.
+
+    Raises:
+        TypeError: ``packed`` is not a uint8 tensor, ``bits`` not an integer, or ``dtype`` cannot hold -1.
+        ValueError: the shape does not fit ``bits``, or a padding bit is set.
+
+    Example:
+        >>> unpack_codes(torch.tensor([[0b10100000]], dtype=torch.uint8), 3)
+        tensor([[ 1., -1.,  1.]])
+    """
+    if dtype.is_complex or not dtype.is_signed:
+        raise TypeError(f"dtype must hold -1 and +1 (floating or signed integer), got {dtype}")
+    check_packed(packed, bits, "packed")
+    return unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1)
 
 
 def as_packed(
@@ -193,9 +277,13 @@ def hamming_topk(
     """
     query, database, bits = as_packed_pair(query_codes, database_codes, bits=bits)
     size = database.shape[0]
-    top_k = size if top_k is None else min(_positive(top_k, "top_k", "use None for the whole database"), size)
+    top_k = (
+        size
+        if top_k is None
+        else min(check_integer("top_k", top_k, 1, advice="use None for the whole database"), size)
+    )
     if chunk_size is not None:
-        _positive(chunk_size, "chunk_size", "use None for the default")
+        check_integer("chunk_size", chunk_size, 1, advice="use None for the default")
     return packed_topk(query, database, bits, top_k, chunk_size)
 
 
@@ -206,14 +294,6 @@ def _known_bits(codes: object) -> int | None:
     if isinstance(codes, Tensor) and codes.dtype != torch.uint8 and codes.ndim == 2:
         return codes.shape[1]
     return None
-
-
-def _positive(value: int, name: str, advice: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int >= 1, got {value!r}: {advice}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}: {advice}")
-    return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -497,3 +577,44 @@ def _rows(index: object, size: int) -> slice | Tensor:
         outside = rows[(rows < -size) | (rows >= size)][0].item()
         raise IndexError(f"index {outside} is out of range for {size} codes")
     return rows.long()
+
+
+def _check_unpacked(codes: Tensor, name: str = "codes") -> None:
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
+    if codes.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
+        )
+    if codes.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {codes.dtype}")
+
+
+def _check_not_nan(codes: Tensor, name: str) -> None:
+    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
+        count = int(torch.isnan(codes).sum())
+        raise ValueError(
+            f"{name} has NaN in {count} of {codes.numel()} entries, which has no sign: did training diverge?"
+        )
+
+
+def check_packed(packed: Tensor, bits: int, name: str) -> None:
+    """Raise unless ``packed`` is a valid tensor of ``bits``-bit codes."""
+    check_integer("bits", bits, 1, MAX_BITS)
+    check_width(packed, bits, name)
+
+
+def check_width(packed: Tensor, bits: int, name: str) -> None:
+    """Raise unless ``packed`` holds rows of ``bits`` bits and zero padding."""
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+        kind = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
+        raise TypeError(f"{name} must be a uint8 tensor of packed codes, got {kind}: use pack_codes")
+    width = -(-bits // 8)
+    if packed.ndim != 2 or packed.shape[1] != width:
+        raise ValueError(
+            f"{name} of {bits} bits must be (N, {width}), got shape {tuple(packed.shape)}: is bits right?"
+        )
+    if bits % 8 and bool((packed[:, -1] & (0xFF >> bits % 8)).any()):
+        raise ValueError(
+            f"{name} has bits set in the padding after bit {bits} of its last byte: is bits={bits} right?"
+        )

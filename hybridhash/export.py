@@ -23,10 +23,10 @@ from timm.data import resolve_data_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .bits import pack_bits
-from .encode import check_model, eval_mode, input_device, launch
-from .files import replacing
-from .fingerprint import model_name, weights_sha256
+from hybridhash._files import replacing
+from hybridhash._fingerprint import model_name, weights_sha256
+from hybridhash._hamming import pack_bits
+from hybridhash._inference import check_model, eval_mode, input_device, launch
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
 
@@ -322,7 +322,7 @@ def _traced(
     preprocessing: Mapping[str, Any] | None,
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
     """The program of a model with a free batch size, and its metadata."""
-    from . import __version__
+    from hybridhash import __version__
 
     check_model(model)
     if input not in ("uint8", "float"):

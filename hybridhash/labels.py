@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "shared_labels", "similar", "to_multi_hot"]
+__all__ = ["as_labels", "class_ids", "labelled", "shared_labels", "similar", "to_multi_hot"]
 
 
 def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels") -> Tensor:
@@ -28,7 +28,8 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
     Raises:
         TypeError: not a tensor, or class ids that are not integers.
         ValueError: wrong number of dimensions or rows, no class column, an id below -1, an entry that is
-            neither 0 nor 1.
+            neither 0 nor 1. The values are not looked at under ``torch.compile``, where it would cost a copy
+            to the host in every step.
 
     Example:
         >>> as_labels(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -50,13 +51,15 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
                 "use labels.long(), or give multi-hot rows (N, C)"
             )
         ids = labels.to(torch.int64)
-        if ids.numel() and int(ids.min()) < -1:
+        if not torch.compiler.is_compiling() and ids.numel() and int(ids.min()) < -1:
             raise ValueError(f"{name} must be class ids >= 0 (or -1 for no label), got {int(ids.min())}")
         return ids
     if labels.shape[1] == 0:
         raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
     hot = labels != 0
-    if labels.dtype != torch.bool and not torch.equal(hot.to(labels.dtype), labels):
+    if labels.dtype == torch.bool or torch.compiler.is_compiling():
+        return hot
+    if not torch.equal(hot.to(labels.dtype), labels):
         odd = labels[hot.to(labels.dtype) != labels][0].item()
         raise ValueError(f"{name} of shape (N, C) must be multi-hot (0 or 1), got the entry {odd}")
     return hot
@@ -123,6 +126,32 @@ def to_multi_hot(labels: Tensor, num_classes: int) -> Tensor:
         if labels.shape[1] != num_classes:
             raise ValueError(f"labels of {labels.shape[1]} and of {num_classes} classes cannot be compared")
         return labels
-    if labels.numel() and int(labels.max()) >= num_classes:
+    if not torch.compiler.is_compiling() and labels.numel() and int(labels.max()) >= num_classes:
         raise ValueError(f"class id {int(labels.max())} does not fit labels of {num_classes} classes")
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """Tell which rows have a label: bool ``(N,)``; ``labels`` as :func:`as_labels` returns them.
+
+    Example:
+        >>> labelled(torch.tensor([3, -1])), labelled(torch.tensor([[True, False], [False, False]]))
+        (tensor([ True, False]), tensor([ True, False]))
+    """
+    return labels >= 0 if labels.ndim == 1 else labels.any(1)
+
+
+def class_ids(labels: Tensor) -> Tensor:
+    """Return the first label of each row as a class id, -1 where there is none: int64 ``(N,)``.
+
+    Args:
+        labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`as_labels` returns them.
+
+    Example:
+        >>> class_ids(torch.tensor([[False, True, True], [False, False, False]]))
+        tensor([ 1, -1])
+    """
+    if labels.ndim == 1:
+        return labels
+    # argmax of bools is not defined; of bytes it gives the first of the largest, and a view copies nothing.
+    return torch.where(labels.any(1), labels.view(torch.uint8).argmax(1), -1)

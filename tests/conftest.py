@@ -1,8 +1,8 @@
 import pytest
 import torch
-from hub_server import FakeHub, Process
 
 from hybridhash.eval import evaluate
+from tests._hub_server import FakeHub, Process
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Every script of benchmarks/ imports beside the tests' own modules, and says what it measures."""
 
 import pytest
-from benchmark_scripts import FOLDER, load_benchmark
+
+from tests._benchmark_scripts import FOLDER, load_benchmark
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))

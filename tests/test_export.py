@@ -12,8 +12,14 @@ from torch import nn
 
 import hybridhash
 from hybridhash import export
-from hybridhash.export import export_aoti, export_onnx, export_program, quantize_onnx, read_metadata
-from hybridhash.fingerprint import weights_sha256
+from hybridhash._fingerprint import weights_sha256
+from hybridhash.export import (
+    export_aoti,
+    export_onnx,
+    export_program,
+    quantize_onnx,
+    read_metadata,
+)
 from hybridhash.models import list_heads
 
 SMALL = {"img_size": 32, "embed_dims": (16, 32, 64), "num_heads": (1, 2, 4), "depths": (1, 1, 1)}
@@ -195,7 +201,7 @@ def test_weights_too_large_for_one_onnx_file_go_beside_it(tmp_path, monkeypatch)
     def failing(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("hybridhash.files.os.fsync", failing)
+    monkeypatch.setattr("hybridhash._files.os.fsync", failing)
     with pytest.raises(OSError, match="Input/output error"):
         export_onnx(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

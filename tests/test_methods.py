@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from benchmark_scripts import load_benchmark
 
 from hybridhash.losses import list_losses
+from tests._benchmark_scripts import load_benchmark
 
 REQUIRED = {
     *("hybridhash", "hashnet", "dch", "dsh", "dpsh", "dhn", "cnnh", "dnnh", "drsdh", "dsrh", "dh"),

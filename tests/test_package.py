@@ -6,11 +6,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 CORE = {"torch", "timm", "huggingface_hub", "safetensors", "numpy"}
 
 

@@ -1,11 +1,9 @@
 """The tables of docs/results.md are those that the recorded runs give."""
 
 import json
-from pathlib import Path
 
-from benchmark_scripts import load_benchmark
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+from tests._benchmark_scripts import load_benchmark
 
 
 def test_the_tables_are_made_of_the_recorded_runs():

@@ -3,11 +3,11 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 MEASURED = """
 ## Search (`python benchmarks/search.py`)
 1,000,000 codes of 64 bits, k = 100.

@@ -1,15 +1,16 @@
 """Exact evaluation of retrieval with binary codes: histograms of distances, and every metric from them."""
 
-from .curves import (
+from hybridhash._moved import moved
+from hybridhash.eval.curves import (
     PrecisionRecallCurve,
     precision_recall_curve,
     precision_within_radius,
     recall_within_radius,
 )
-from .definitions import DEFINITIONS, Definition
-from .evaluation import evaluate
-from .histogram import DistanceHistogram, distance_histogram
-from .metrics import (
+from hybridhash.eval.definitions import DEFINITIONS, Definition
+from hybridhash.eval.evaluation import evaluate
+from hybridhash.eval.histogram import DistanceHistogram, distance_histogram
+from hybridhash.eval.metrics import (
     acg_at_k,
     hit_rate_at_k,
     mean_average_precision,
@@ -19,7 +20,7 @@ from .metrics import (
     recall_at_k,
     weighted_map,
 )
-from .plots import (
+from hybridhash.eval.plots import (
     plot_distance_histogram,
     plot_precision_at_k,
     plot_precision_recall,
@@ -27,25 +28,10 @@ from .plots import (
     plot_report,
     plot_retrieval_grid,
 )
-from .protocols import (
-    ImageList,
-    LabelledImages,
-    Parts,
-    Protocol,
-    Split,
-    check_disjoint,
-    cifar10,
-    describe_protocols,
-    digits,
-    get_protocol,
-    list_protocols,
-    own_protocol,
-    read_csv,
-)
-from .report import RetrievalReport
-from .reranking import evaluate_ranking, rerank
-from .retrieval import HammingRetrieval
-from .statistics import CodeStatistics, code_statistics
+from hybridhash.eval.report import RetrievalReport
+from hybridhash.eval.reranking import evaluate_ranking, rerank
+from hybridhash.eval.retrieval import HammingRetrieval
+from hybridhash.eval.statistics import CodeStatistics, code_statistics
 
 __all__ = [
     "DEFINITIONS",
@@ -53,29 +39,17 @@ __all__ = [
     "Definition",
     "DistanceHistogram",
     "HammingRetrieval",
-    "ImageList",
-    "LabelledImages",
-    "Parts",
     "PrecisionRecallCurve",
-    "Protocol",
     "RetrievalReport",
-    "Split",
     "acg_at_k",
-    "check_disjoint",
-    "cifar10",
     "code_statistics",
-    "describe_protocols",
-    "digits",
     "distance_histogram",
     "evaluate",
     "evaluate_ranking",
-    "get_protocol",
     "hit_rate_at_k",
-    "list_protocols",
     "mean_average_precision",
     "mean_reciprocal_rank",
     "ndcg_at_k",
-    "own_protocol",
     "plot_distance_histogram",
     "plot_precision_at_k",
     "plot_precision_recall",
@@ -85,9 +59,30 @@ __all__ = [
     "precision_at_k",
     "precision_recall_curve",
     "precision_within_radius",
-    "read_csv",
     "recall_at_k",
     "recall_within_radius",
     "rerank",
     "weighted_map",
 ]
+
+__getattr__ = moved(
+    __name__,
+    {
+        name: f"hybridhash.data.{name}"
+        for name in (
+            "ImageList",
+            "LabelledImages",
+            "Parts",
+            "Protocol",
+            "Split",
+            "check_disjoint",
+            "cifar10",
+            "describe_protocols",
+            "digits",
+            "get_protocol",
+            "list_protocols",
+            "own_protocol",
+            "read_csv",
+        )
+    },
+)

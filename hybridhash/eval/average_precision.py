@@ -11,8 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .blocks import Blocks, TieRule, cumulative, cut_blocks, effective_cut, ordered
-from .histogram import DistanceHistogram
+from hybridhash.eval.blocks import (
+    Blocks,
+    TieRule,
+    cumulative,
+    cut_blocks,
+    effective_cut,
+    ordered,
+)
+from hybridhash.eval.histogram import DistanceHistogram
 
 __all__ = ["Denominator", "average_precision"]
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .histogram import DistanceHistogram
+from hybridhash.eval.histogram import DistanceHistogram
 
 __all__ = ["Blocks", "TieRule", "cumulative", "cut_blocks", "effective_cut", "ordered"]
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .blocks import TieRule, cumulative, cut_blocks, effective_cut, ordered
-from .histogram import DistanceHistogram
+from hybridhash.eval.blocks import TieRule, cumulative, cut_blocks, effective_cut, ordered
+from hybridhash.eval.histogram import DistanceHistogram
 
 __all__ = [
     "average_cumulative_gain",

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..bits import packed_distances
-from .inputs import Sides
-from .lanes import MAX_KEYS, DistanceLanes
-from .relevance import LabelRows, Relevance
+from hybridhash._hamming import packed_distances
+from hybridhash.eval.inputs import Sides
+from hybridhash.eval.lanes import MAX_KEYS, DistanceLanes
+from hybridhash.eval.relevance import LabelRows, Relevance
 
 __all__ = ["count_pairs"]
 

@@ -14,10 +14,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..codes import HashCodes
-from . import closed_forms
-from .inputs import Sides, as_sides, check_choice, check_radius, check_rank
-from .measure import Aggregation, Empty, Form, Ties, aggregate, per_query, tie_rule
+from hybridhash.codes import HashCodes
+from hybridhash.eval import closed_forms
+from hybridhash.eval.inputs import Sides, as_sides, check_choice, check_radius, check_rank
+from hybridhash.eval.measure import (
+    Aggregation,
+    Empty,
+    Form,
+    Ties,
+    aggregate,
+    per_query,
+    tie_rule,
+)
 
 __all__ = [
     "PrecisionRecallCurve",

@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..bits import pack_bits, unpack_bits
-from ..codes import MAX_BITS, HashCodes
-from .average_precision import average_precision
-from .histogram import DistanceHistogram
-from .inputs import Sides, as_sides, check_choice
-from .measure import Form, per_query
+from hybridhash._hamming import pack_bits, unpack_bits
+from hybridhash.codes import MAX_BITS, HashCodes
+from hybridhash.eval.average_precision import average_precision
+from hybridhash.eval.histogram import DistanceHistogram
+from hybridhash.eval.inputs import Sides, as_sides, check_choice
+from hybridhash.eval.measure import Form, per_query
 
 __all__ = ["DEFINITIONS", "Definition", "published_average_precision"]
 

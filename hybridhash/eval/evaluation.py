@@ -8,16 +8,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..codes import HashCodes
-from . import closed_forms
-from .average_precision import Denominator, average_precision
-from .blocks import TieRule
-from .curves import ranks_up_to
-from .histogram import DistanceHistogram, histogram_of, ranking_of
-from .inputs import as_sides, check_choice, check_radius, check_rank, check_top_k
-from .measure import Empty, Form, Ties, aggregate, evaluate_forms, tie_rule
-from .report import RetrievalReport
-from .statistics import code_statistics
+from hybridhash.codes import HashCodes
+from hybridhash.eval import closed_forms
+from hybridhash.eval.average_precision import Denominator, average_precision
+from hybridhash.eval.blocks import TieRule
+from hybridhash.eval.curves import ranks_up_to
+from hybridhash.eval.histogram import DistanceHistogram, histogram_of, ranking_of
+from hybridhash.eval.inputs import (
+    as_sides,
+    check_choice,
+    check_radius,
+    check_rank,
+    check_top_k,
+)
+from hybridhash.eval.measure import Empty, Form, Ties, aggregate, evaluate_forms, tie_rule
+from hybridhash.eval.report import RetrievalReport
+from hybridhash.eval.statistics import code_statistics
 
 __all__ = ["count_unlabelled", "evaluate", "rank_forms", "rank_results"]
 

@@ -14,11 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..bits import packed_topk, unpack_bits
-from ..codes import HashCodes
-from .counting import count_pairs
-from .inputs import Sides, as_sides, check_chunk_size
-from .relevance import Relevance
+from hybridhash._hamming import packed_topk, unpack_bits
+from hybridhash.codes import HashCodes
+from hybridhash.eval.counting import count_pairs
+from hybridhash.eval.inputs import Sides, as_sides, check_chunk_size
+from hybridhash.eval.relevance import Relevance
 
 __all__ = [
     "DistanceHistogram",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..codes import HashCodes, as_packed_pair
-from ..labels import as_labels
+from hybridhash.codes import HashCodes, as_packed_pair
+from hybridhash.labels import as_labels
 
 __all__ = [
     "Sides",

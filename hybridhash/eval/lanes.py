@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..bits import unpack_bits
+from hybridhash._hamming import unpack_bits
 
 __all__ = ["MAX_KEYS", "DistanceLanes"]
 

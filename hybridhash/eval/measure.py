@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .blocks import TieRule
-from .histogram import DistanceHistogram, histogram_of, ranking_of
-from .inputs import Sides, check_choice, check_cuts
+from hybridhash.eval.blocks import TieRule
+from hybridhash.eval.histogram import DistanceHistogram, histogram_of, ranking_of
+from hybridhash.eval.inputs import Sides, check_choice, check_cuts
 
 __all__ = [
     "Aggregation",

@@ -21,12 +21,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..codes import HashCodes
-from . import closed_forms
-from .average_precision import Denominator, average_precision
-from .definitions import published_average_precision
-from .inputs import as_sides, check_choice, check_cuts
-from .measure import Aggregation, Empty, Ties, aggregate, measure
+from hybridhash.codes import HashCodes
+from hybridhash.eval import closed_forms
+from hybridhash.eval.average_precision import Denominator, average_precision
+from hybridhash.eval.definitions import published_average_precision
+from hybridhash.eval.inputs import as_sides, check_choice, check_cuts
+from hybridhash.eval.measure import Aggregation, Empty, Ties, aggregate, measure
 
 __all__ = [
     "acg_at_k",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from .inputs import check_choice
-from .report import RetrievalReport
+from hybridhash.eval.inputs import check_choice
+from hybridhash.eval.report import RetrievalReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .inputs import most_labels
+from hybridhash.eval.inputs import most_labels
 
 __all__ = ["LabelRows", "Relevance"]
 

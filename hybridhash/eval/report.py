@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
-from .statistics import CodeStatistics
+from hybridhash._files import replacing
+from hybridhash.eval.statistics import CodeStatistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,7 +166,7 @@ class RetrievalReport:
         Raises:
             ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
         """
-        from .plots import plot_report
+        from hybridhash.eval.plots import plot_report
 
         figure = plot_report(self)
         if path is not None:

@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..labels import as_labels
-from .average_precision import Denominator
-from .curves import ranks_up_to
-from .evaluation import count_unlabelled, rank_forms, rank_results
-from .histogram import ranked, ranking_chunks
-from .inputs import check_choice, check_rank, check_rows, same_form
-from .measure import Empty
-from .relevance import Relevance
-from .report import RetrievalReport
+from hybridhash.eval.average_precision import Denominator
+from hybridhash.eval.curves import ranks_up_to
+from hybridhash.eval.evaluation import count_unlabelled, rank_forms, rank_results
+from hybridhash.eval.histogram import ranked, ranking_chunks
+from hybridhash.eval.inputs import check_choice, check_rank, check_rows, same_form
+from hybridhash.eval.measure import Empty
+from hybridhash.eval.relevance import Relevance
+from hybridhash.eval.report import RetrievalReport
+from hybridhash.labels import as_labels
 
 __all__ = ["evaluate_ranking", "rerank"]
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..codes import HashCodes, as_packed
-from ..labels import as_labels
-from .average_precision import Denominator
-from .evaluation import evaluate
-from .measure import Empty, Ties
-from .report import RetrievalReport
+from hybridhash.codes import HashCodes, as_packed
+from hybridhash.eval.average_precision import Denominator
+from hybridhash.eval.evaluation import evaluate
+from hybridhash.eval.measure import Empty, Ties
+from hybridhash.eval.report import RetrievalReport
+from hybridhash.labels import as_labels
 
 __all__ = ["HammingRetrieval"]
 

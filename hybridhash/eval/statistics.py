@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bits import unpack_bits
-from ..codes import HashCodes, as_packed
+from hybridhash._hamming import unpack_bits
+from hybridhash.codes import HashCodes, as_packed
 
 __all__ = ["CodeStatistics", "code_statistics"]
 

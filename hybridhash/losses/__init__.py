@@ -1,5 +1,6 @@
 """Losses that train hash codes: ``loss(codes, labels, *, indices=None, ref_codes=None, ref_labels=None)``."""
 
+from hybridhash._moved import moved
 from hybridhash.losses import functional
 from hybridhash.losses.asymmetric import ADSHLoss
 from hybridhash.losses.bank import CodeBank
@@ -13,7 +14,6 @@ from hybridhash.losses.for_data import create_loss_for
 from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
 from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
 from hybridhash.losses.registry import create_loss, list_losses
-from hybridhash.losses.sampling import balanced_batches
 from hybridhash.losses.triplet import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
 from hybridhash.losses.two_stage import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss
@@ -46,7 +46,6 @@ __all__ = [
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",
     "WMLLoss",
-    "balanced_batches",
     "cnnh_codes",
     "cnnh_objective",
     "create_loss",
@@ -57,3 +56,5 @@ __all__ = [
     "minimum_distance",
     "target_distance",
 ]
+
+__getattr__ = moved(__name__, {"balanced_batches": "hybridhash.data.balanced_batches"})

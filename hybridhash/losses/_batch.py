@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hybridhash.labels import as_labels, shared_labels
-from hybridhash.losses._checks import check_codes, upcast
 from hybridhash.losses._distributed import gather_rows
+from hybridhash.losses._inputs import check_codes, upcast
 
 __all__ = ["Sides", "check_rows", "joined_batch", "refuse_reference", "two_sides"]
 

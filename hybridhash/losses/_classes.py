@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._checks import check_codes, upcast
 from hybridhash.losses._distributed import sum_over_ranks
+from hybridhash.losses._inputs import check_codes, upcast
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels
-from hybridhash.losses._checks import check_codes, upcast
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
+from hybridhash.losses._inputs import check_codes, upcast
 from hybridhash.losses._pairs import Weights, pair_loss, uniform
 from hybridhash.losses._walks import Affinity, PairTerm
 from hybridhash.losses.bank import CodeBank

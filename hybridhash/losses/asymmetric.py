@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_not_negative
 from hybridhash.labels import as_labels, shared_labels, to_multi_hot
 from hybridhash.losses._batch import check_rows, refuse_reference
-from hybridhash.losses._checks import check_codes, check_not_negative, upcast
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
+from hybridhash.losses._inputs import check_codes, upcast
 
 __all__ = ["ADSHLoss"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._checks import check_codes
 from hybridhash.losses._distributed import gather_rows
+from hybridhash.losses._inputs import check_codes
 
 __all__ = ["CodeBank"]
 

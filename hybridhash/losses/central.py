@@ -8,15 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridhash._checks import check_choice, check_not_negative, check_positive
 from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._checks import check_choice, check_codes, check_not_negative, check_positive
-from hybridhash.losses._classes import (
-    CenterLoss,
-    centroids,
-    check_batch,
-    mean_over_labelled,
-)
+from hybridhash.losses._classes import CenterLoss, centroids, check_batch, mean_over_labelled
 from hybridhash.losses._distributed import sum_over_ranks
+from hybridhash.losses._inputs import check_codes
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.quantizers import squared
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridhash._checks import check_choice, check_not_negative
 from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._checks import check_choice, check_not_negative
 from hybridhash.losses._classes import check_batch, mean_over_labelled, single_labels
 
 __all__ = ["DLBHCLoss", "GreedyHashLoss", "dlbhc_loss", "greedyhash_loss"]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._checks import check_not_negative, check_positive, upcast
 from hybridhash.losses._classes import (
     CenterLoss,
     check_batch,
@@ -15,6 +15,7 @@ from hybridhash.losses._classes import (
     mean_over_labelled,
     unit_rows,
 )
+from hybridhash.losses._inputs import upcast
 from hybridhash.losses._pairs import pair_loss
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import CenterMethod

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._checks import check_codes, check_not_negative, check_positive
+from hybridhash.losses._inputs import check_codes
 from hybridhash.losses._pairs import log_likelihood
 from hybridhash.losses._rule import PairRule, PairwiseLoss
 from hybridhash.losses._walks import class_places

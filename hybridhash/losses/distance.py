@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hybridhash.losses._checks import check_choice, check_not_negative, check_positive
+from hybridhash._checks import check_choice, check_not_negative, check_positive
 from hybridhash.losses._pairs import balanced
 from hybridhash.losses._rule import PairRule, PairwiseLoss, pairwise_loss
 from hybridhash.losses.bank import CodeBank

@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_positive
 from hybridhash.losses._batch import Sides, two_sides
-from hybridhash.losses._checks import check_positive
 
 __all__ = ["TieAwareAPLoss", "TieAwareNDCGLoss", "tie_aware_ap_loss", "tie_aware_ndcg_loss"]
 

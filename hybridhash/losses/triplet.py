@@ -14,10 +14,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses._batch import Sides, two_sides
-from hybridhash.losses._checks import check_codes, check_not_negative, check_positive
+from hybridhash.losses._inputs import check_codes
 from hybridhash.losses._layers import linear_layers, squared_norm
-from hybridhash.losses._triplets import bounded_margin, hinge, mean_over_anchors, triplet_sums, unlikelihood
+from hybridhash.losses._triplets import (
+    bounded_margin,
+    hinge,
+    mean_over_anchors,
+    triplet_sums,
+    unlikelihood,
+)
 
 __all__ = [
     "DNNHLoss",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from hybridhash.codes import binarize
 from hybridhash.labels import as_labels
 from hybridhash.losses._batch import check_rows, refuse_reference
-from hybridhash.losses._checks import check_codes, upcast
 from hybridhash.losses._distributed import sum_over_ranks
+from hybridhash.losses._inputs import check_codes, upcast
 
 __all__ = ["CNNHLoss", "cnnh_codes", "cnnh_objective"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_not_negative
 from hybridhash.labels import similar
 from hybridhash.losses._batch import joined_batch, refuse_reference
-from hybridhash.losses._checks import check_not_negative
 from hybridhash.losses._layers import linear_layers, squared_norm
 
 __all__ = ["DHLoss", "SupervisedDHLoss", "dh_loss", "supervised_dh_loss"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hybridhash.losses._checks import check_not_negative, check_positive
+from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses._pairs import affinity_likelihood, balanced, log_likelihood
 from hybridhash.losses._rule import PairRule, PairwiseLoss, pairwise_loss
 from hybridhash.losses.bank import CodeBank

@@ -1,17 +1,13 @@
 """Networks that hash images. Importing this registers ``hybridhash_*`` and ``hash_model`` with timm."""
 
-from .checkpoint import checkpoint_filter_fn, load_checkpoint
-from .data_driven import fit_hash_head, fit_hash_layer
-from .hash_model import HashModel, create_hash_model
-from .heads import create_head, list_heads
-from .hybridhash import HybridHash
-from .shallow import ITQCCA, KSH, SDH
-from .unsupervised import itq_rotation
+from hybridhash._moved import moved
+from hybridhash.models.checkpoint import checkpoint_filter_fn, load_checkpoint
+from hybridhash.models.fit import fit_hash_head, fit_hash_layer
+from hybridhash.models.hash_model import HashModel, create_hash_model
+from hybridhash.models.heads import create_head, list_heads
+from hybridhash.models.hybridhash import HybridHash
 
 __all__ = [
-    "ITQCCA",
-    "KSH",
-    "SDH",
     "HashModel",
     "HybridHash",
     "checkpoint_filter_fn",
@@ -19,7 +15,10 @@ __all__ = [
     "create_head",
     "fit_hash_head",
     "fit_hash_layer",
-    "itq_rotation",
     "list_heads",
     "load_checkpoint",
 ]
+
+__getattr__ = moved(
+    __name__, {name: f"hybridhash.shallow.{name}" for name in ("ITQCCA", "KSH", "SDH", "itq_rotation")}
+)

@@ -9,7 +9,7 @@ from timm.layers import DropPath
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from .products import Linear
+from hybridhash.models.products import Linear
 
 __all__ = ["Attention", "Level", "Mlp", "TransformerLayer", "merge_blocks", "split_blocks"]
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor
 
-from .blocks import Attention, merge_blocks, split_blocks
+from hybridhash.models.blocks import Attention, merge_blocks, split_blocks
 
 if TYPE_CHECKING:
-    from .hybridhash import HybridHash
+    from hybridhash.models.hybridhash import HybridHash
 
 __all__ = ["checkpoint_filter_fn", "load_checkpoint"]
 

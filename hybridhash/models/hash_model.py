@@ -15,7 +15,7 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .heads import create_head
+from hybridhash.models.heads import create_head
 
 __all__ = ["HashModel", "create_hash_model"]
 

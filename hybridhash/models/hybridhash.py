@@ -19,9 +19,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .blocks import Level, TransformerLayer
-from .checkpoint import checkpoint_filter_fn
-from .interaction import GlobalBranch, HashHead, HashInteraction, Interaction
+from hybridhash.models.blocks import Level, TransformerLayer
+from hybridhash.models.checkpoint import checkpoint_filter_fn
+from hybridhash.models.interaction import GlobalBranch, HashHead, HashInteraction, Interaction
 
 NUM_LEVELS = 3
 

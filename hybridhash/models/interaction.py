@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from timm.layers import create_classifier
 from torch import Tensor, nn
 
-from .blocks import Attention
-from .products import Conv2d, Linear
+from hybridhash.models.blocks import Attention
+from hybridhash.models.products import Conv2d, Linear
 
 __all__ = ["GlobalBranch", "HashHead", "HashInteraction", "Interaction"]
 

@@ -5,8 +5,8 @@ a cluster by another constructor. The engines are optional: ``pip install hybrid
 ``hybridhash[milvus]``. For up to a million codes :func:`hybridhash.hamming_topk` needs no index at all.
 """
 
-from .faiss_index import FaissIndex
-from .interface import SearchIndex
-from .milvus_index import MilvusIndex
+from hybridhash.search.faiss import FaissIndex
+from hybridhash.search.interface import SearchIndex
+from hybridhash.search.milvus import MilvusIndex
 
 __all__ = ["FaissIndex", "MilvusIndex", "SearchIndex"]

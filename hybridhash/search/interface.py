@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codes import HashCodes, as_packed
-from ..files import replacing
+from hybridhash._files import replacing
+from hybridhash.codes import HashCodes, as_packed
 
 __all__ = [
     "Array",
@@ -25,7 +25,6 @@ __all__ = [
     "new_rows",
     "query_rows",
     "read_manifest",
-    "whole_number",
     "write_manifest",
 ]
 
@@ -164,16 +163,6 @@ def check_model(held: str | None, model: str | None) -> None:
             f"the index holds codes of the model {held!r}, these are of {model!r}: codes of different models "
             "cannot be compared, encode with the same one"
         )
-
-
-def whole_number(value: int, name: str, least: int, most: int | None = None) -> int:
-    """``value`` if it is an integer in the range; else a TypeError or ValueError that calls it ``name``."""
-    limits = f">= {least}" if most is None else f"{least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int {limits}, got {value!r}")
-    if value < least or (most is not None and value > most):
-        raise ValueError(f"{name} must be {limits}, got {value}")
-    return int(value)
 
 
 def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tensor]:

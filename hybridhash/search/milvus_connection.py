@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from .interface import whole_number
+from hybridhash._checks import check_integer
 
 __all__ = ["Connection"]
 
@@ -44,7 +44,7 @@ class Connection:
 
     def __init__(self, uri: str | os.PathLike[str], token: str, timeout: float, retries: int) -> None:
         self.uri, self.lite = _address(uri)
-        self._token, self._retries = token, whole_number(retries, "retries", 0)
+        self._token, self._retries = token, check_integer("retries", retries, 0)
         if not timeout > 0:
             raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
         self._timeout = timeout

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash import eval as evaluation
 from hybridhash.codes import HashCodes, pack_codes
+from tests.eval._oracles import random_case
 
 CUTS = (
     evaluation.mean_average_precision,

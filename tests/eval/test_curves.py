@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash.codes import hamming_distance
 from hybridhash.eval import (
@@ -15,6 +14,7 @@ from hybridhash.eval import (
     recall_within_radius,
 )
 from hybridhash.labels import similar
+from tests.eval._oracles import random_case
 
 
 def literal_within(case, radius):

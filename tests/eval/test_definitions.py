@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import DEFINITIONS, mean_average_precision
+from tests.eval._oracles import random_case
 
 
 def deephash_pytorch(query, query_labels, codes, labels, k):

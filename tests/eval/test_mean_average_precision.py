@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from eval_oracles import average_precision, instance, over_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import DistanceHistogram, mean_average_precision
 from hybridhash.eval.average_precision import average_precision as closed_form
+from tests import GOLDEN
+from tests.eval._oracles import average_precision, instance, over_orders
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TIES = ("expected", "stable", "best", "worst")
 ITEMS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 0, 1, 1, 2])), min_size=1, max_size=6)
 

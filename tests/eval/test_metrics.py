@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
-import eval_oracles as oracles
 import numpy as np
 import pytest
 import torch
-from eval_oracles import random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hybridhash.eval
 from hybridhash import eval as evaluation
 from hybridhash.codes import pack_codes
+from tests.eval import _oracles as oracles
+from tests.eval._oracles import random_case
 
 TIES = ("expected", "stable", "best", "worst")
 ITEMS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 0, 1, 1, 2, 3])), min_size=1, max_size=6)

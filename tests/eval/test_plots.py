@@ -6,7 +6,6 @@ import builtins
 
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash.codes import hamming_topk
 from hybridhash.eval import (
@@ -19,6 +18,7 @@ from hybridhash.eval import (
     plot_report,
     plot_retrieval_grid,
 )
+from tests.eval._oracles import random_case
 
 pytest.importorskip("matplotlib")
 CURVES = {

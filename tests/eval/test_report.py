@@ -8,11 +8,11 @@ import re
 
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash import eval as evaluation
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import RetrievalReport, evaluate
+from tests.eval._oracles import random_case
 
 
 def ids_of(case):

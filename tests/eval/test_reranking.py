@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from eval_oracles import random_case
 
 from hybridhash import eval as evaluation
 from hybridhash.codes import hamming_topk
 from hybridhash.eval import evaluate, evaluate_ranking, rerank
+from tests.eval._oracles import random_case
 
 
 def features(seed=0, queries=5, items=40, width=7):

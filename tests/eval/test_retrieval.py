@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_oracles import random_case
 
 from hybridhash.codes import HashCodes, pack_codes
 from hybridhash.eval import HammingRetrieval, evaluate
+from tests.eval._oracles import random_case
 
 SETTINGS = {"top_k": 30, "ks": (1, 10), "ties": "stable", "denominator": "relevant"}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._ranks import run_on_ranks
+from tests.losses._ranks import run_on_ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridhash.losses.asymmetric import ADSHLoss
-
-from ._invariants import random_codes, value_and_grad
+from tests.losses._invariants import random_codes, value_and_grad
 
 IDS = torch.tensor([0, 0, 1, 2, 1, 0, -1, 2, 2])
 MULTI_HOT = torch.tensor(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from hybridhash.losses import CodeBank, WMLLoss
-
-from ._ranks import run_on_ranks
+from tests.losses._ranks import run_on_ranks
 
 
 def test_rows_are_written_detached_and_marked_as_seen() -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hybridhash.losses._hadamard import hadamard_matrix
 from hybridhash.losses.central import CSQLoss, DPNLoss, csq_loss, dpn_loss
-
-from ._oracles import U, Y
+from tests.losses._oracles import U, Y
 
 H4 = hadamard_matrix(4)
 IDS = torch.tensor([0, 0, 2, 1])

@@ -13,8 +13,7 @@ from hybridhash.losses import CodeBank
 from hybridhash.losses.central import CSQLoss, DPNLoss
 from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss
 from hybridhash.losses.cosine import MDSHCLoss, OrthoHashLoss
-
-from ._ranks import run_on_ranks
+from tests.losses._ranks import run_on_ranks
 
 CLASSES, BITS = 5, 12
 

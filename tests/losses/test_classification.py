@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss, dlbhc_loss, greedyhash_loss
-
-from ._oracles import U
+from tests.losses._oracles import U
 
 IDS = torch.tensor([0, -1, 2, 1])
 WEIGHT = torch.tensor([[0.5, -1.0, 0.2, 0.1], [0.3, 0.4, -0.7, 0.9], [-0.2, 0.6, 0.8, -0.5]])

@@ -11,8 +11,7 @@ from torch import Tensor
 from hybridhash.losses import CodeBank
 from hybridhash.losses._hadamard import hadamard_matrix
 from hybridhash.losses.cosine import MDSHCLoss, OrthoHashLoss, mdshc_loss, orthohash_loss
-
-from ._oracles import U
+from tests.losses._oracles import U
 
 H4 = hadamard_matrix(4)
 

@@ -12,9 +12,8 @@ from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
 from hybridhash.losses.triplet import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
 from hybridhash.losses.two_stage import CNNHLoss
 from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss
-
-from . import _invariants
-from ._invariants import random_codes
+from tests.losses import _invariants
+from tests.losses._invariants import random_codes
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 0, 1])
 

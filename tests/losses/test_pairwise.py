@@ -9,10 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridhash.losses import CodeBank, DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss, functional
-
-from . import _oracles as oracle
-from ._oracles import U, Y
+from hybridhash.losses import (
+    CodeBank,
+    DCHLoss,
+    DHNLoss,
+    DPSHLoss,
+    DSHLoss,
+    HashNetLoss,
+    IDHNLoss,
+    functional,
+)
+from tests.losses import _oracles as oracle
+from tests.losses._oracles import U, Y
 
 CASES: list[tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]] = [
     (

@@ -17,9 +17,8 @@ from hybridhash.losses.ranking import (
     tie_aware_ap_loss,
     tie_aware_ndcg_loss,
 )
-
-from . import _invariants
-from ._invariants import LABELS, random_codes
+from tests.losses import _invariants
+from tests.losses._invariants import LABELS, random_codes
 
 CLASSES = [TieAwareAPLoss, TieAwareNDCGLoss, lambda: TieAwareAPLoss(3, gamma=1.0)]
 

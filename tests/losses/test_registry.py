@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 import hybridhash.losses as losses
 from hybridhash.losses import CodeBank, create_loss, list_losses
 from hybridhash.losses._rule import PairwiseLoss
-
-from ._ranks import run_on_ranks
+from tests import ROOT
+from tests.losses._ranks import run_on_ranks
 
 BITS, CLASSES, ROWS = 8, 3, 6
 # Arguments beyond these that a class needs are unknown to this file, and its walk would fail.
@@ -214,7 +213,7 @@ def test_two_processes_equal_one_on_the_joined_batch() -> None:
 
 
 def test_the_table_for_choosing_a_loss_is_true() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    page = (ROOT / "docs" / "losses.md").read_text()
     choosing = page.split("## Choosing")[1].split("\n## ")[0]
     rows = {}
     for line in re.findall(r"^\| `(.*)$", choosing, flags=re.MULTILINE):

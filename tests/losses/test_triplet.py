@@ -21,10 +21,9 @@ from hybridhash.losses.triplet import (
     dsrh_loss,
     dtsh_loss,
 )
-
-from . import _invariants
-from ._invariants import LABELS, random_codes
-from ._oracles import U, Y
+from tests.losses import _invariants
+from tests.losses._invariants import LABELS, random_codes
+from tests.losses._oracles import U, Y
 
 FUNCTIONS = [dnnh_loss, dtsh_loss, drsdh_loss, dsrh_loss]
 CLASSES = [DNNHLoss, DTSHLoss, lambda: DRSDHLoss(4), DSRHLoss]

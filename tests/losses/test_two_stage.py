@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridhash.losses.two_stage import CNNHLoss, _improve_row, cnnh_codes, cnnh_objective
-
-from ._invariants import random_codes, value_and_grad
+from tests.losses._invariants import random_codes, value_and_grad
 
 IDS = torch.tensor([0, 0, 1, 2, 1, 0, -1, 2, 2, 1])
 MULTI_HOT = (torch.arange(30).reshape(10, 3) * 7 % 5 < 2).long()

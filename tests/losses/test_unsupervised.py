@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss, dh_loss, supervised_dh_loss
-
-from . import _invariants
-from ._invariants import LABELS, random_codes
+from tests.losses import _invariants
+from tests.losses._invariants import LABELS, random_codes
 
 
 def dh(h: Tensor, _: Tensor | None = None, variance: float = 2.0) -> Tensor:

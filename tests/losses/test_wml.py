@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,11 +13,11 @@ from torch import Tensor
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.losses._pairs import balanced, log_likelihood, pair_loss
 from hybridhash.losses.functional import wml_loss
+from tests import GOLDEN
+from tests.losses._oracles import U, Y, wml
+from tests.losses._ranks import run_on_ranks
 
-from ._oracles import U, Y, wml
-from ._ranks import run_on_ranks
-
-GOLDEN = Path(__file__).parent.parent / "golden" / "wml.safetensors"
+GOLDEN_FILE = GOLDEN / "wml.safetensors"
 CASES = {"single": (40, 16, 5, 0.5, 5), "multi": (48, 32, 7, 0.5, 5), "alpha1": (40, 48, 4, 1.0, 3)}
 
 
@@ -39,7 +37,7 @@ def random_batch(n: int, bits: int, classes: int, seed: int, multi: bool = True)
 def test_golden_sequence_of_steps_on_one_bank(case: str) -> None:
     num_train, bits, classes, alpha, steps = CASES[case]
     loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, classes, count_unseen=True))
-    with safe_open(GOLDEN, "pt") as golden:
+    with safe_open(GOLDEN_FILE, "pt") as golden:
         for step in range(steps):
             part = {
                 k: golden.get_tensor(f"{case}/{step}/{k}")
@@ -54,7 +52,7 @@ def test_golden_sequence_of_steps_on_one_bank(case: str) -> None:
 def test_golden_sequence_with_class_ids_takes_the_class_walk() -> None:
     num_train, bits, _, alpha, steps = CASES["single"]
     loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, count_unseen=True))
-    with safe_open(GOLDEN, "pt") as golden:
+    with safe_open(GOLDEN_FILE, "pt") as golden:
         for step in range(steps):
             part = {
                 k: golden.get_tensor(f"single/{step}/{k}")

@@ -1,18 +1,18 @@
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors import safe_open
 
-collect_ignore = ["timm_suite_plugin.py"]  # replaces timm.list_models where it is imported
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "model_tiny.safetensors"
+collect_ignore = ["_timm_suite_plugin.py"]  # replaces timm.list_models where it is imported
+
+GOLDEN_FILE = GOLDEN / "model_tiny.safetensors"
 
 
 @pytest.fixture(scope="session")
 def golden():
     """Tensors of the golden file, and its metadata."""
-    with safe_open(GOLDEN, "pt") as file:
+    with safe_open(GOLDEN_FILE, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 

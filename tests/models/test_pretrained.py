@@ -9,15 +9,15 @@ import sys
 import warnings
 from pathlib import Path
 
-import hub_server
 import pytest
 import timm
 import torch
-from hub_models import SMALL, Malicious
 from safetensors.torch import save_file
 from timm.models.nest import Nest
 
 from hybridhash import hub as hub_module
+from tests import _hub_server as hub_server
+from tests._hub_models import SMALL, Malicious
 
 ARCHITECTURES = timm.list_models("hybridhash*")
 UNTRAINED = "hash layer is untrained"

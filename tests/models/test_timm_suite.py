@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import timm
-from hub_server import FakeHub
 from safetensors.torch import save
 from timm.models import get_pretrained_cfg
+
+from tests._hub_server import FakeHub
 
 GLOB = os.environ.get("HYBRIDHASH_TIMM_MODELS", "hybridhash_tiny_16")
 MARKS = "base forward backward cfg cfg_nonstd torchscript features fxforward fxbackward timeout"
@@ -57,7 +58,7 @@ def test_timms_suite_passes_with_nothing_skipped(suite, tmp_path):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
         }
-        run = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "-p", "timm_suite_plugin"]
+        run = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "-p", "_timm_suite_plugin"]
         run += ["-p", "no:cacheprovider", "tests/test_models.py"]
         result = subprocess.run(run, cwd=suite, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

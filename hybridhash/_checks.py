@@ -1,0 +1,51 @@
+"""Checks of arguments, shared by all rooms: an error names the argument, its value and what is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+__all__ = ["check_choice", "check_integer", "check_not_negative", "check_positive"]
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_integer(name: str, value: object, least: int, most: int | None = None, *, advice: str = "") -> int:
+    """Return ``value`` as an int if it is an integer from ``least`` to ``most``; NumPy's are, bools are not.
+
+    Raises:
+        TypeError: ``value`` is not an integer.
+        ValueError: ``value`` is out of range. Both messages end with ``advice``.
+
+    Example:
+        >>> check_integer("top_k", 0, 1, advice="use None for the whole database")
+        Traceback (most recent call last):
+        ValueError: top_k must be >= 1, got 0: use None for the whole database
+    """
+    limits = f">= {least}" if most is None else f"{least} to {most}"
+    advice = advice and f": {advice}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int {limits}, got {value!r}{advice}")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"{name} must be {limits}, got {number}{advice}")
+    return number
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError unless every named value is a finite number above 0."""
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise ValueError unless every named value is a finite number of 0 or more."""
+    for name, value in values.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be 0 or a positive number, got {value}")

@@ -1,0 +1,68 @@
+"""What names a model and its preprocessing in files: two that agree give the same codes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import safetensors.torch
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+__all__ = ["describe", "model_name", "weights_sha256"]
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of the weights of a model, parameters and buffers, as a safetensors file without metadata.
+
+    It is what ``sha256sum model.safetensors`` prints after :func:`hybridhash.hub.save_pretrained`, and what
+    the Hub shows for that file. Wrappers of DDP and ``torch.compile`` are taken off. The device and the
+    memory format do not change it, the dtype does.
+
+    Args:
+        model: any module whose weights fit into memory once more.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = weights_sha256(layer)
+        >>> with torch.no_grad():
+        ...     _ = layer.bias.add_(1)
+        >>> weights_sha256(layer) == before
+        False
+    """
+    tensors = {
+        # Clones, because safetensors refuses tensors that share memory, as tied weights do.
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in unwrap_model(model).state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+
+
+def model_name(model: nn.Module) -> str:
+    """Name of the architecture: timm's where there is one, else that of the class.
+
+    Example:
+        >>> model_name(nn.Linear(2, 2))
+        'Linear'
+    """
+    model = unwrap_model(model)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return str(cfg.get("architecture") or type(model).__name__)
+
+
+def describe(transform: object) -> str:
+    """A transform in words that are the same in every process: its ``repr``, or the name of a function.
+
+    Example:
+        >>> describe(weights_sha256), describe(nn.ReLU())
+        ('hybridhash._fingerprint.weights_sha256', 'ReLU()')
+    """
+    name = getattr(transform, "__qualname__", None)
+    if name is not None:
+        return f"{getattr(transform, '__module__', '')}.{name}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(transform))

@@ -1,0 +1,168 @@
+"""Run a model over images: device, precision and eval mode; batches read and codes packed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridhash._hamming import pack_bits
+from hybridhash.codes import MAX_BITS, as_ids
+from hybridhash.labels import as_labels
+
+__all__ = [
+    "as_tensor",
+    "autocast_of",
+    "check_model",
+    "eval_mode",
+    "input_device",
+    "launch",
+    "named_fields",
+    "read_batch",
+    "to_device",
+]
+
+_KEYS = {
+    "images": ("image", "images", "pixel_values"),
+    "labels": ("label", "labels"),
+    "ids": ("index", "indices", "id", "ids"),
+}
+
+
+def check_model(model: object) -> None:
+    """That ``model`` is a module with a hash layer, as far as it says."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError(
+            "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
+            "with num_classes=bits, or call model.reset_classifier(bits)"
+        )
+
+
+def launch(
+    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], name: str
+) -> tuple[Tensor, Tensor, int]:
+    """Packed codes of images and which of the rows are NaN, perhaps still being computed; and the bits.
+
+    ``name`` is what an error calls the batch.
+    """
+    # Not inference_mode: what a module caches in it could never again be part of training.
+    with torch.no_grad(), autocast:
+        codes = model(images)
+    _check_output(codes, images.shape[0], name)
+    return pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1]
+
+
+def _check_output(codes: Any, rows: int, name: str) -> None:
+    """That a model gave codes ``(rows, bits)``."""
+    if not isinstance(codes, Tensor) or codes.dtype == torch.uint8 or codes.dtype.is_complex:
+        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"the model must return a tensor of real-valued codes (B, bits), got {got}")
+    if codes.ndim != 2 or codes.shape[0] != rows or not 1 <= codes.shape[1] <= MAX_BITS:
+        raise ValueError(
+            f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
+            f"{name}, got shape {tuple(codes.shape)}"
+        )
+
+
+def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """The fields of a dict under the names of ``_KEYS``; ``name`` is what an error calls the dict."""
+    known = {key: field for field, keys in _KEYS.items() for key in keys}
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has the unknown keys {unknown}: known are {', '.join(known)}")
+    fields = {known[key]: value for key, value in content.items()}
+    if len(fields) < len(content):
+        raise ValueError(f"{name} has two keys for the same thing: {list(content)}")
+    if "images" not in fields:
+        raise ValueError(f"{name} has no images, only the keys {list(content)}")
+    return fields
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a tensor or numbers, got {type(values).__name__}: {error}"
+        ) from error
+
+
+def read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Images, labels and indices of what a loader yields, the latter two checked and on the CPU."""
+    if isinstance(content, Tensor):
+        fields: dict[str, Any] = {"images": content}
+    elif isinstance(content, Mapping):
+        fields = named_fields(content, f"batch {number}")
+    elif isinstance(content, (tuple, list)) and 1 <= len(content) <= 3:
+        fields = dict(zip(_KEYS, content, strict=False))
+    else:
+        size = f" of {len(content)}" if isinstance(content, (tuple, list)) else ""
+        raise TypeError(
+            f"batch {number} is a {type(content).__name__}{size}: the loader must yield images, "
+            "(images, labels), (images, labels, indices) or a dict"
+        )
+    images, labels, ids = (fields.get(name) for name in _KEYS)
+    if not isinstance(images, Tensor) or images.ndim == 0:
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images of batch {number} must be a tensor (B, ...), got {got}")
+    # Clones, because memory shared by the workers of a DataLoader stays open as long as anything views it.
+    if labels is not None:
+        name = f"labels of batch {number}"
+        labels = as_labels(as_tensor(labels, name), length=images.shape[0], name=name).cpu().clone()
+    if ids is not None:
+        name = f"indices of batch {number}"
+        ids = as_ids(as_tensor(ids, name), length=images.shape[0], name=name).cpu().clone()
+    return images, labels, ids
+
+
+def input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where images go: the device of the first parameter, or the one asked for if the model is there."""
+    places = list(dict.fromkeys(t.device for t in itertools.chain(model.parameters(), model.buffers())))
+    if device is None:
+        return places[0] if places else torch.device("cpu")
+    device = torch.device(device)
+    for place in places:
+        if place.type == device.type and device.index in (None, place.index):
+            return place
+    if places:
+        raise ValueError(
+            f"the model is on {places[0]}, but device={str(device)!r} was given: move it with "
+            f"model.to({str(device)!r}) first, encode does not"
+        )
+    return device
+
+
+def autocast_of(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast in half precision, none in float32, and None leaves it as it is; else a ValueError."""
+    if dtype is None:
+        return nullcontext()
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be None, torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """A copy from pinned memory does not block; that matters for CUDA only."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        return images.pin_memory().to(device, non_blocking=True)
+    return images.to(device)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, afterwards the mode that each module was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

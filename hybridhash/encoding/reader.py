@@ -1,0 +1,186 @@
+"""Rows of a data set as batches for a model, with those that cannot be read set apart."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from hybridhash._inference import as_tensor, named_fields
+from hybridhash.data.images import to_rgb
+from hybridhash.encoding.shards import Failure
+from hybridhash.labels import as_labels
+
+__all__ = ["Batch", "Reader", "Sample", "check_dataset", "collate", "model_transform"]
+
+# Of the program, not of an image.
+_PROGRAM = (TypeError, KeyError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+# What the system says of a file that is bad or not there; anything else is a machine in trouble.
+_BAD_FILE = {
+    None,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EOVERFLOW,
+}
+
+
+class Sample(NamedTuple):
+    """An image that can be encoded."""
+
+    row: int
+    image: Tensor
+    label: Any
+    id: int
+
+
+class Batch(NamedTuple):
+    """Rows ``start`` to ``stop - 1``: the images that could be read, with labels and ids, and the others."""
+
+    start: int
+    stop: int
+    images: Tensor | None
+    labels: Tensor | None
+    ids: Tensor
+    failures: list[Failure]
+
+
+class Reader(Dataset[Any]):
+    """The rows of a data set as images ready for the model, or as the reason why there is none."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Callable[[Any], Any] | None,
+        model_transform: Callable[[Any], Any] | None,
+        strict: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.model_transform = model_transform
+        self.strict = strict
+        self.decodes = False  # whether an image came as a PIL image
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Sample | Failure:
+        try:
+            content = self.dataset[row]
+        except Exception as error:
+            return self._failure(error, row, None)
+        image, label, id = _fields(content, row)
+        try:
+            return Sample(row, self._ready(image, row), label, id)
+        except Exception as error:
+            return self._failure(error, row, id)
+
+    def _failure(self, error: Exception, row: int, id: int | None) -> Failure:
+        """The error as that of an image, unless it is one of the program or the machine."""
+        if isinstance(error, _PROGRAM) or (isinstance(error, OSError) and error.errno not in _BAD_FILE):
+            raise error
+        failure = Failure(row, id, f"{type(error).__name__}: {error}"[:500])
+        if self.strict:
+            raise ValueError(f"the image of row {row} cannot be read: {failure.reason}") from error
+        return failure
+
+    def _ready(self, image: Any, row: int) -> Tensor:
+        from PIL import Image
+
+        transform = self.transform
+        if image is None:
+            raise ValueError("there is no image, but None")
+        if isinstance(image, Image.Image):
+            self.decodes = True
+            image = to_rgb(image)
+            transform = transform or self.model_transform
+            if transform is None:
+                raise TypeError(
+                    f"row {row} is a PIL image, and the model does not say how to prepare it: give transform="
+                )
+        if transform is not None:
+            image = transform(image)
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"the image of row {row} must be a tensor or a PIL image, got {type(image).__name__}"
+                + (" from transform" if transform else "")
+            )
+        return image
+
+
+def _fields(content: Any, row: int) -> tuple[Any, Any, int]:
+    """Image, label and id of what a data set holds in a row."""
+    if isinstance(content, Mapping):
+        fields = named_fields(content, f"row {row}")
+        image, label, id = (fields.get(key) for key in ("images", "labels", "ids"))
+    elif isinstance(content, (tuple, list)) and 1 <= len(content) <= 3:
+        image, label, id = (*content, None, None)[:3]
+    else:
+        image, label, id = content, None, None
+    return image, label, row if id is None else int(id)
+
+
+def collate(rows: list[Sample | Failure]) -> Batch:
+    """Put the rows of a batch together, in the process that read them."""
+    start, stop = rows[0].row, rows[-1].row + 1
+    name = f"rows {start} to {stop - 1}"
+    samples = [row for row in rows if isinstance(row, Sample)]
+    failures = [row for row in rows if isinstance(row, Failure)]
+    ids = torch.tensor([sample.id for sample in samples], dtype=torch.int64)
+    if not samples:
+        return Batch(start, stop, None, None, ids, failures)
+    shapes = {tuple(sample.image.shape) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images of {name} differ in shape, {sorted(shapes)[:3]}: a transform must bring all to one"
+        )
+    unlabelled = [sample.row for sample in samples if sample.label is None]
+    labels = None
+    if 0 < len(unlabelled) < len(samples):
+        raise ValueError(f"row {unlabelled[0]} has no label (None), others of {name} have: give -1")
+    if not unlabelled:
+        values = [as_tensor(sample.label, f"the label of row {sample.row}") for sample in samples]
+        if len({value.shape for value in values}) > 1:
+            raise ValueError(f"the labels of {name} differ in shape: class ids, or rows of equal length")
+        labels = as_labels(torch.stack(values), length=len(samples), name=f"labels of {name}")
+    return Batch(start, stop, torch.stack([sample.image for sample in samples]), labels, ids, failures)
+
+
+def check_dataset(dataset: Any) -> None:
+    """That rows can be asked for by number, and give the image of that number or an error."""
+    iterable = isinstance(dataset, (IterableDataset, DataLoader, str, bytes, Mapping))
+    if iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset must be map-style, with len(dataset) and dataset[row], got {type(dataset).__name__}: "
+            "what goes on after a crash must ask for rows by number (TarImages does so for tar shards)"
+        )
+    inner = dataset
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    if isinstance(inner, timm.data.ImageDataset):
+        raise TypeError(
+            "timm's ImageDataset gives the next image in place of one that cannot be read: use "
+            "torchvision.datasets.ImageFolder(root, loader=hybridhash.data.read_image)"
+        )
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty: there is nothing to encode")
+
+
+def model_transform(model: nn.Module) -> Callable[[Any], Any] | None:
+    """The preprocessing that a timm model names; None for any other."""
+    model = timm.utils.unwrap_model(model)
+    if not hasattr(model, "pretrained_cfg"):
+        return None
+    size = getattr(model, "img_size", None)  # may be another than that of the pretrained weights
+    config = timm.data.resolve_model_data_config(model, {"img_size": size} if isinstance(size, int) else {})
+    transform: Callable[[Any], Any] = timm.data.create_transform(**config)
+    return transform

@@ -1,0 +1,6 @@
+"""Models on disk and on the Hugging Face Hub: save, push and load, each with its model card and digest."""
+
+from hybridhash._fingerprint import weights_sha256
+from hybridhash.hub.repository import load, push_to_hub, save_pretrained
+
+__all__ = ["load", "push_to_hub", "save_pretrained", "weights_sha256"]

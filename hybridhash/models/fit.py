@@ -1,0 +1,363 @@
+"""Codes without training: a hash layer from unlabelled images, in one pass and closed form."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, cast
+
+import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from hybridhash._distributed import Ranks
+from hybridhash._inference import (
+    autocast_of,
+    eval_mode,
+    input_device,
+    read_batch,
+    to_device,
+)
+from hybridhash.models.hash_model import HashModel
+from hybridhash.models.heads import (
+    BatchNormHead,
+    LinearHead,
+    SpectralHead,
+    SphericalHead,
+    TanhHead,
+)
+from hybridhash.models.hybridhash import HybridHash
+from hybridhash.shallow.statistics import FeatureStatistics
+from hybridhash.shallow.unsupervised import (
+    itq_rotation,
+    principal_directions,
+    random_normal,
+    random_rotation,
+    spectral_modes,
+    spherical_pivots,
+)
+
+__all__ = ["fit_hash_head", "fit_hash_layer"]
+
+Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
+
+_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph")
+_DIRECTIONS = ("itq", "pca", "pca-rr")  # a bit each, so there are no more bits than directions
+_SAMPLED = ("itq", "sh", "sph")
+_HEAD_NAMES = {TanhHead: "linear", SpectralHead: "spectral", SphericalHead: "spherical"}
+# Share of the squared size of features that is taken for rounding: 1e-6 of their size.
+_NOISE = 1e-12
+
+
+def fit_hash_layer(
+    model: nn.Module,
+    loader: Iterable[Any],
+    method: Method = "itq",
+    bits: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    iterations: int | None = None,
+    sample_size: int = 10_000,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Fit the hash layer of a network to unlabelled images; the backbone stays as it is.
+
+    Images go through the backbone once. Then ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written
+    into the last linear map, ``model.get_classifier()``, where the head is a function of the sign of one (a
+    head that is none, such as ``"mlp"`` or ``"batchnorm"``, becomes ``"linear"``). ``"sh"`` and ``"sph"``
+    replace the head by ``"spectral"`` or ``"spherical"``; a ``hybridhash_*`` keeps that as its last layer,
+    but :mod:`hybridhash.hub` refuses to save it: ``create_hash_model("hybridhash_64", bits)`` is saved with
+    it. What the methods do, and how features are kept: :func:`fit_hash_head`.
+
+    The model runs in eval mode; afterwards, also after an exception, every module is in the mode it was in.
+    If anything fails, the model is as it was.
+
+    Under ``torch.distributed`` call it in every process, each with its own part of the images: all get the
+    layer of all images.
+
+    Args:
+        model: a ``hybridhash_*`` or a :func:`hybridhash.create_hash_model`; wrappers of DDP and
+            ``torch.compile`` are looked through. It is changed in place.
+        loader: yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
+        method: see :func:`fit_hash_head`.
+        bits: code length; None keeps that of the model.
+        generator: of all that is random.
+        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
+        sample_size: features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
+        device: where the images go, see :func:`hybridhash.encode`.
+        dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: a model of another kind, a loader that is a tensor.
+        ValueError: ``bits`` missing for a model without hash layer, a backbone without a pooled feature, a
+            loader that yields nothing, and as :func:`fit_hash_head`.
+
+    Example:
+        >>> from hybridhash import create_hash_model, encode
+        >>> model = create_hash_model("resnet10t", bits=16)
+        >>> images = torch.randn(40, 3, 32, 32)
+        >>> model = fit_hash_layer(model, images.split(20), "itq", progress=False)
+        >>> encode(model, [images], progress=False)
+        HashCodes(size=40, bits=16, bytes=80, labels=None, ids=None)
+    """
+    network = unwrap_model(model)
+    if not isinstance(network, (HashModel, HybridHash)):
+        raise TypeError(
+            "model must be a hash model, a hybridhash_* or one of create_hash_model(backbone, bits), got "
+            f"{type(network).__name__}; for features that are at hand there is fit_hash_head"
+        )
+    if isinstance(loader, Tensor):
+        raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
+    if bits is None:
+        bits = network.bits
+        if bits == 0:
+            raise ValueError("model has num_classes=0, which means no hash layer: give bits")
+    place = input_device(network, device)
+
+    def embeddings() -> Iterator[Tensor]:
+        bar = tqdm(desc=f"fit {method}", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
+        with bar:
+            for number, content in enumerate(loader):
+                images = read_batch(content, number)[0]
+                with torch.no_grad(), autocast_of(place, dtype):
+                    features = network.forward_features(to_device(images, place))
+                    features = network.forward_head(features, pre_logits=True)
+                yield features
+                bar.update(images.shape[0])
+
+    with eval_mode(network):
+        head = fit_hash_head(
+            embeddings(), method, bits, generator, iterations=iterations, sample_size=sample_size
+        )
+    if isinstance(network, HashModel):
+        _install(network, head)
+    else:
+        _install_in_hybridhash(network, head)
+    return model
+
+
+def fit_hash_head(
+    features: Tensor | Iterable[Tensor],
+    method: Method = "itq",
+    bits: int = 64,
+    generator: torch.Generator | None = None,
+    *,
+    iterations: int | None = None,
+    sample_size: int = 10_000,
+) -> LinearHead:
+    """A hash head fitted to features without labels.
+
+    With the mean m and the covariance C of all features, and P the ``bits`` eigenvectors of C of largest
+    eigenvalue:
+
+    - ``"pca"``: ``P^T (x - m)`` (Wang et al., CVPR 2010);
+    - ``"pca-rr"``: ``R^T P^T (x - m)`` with a random rotation R;
+    - ``"itq"``: the same with the rotation of :func:`itq_rotation` (Gong and Lazebnik, CVPR 2011);
+    - ``"lsh"``: ``W (x - m)``, W of N(0, 1) (Charikar, STOC 2002);
+    - ``"sh"``: ``sin(pi / 2 + omega (P_d · (x - m) - a_d))``, omega and d of :func:`spectral_modes` on the
+      box of the projected features (Weiss et al., NIPS 2008);
+    - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012).
+
+    Linear maps are scaled by one positive number, so that their outputs have mean square 1: that changes no
+    bit, and leaves tanh a gradient to train on with.
+
+    Features are read once. Kept in float64 are the mean and, except for ``"lsh"`` and ``"sph"``, the
+    ``(D, D)`` covariance; for ``"itq"``, ``"sh"`` and ``"sph"`` also a uniform sample of ``sample_size``
+    rows, on which rotation, box and spheres rest (of fewer rows, all). Under ``torch.distributed`` see
+    :func:`fit_hash_layer`.
+
+    Args:
+        features: real-valued ``(N, D)``, or an iterable of such batches.
+        method: one of the above.
+        bits: code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as the features
+            have directions in which they vary; the others have no limit.
+        generator: of all that is random.
+        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
+        sample_size: rows of the sample, more than ``bits``.
+
+    Returns:
+        A module from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map
+        in ``fc``: a ``TanhHead``, or a ``SpectralHead`` or ``SphericalHead`` of
+        :mod:`hybridhash.models.heads` for ``"sh"`` and ``"sph"``.
+
+    Raises:
+        TypeError: a batch of features is no floating-point tensor.
+        ValueError: an unknown method, ``bits`` below 1 or above what the method can give, no features, no
+            more of them than bits (but for ``"lsh"``), constant ones, NaN or infinity, batches of unlike
+            width, negative ``iterations``.
+
+    Example:
+        >>> features = torch.randn(200, 32)
+        >>> head = fit_hash_head(features, "itq", bits=16)
+        >>> head(features).shape
+        torch.Size([200, 16])
+    """
+    _check_settings(method, bits, iterations, sample_size)
+    rounds = {} if iterations is None else {"iterations": iterations}
+    batches = [features] if isinstance(features, Tensor) else features
+    ranks = Ranks()
+    try:
+        parts = ranks.together(lambda: _collect(batches, method, bits, generator, sample_size))
+        statistics = parts[0]
+        for part in parts[1:]:
+            statistics.merge(part)
+        _check_statistics(statistics, method, bits)
+        # Only the first process draws: the others' generators may be in another state.
+        fitted = ranks.together(
+            lambda: _fit(statistics, method, bits, generator, **rounds) if ranks.rank == 0 else None
+        )
+        return cast(LinearHead, fitted[0])
+    finally:
+        ranks.close()
+
+
+def _check_settings(method: str, bits: int, iterations: int | None, sample_size: int) -> None:
+    if method not in _METHODS:
+        near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
+        raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
+    if bits < 1:
+        raise ValueError(f"bits must be at least 1, got {bits}")
+    if iterations is not None and iterations < 0:
+        raise ValueError(f"iterations must not be negative, got {iterations}")
+    if method in _SAMPLED and sample_size <= bits:
+        raise ValueError(f"sample_size must be more than the {bits} bits, got {sample_size}")
+
+
+def _collect(
+    batches: Iterable[Tensor], method: str, bits: int, generator: torch.Generator | None, sample_size: int
+) -> FeatureStatistics:
+    statistics = FeatureStatistics(
+        covariance=method not in ("lsh", "sph"),
+        sample_size=sample_size if method in _SAMPLED else 0,
+        generator=generator,
+    )
+    for features in batches:
+        statistics.update(features)
+        width = len(statistics.mean)
+        if method in _DIRECTIONS and statistics.count and bits > width:
+            raise ValueError(_too_many_bits(method, width, "the width of the features", bits))
+    return statistics.cpu()
+
+
+def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> None:
+    if statistics.count == 0:
+        raise ValueError("there are no features: the loader gave no image")
+    if method != "lsh" and statistics.count <= bits:
+        raise ValueError(
+            f"method {method!r} needs more images than bits, got {statistics.count} for {bits} bits: give "
+            "more images or fewer bits; only 'lsh' does with fewer"
+        )
+    if statistics.total_variance <= _NOISE * float(statistics.mean.square().sum()):
+        raise ValueError(
+            f"the features of all {statistics.count} images are the same, so no code can tell them apart: "
+            "check the images, and that the backbone has its weights"
+        )
+
+
+def _too_many_bits(method: str, limit: int, what: str, bits: int) -> str:
+    return (
+        f"method {method!r} gives at most {limit} bits here, {what}, got bits={bits}: methods without a "
+        "limit are 'lsh', 'sh' and 'sph'"
+    )
+
+
+def _fit(
+    statistics: FeatureStatistics,
+    method: str,
+    bits: int,
+    generator: torch.Generator | None,
+    **rounds: int,
+) -> LinearHead:
+    mean, width = statistics.mean, len(statistics.mean)
+    if method == "lsh":
+        weight = random_normal(bits, width, generator=generator)
+        return _linear(weight, mean, statistics.total_variance)
+    if method == "sph":
+        return _spherical(statistics, bits, generator, **rounds)
+    directions, variances = principal_directions(statistics.covariance, min(bits, width))
+    floor = _NOISE * float(variances[0] + mean.square().max())
+    rank = int((variances > floor).sum())
+    if method == "sh":
+        return _spectral(statistics, directions[:, :rank], bits)
+    if rank < bits:
+        raise ValueError(_too_many_bits(method, rank, "the directions in which the features vary", bits))
+    if method == "itq":
+        projected = (statistics.sample.double() - mean) @ directions
+        directions = directions @ itq_rotation(projected, generator=generator, **rounds)
+    elif method == "pca-rr":
+        directions = directions @ random_rotation(bits, generator)
+    return _linear(directions.T, mean, float(variances.mean()))
+
+
+def _linear(weight: Tensor, mean: Tensor, variance: float) -> LinearHead:
+    """``weight (x - mean)`` over the root of its ``variance``, that of an output on average."""
+    weight = weight / math.sqrt(variance)
+    return _filled(TanhHead, weight, -(weight @ mean))
+
+
+def _spectral(statistics: FeatureStatistics, directions: Tensor, bits: int) -> LinearHead:
+    projected = (statistics.sample.double() - statistics.mean) @ directions
+    low = projected.amin(0)
+    dimension, omega = spectral_modes(low, projected.amax(0), bits)
+    weight = omega[:, None] * directions[:, dimension].T
+    return _filled(SpectralHead, weight, math.pi / 2 - omega * low[dimension] - weight @ statistics.mean)
+
+
+def _spherical(
+    statistics: FeatureStatistics, bits: int, generator: torch.Generator | None, **rounds: int
+) -> LinearHead:
+    scale = statistics.total_variance**-0.5
+    features = (statistics.sample.double() - statistics.mean) * scale
+    pivots, radii = spherical_pivots(features, bits, generator=generator, **rounds)
+    head = _filled(SphericalHead, 2 * pivots, radii.square() - pivots.square().sum(1))
+    head.load_state_dict({"mean": statistics.mean, "scale": torch.tensor(scale)}, strict=False)
+    return head
+
+
+def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
+    # Not initialised, which would draw random numbers.
+    head: LinearHead = skip_init(kind, weight.shape[1], weight.shape[0])  # type: ignore[no-untyped-call]
+    head.fc.load_state_dict({"weight": weight, "bias": bias})
+    return head
+
+
+@torch.no_grad()
+def _install(model: HashModel, head: LinearHead) -> None:
+    linear = isinstance(head, TanhHead)
+    name, arguments = _HEAD_NAMES[type(head)], dict[str, Any]()
+    if linear and _is_sign_of_its_map(model.head):
+        name, arguments = model.head_name, model.head_args
+    if (name, arguments, head.bits) != (model.head_name, model.head_args, model.bits):
+        model.head_name, model.head_args = name, arguments
+        model.reset_classifier(head.bits)
+        if hasattr(model, "model_args"):  # with which it is saved
+            model.model_args |= {"head": name, "head_args": dict(arguments)}
+    if linear:
+        model.get_classifier().load_state_dict(head.fc.state_dict())
+    else:
+        model.head.load_state_dict(head.state_dict())
+
+
+def _is_sign_of_its_map(head: nn.Module) -> bool:
+    return isinstance(head, LinearHead) and not isinstance(head, (BatchNormHead, SpectralHead, SphericalHead))
+
+
+@torch.no_grad()
+def _install_in_hybridhash(model: HybridHash, head: LinearHead) -> None:
+    linear = isinstance(head, TanhHead)
+    if not linear or head.bits != model.bits or not isinstance(model.get_classifier(), nn.Linear):
+        model.reset_classifier(head.bits)
+    fc = model.head.fc
+    if linear:
+        fc.load_state_dict(head.fc.state_dict())
+    else:
+        model.head.fc = head.to(fc.weight).train(model.head.training)

