@@ -121,15 +121,16 @@ def fit_hash_layer(
         bits = network.bits
         if bits == 0:
             raise ValueError("model has num_classes=0, which means no hash layer: give bits")
-    place = input_device(network, device)
+    device = input_device(network, device)
+    autocast = autocast_of(network, device, dtype)
 
     def embeddings() -> Iterator[Tensor]:
         bar = tqdm(desc=f"fit {method}", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
         with bar:
             for number, content in enumerate(loader):
                 images = read_batch(content, number)[0]
-                with torch.no_grad(), autocast_of(place, dtype):
-                    features = network.forward_features(to_device(images, place))
+                with torch.no_grad(), autocast:
+                    features = network.forward_features(to_device(images, device))
                     features = network.forward_head(features, pre_logits=True)
                 yield features
                 bar.update(images.shape[0])
