@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point down only, and public names that moved are found where they were."""
+"""The rooms: imports point down only, and public names that moved are found where they were."""
 
 import ast
 import importlib
