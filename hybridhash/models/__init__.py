@@ -5,11 +5,12 @@ from hybridhash.models.checkpoint import checkpoint_filter_fn, load_checkpoint
 from hybridhash.models.fit import fit_hash_head, fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
 from hybridhash.models.heads import create_head, list_heads
-from hybridhash.models.hybridhash import HybridHash
+from hybridhash.models.hybridhash import HybridHash, build_hybridhash
 
 __all__ = [
     "HashModel",
     "HybridHash",
+    "build_hybridhash",
     "checkpoint_filter_fn",
     "create_hash_model",
     "create_head",

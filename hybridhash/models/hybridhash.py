@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash.models.blocks import Level, TransformerLayer
 from hybridhash.models.checkpoint import checkpoint_filter_fn
 from hybridhash.models.interaction import GlobalBranch, HashHead, HashInteraction, Interaction
@@ -27,42 +28,44 @@ NUM_LEVELS = 3
 
 
 class HybridHash(nn.Module):
-    """HybridHash: images to real-valued codes in (-1, 1), whose signs are the bits.
+    """HybridHash: maps images to real-valued codes in (-1, 1), whose signs are the bits.
 
     timm's ``num_classes`` is the number of bits. With ``num_classes=0`` the model returns the pooled
-    embedding ``(B, num_features)``, real-valued and unbounded, for re-ranking: that is no code.
+    embedding ``(B, num_features)`` for re-ranking: real-valued and unbounded, not a code.
 
     Args:
-        img_size: pixels per side of the (square) input; a multiple of ``4 * patch_size``.
-        in_chans: input channels.
-        patch_size: pixels per side of a patch.
-        embed_dims: channels of the three stages.
-        num_heads: attention heads of the three stages; each divides its stage's channels.
-        depths: transformer layers of the three stages.
-        num_classes: code length in bits, 0 for the embedding.
-        mlp_ratio: hidden width of the MLPs over channels.
-        qkv_bias: whether query, key and value maps have a bias.
-        interaction_heads: heads of the global branches; divides the channels of stages 2 and 3.
-        tokens_per_block: block tokens that the global branch forms of each image block, a square number whose
-            root divides the block's edge (``img_size / patch_size / 4``).
-        legacy_token_order: reproduce the public reference, whose global branch mixes channels and positions.
-        pad_type: ``"same"`` pads max-pooling as the published NesT weights expect, ``""`` as the reference.
-        drop_rate: dropout rate of the pooled embedding.
-        proj_drop_rate: dropout rate inside MLPs and behind attention.
-        attn_drop_rate: dropout rate of attention weights.
-        drop_path_rate: stochastic depth rate of the last layer, rising linearly from 0.
-        norm_layer: normalisation layer, LayerNorm with eps 1e-6 by default.
-        act_layer: activation of the MLPs, GELU by default.
+        img_size: Pixels per side of the square input; a multiple of ``4 * patch_size``.
+        in_chans: Input channels.
+        patch_size: Pixels per side of a patch.
+        embed_dims: Channels of the three stages.
+        num_heads: Attention heads of the three stages; each divides its stage's channels.
+        depths: Transformer layers of the three stages.
+        num_classes: Code length in bits, 0 for the embedding.
+        mlp_ratio: Hidden width of the MLPs divided by the channels.
+        qkv_bias: Whether query, key and value maps have a bias.
+        interaction_heads: Heads of the global branches; divides the channels of stages 2 and 3.
+        tokens_per_block: Block tokens that the global branch forms from each image block: a square number
+            whose root divides the edge of the block, ``img_size / patch_size / 4``.
+        legacy_token_order: Reproduce the public reference, whose global branch mixes channels and positions.
+        pad_type: How max-pooling pads: ``"same"`` as the published NesT weights expect, ``""`` as the
+            reference does.
+        drop_rate: Dropout rate of the pooled embedding.
+        proj_drop_rate: Dropout rate inside MLPs and after attention.
+        attn_drop_rate: Dropout rate of attention weights.
+        drop_path_rate: Stochastic depth rate of the last layer; it rises linearly from 0.
+        norm_layer: Normalisation layer; None is LayerNorm with eps 1e-6.
+        act_layer: Activation of the MLPs; None is GELU.
         global_pool: timm's name of the global pooling (``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``),
             or ``""`` for none.
-        device: where parameters are made.
-        dtype: of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
-        ``(B, in_chans, img_size, img_size)`` to ``(B, num_classes)``, of the input's dtype.
+        ``(B, in_chans, img_size, img_size)`` to ``(B, num_classes)``, in the dtype of the input.
 
     Raises:
-        ValueError: a configuration that cannot be; the message names the nearest that can.
+        TypeError: A size is not an integer.
+        ValueError: The configuration is impossible; the message names the nearest possible one.
 
     Example:
         >>> import torch
@@ -99,17 +102,12 @@ class HybridHash(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
         img_size = _square("img_size", img_size)
         patch_size = _square("patch_size", patch_size)
+        check_integer("in_chans", in_chans, 1)
+        check_choice("pad_type", pad_type, ("same", ""))
         _check_stages(embed_dims, num_heads, depths, interaction_heads)
-        if in_chans < 1:
-            raise ValueError(f"in_chans must be at least 1, got {in_chans}")
-        if pad_type not in ("same", ""):
-            raise ValueError(
-                f"pad_type must be 'same' (NesT's weights) or '' (the reference), got {pad_type!r}"
-            )
-        # What rebuilds the network; the head's arguments are not among it, because they can be reset.
+        # Rebuilds the network. The arguments of the head are left out, because they can be reset.
         self.model_args: dict[str, Any] = {
             "img_size": img_size,
             "in_chans": in_chans,
@@ -123,14 +121,11 @@ class HybridHash(nn.Module):
             "tokens_per_block": tokens_per_block,
             "legacy_token_order": legacy_token_order,
             "pad_type": pad_type,
-            **({"norm_layer": norm_layer} if norm_layer else {}),
-            **({"act_layer": act_layer} if act_layer else {}),
         }
-        norm_layer = norm_layer or LayerNorm
-        act_layer = act_layer or nn.GELU
-        edge = _block_edge(img_size, patch_size)
-        kernel = edge // _tokens_per_side(tokens_per_block, edge)
-
+        if norm_layer is not None:
+            self.model_args["norm_layer"] = norm_layer
+        if act_layer is not None:
+            self.model_args["act_layer"] = act_layer
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.img_size = img_size
@@ -140,60 +135,44 @@ class HybridHash(nn.Module):
             {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"levels.{i}"}
             for i, dim in enumerate(embed_dims)
         ]
-        self.patch_embed = PatchEmbed(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dim=embed_dims[0],
-            flatten=False,
+
+        dd = {"device": device, "dtype": dtype}
+        norm_layer = norm_layer or LayerNorm
+        edge = _block_edge(img_size, patch_size)
+        interaction_args = {
+            "num_heads": interaction_heads,
+            "kernel": edge // _tokens_per_side(tokens_per_block, edge),
+            "legacy_token_order": legacy_token_order,
+            "pad_type": pad_type,
             **dd,
-        )
-
-        def global_branch(in_dim: int, dim: int, size: int) -> GlobalBranch:
-            grid = size // kernel
-            return GlobalBranch(in_dim, dim, interaction_heads, grid, kernel, legacy_token_order, **dd)
-
+        }
+        layer_args = {
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "proj_drop": proj_drop_rate,
+            "attn_drop": attn_drop_rate,
+            "norm_layer": norm_layer,
+            "act_layer": act_layer or nn.GELU,
+            **dd,
+        }
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dims[0], flatten=False, **dd)
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         levels = []
         for i, dim in enumerate(embed_dims):
-            grid = 2 ** (NUM_LEVELS - 1 - i)
+            grid = 2 ** (NUM_LEVELS - 1 - i)  # blocks per side: 4, 2, 1
             interaction: nn.Module = nn.Identity()
             if i > 0:
-                size = 2 * grid * edge
-                branch = global_branch(embed_dims[i - 1], dim, size)
-                interaction = Interaction(embed_dims[i - 1], dim, branch, size, norm_layer, pad_type, **dd)
+                size = 2 * grid * edge  # of the map before the interaction halves it
+                interaction = Interaction(embed_dims[i - 1], dim, size, norm_layer, **interaction_args)
             layers = [
-                TransformerLayer(
-                    dim,
-                    num_heads[i],
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    proj_drop=proj_drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=rate,
-                    norm_layer=norm_layer,
-                    act_layer=act_layer,
-                    **dd,
-                )
+                TransformerLayer(dim, num_heads[i], drop_path=rate, **layer_args)
                 for rate in drop_path_rates[i]
             ]
             levels.append(Level(interaction, dim, grid, edge, layers, **dd))
         self.levels = nn.Sequential(*levels)
         self.norm = norm_layer(self.num_features, **dd)
-        self.head = HashHead(
-            HashInteraction(
-                self.num_features,
-                global_branch(self.num_features, self.num_features, edge),
-                edge,
-                pad_type,
-                **dd,
-            ),
-            self.num_features,
-            num_classes,
-            global_pool,
-            drop_rate,
-            **dd,
-        )
+        interaction = HashInteraction(self.num_features, edge, **interaction_args)
+        self.head = HashHead(interaction, self.num_features, num_classes, global_pool, drop_rate, **dd)
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.init_weights()
 
@@ -204,7 +183,7 @@ class HybridHash(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initialise every parameter: also right after ``to_empty`` of a model made on the meta device."""
+        """Initialise every parameter, also after ``to_empty`` of a model made on the meta device."""
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 trunc_normal_(module.weight, std=0.02)
@@ -219,12 +198,12 @@ class HybridHash(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the position embeddings, which weight decay should leave alone."""
+        """Return the names of the position embeddings, which weight decay should leave alone."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise learning rates, in timm's form."""
+        """Return parameter groups for layer-wise learning rates, in timm's form."""
         layer = r"^levels\.(\d+)" if coarse else r"^levels\.(\d+)\.blocks\.(\d+)"
         return {
             "stem": r"^patch_embed",
@@ -244,14 +223,14 @@ class HybridHash(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last linear map, ``head.fc``: embedding to bits."""
+        """Return the last linear map, ``head.fc``, from the embedding to the bits."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last linear map by a new one.
 
         Args:
-            num_classes: the new code length in bits, 0 for the pooled embedding.
+            num_classes: New code length in bits, 0 for the pooled embedding.
             global_pool: timm's name of the pooling, None to keep it; ``""`` with 0 bits gives the map.
         """
         weight = self.patch_embed.proj.weight
@@ -269,19 +248,19 @@ class HybridHash(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Feature maps of the stages.
+        """Return the feature maps of the stages.
 
         Args:
-            x: images ``(B, in_chans, img_size, img_size)``.
-            indices: the last n stages if an int, these stages if a list, all if None.
-            norm: apply the final norm to the last stage's map.
-            stop_early: do not run stages behind the last one asked for.
-            output_fmt: must be ``"NCHW"``.
-            intermediates_only: return the maps only.
+            x: Images ``(B, in_chans, img_size, img_size)``.
+            indices: The last n stages if an int, these stages if a list, all if None.
+            norm: Apply the final norm to the last stage's map.
+            stop_early: Do not run the stages after the last requested one.
+            output_fmt: Must be ``"NCHW"``.
+            intermediates_only: Return the maps only.
 
         Returns:
-            The maps, each ``(B, C_i, H_i, H_i)``; before them ``forward_features(x)`` (with ``stop_early``
-            the last map that was computed), unless ``intermediates_only``.
+            The maps, each ``(B, C_i, H_i, H_i)``. Without ``intermediates_only`` a pair: first
+            ``forward_features(x)`` (with ``stop_early`` the last map that was computed), then the maps.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -306,9 +285,9 @@ class HybridHash(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop what the given stages do not need; returns their absolute indices.
+        """Remove what the given stages do not need, and return their absolute indices.
 
-        The whole hash layer goes, not only its last linear map.
+        The whole hash layer is removed, not only its last linear map.
         """
         take_indices, max_index = feature_take_indices(len(self.levels), indices)
         prune_end = max_index < len(self.levels) - 1
@@ -337,13 +316,13 @@ class HybridHash(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images ``(B, in_chans, img_size, img_size)`` to the normalised map ``(B, num_features, H, H)``."""
+        """Map images ``(B, in_chans, img_size, img_size)`` to a normalised map ``(B, num_features, H, H)``."""
         x = self._embed(x)
         x = self.levels(x)
         return self._norm_channels(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map to codes ``(B, bits)``; with ``pre_logits`` to the embedding ``(B, C)``."""
+        """Map features to codes ``(B, bits)``; with ``pre_logits`` to the embedding ``(B, C)``."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -357,9 +336,7 @@ def _square(name: str, value: int | Sequence[int]) -> int:
         if len(value) != 2 or value[0] != value[1]:
             raise ValueError(f"{name} must be square, got {tuple(value)}: give one number")
         value = value[0]
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    return check_integer(name, value, 1)
 
 
 def _block_edge(img_size: int, patch_size: int) -> int:
@@ -401,7 +378,7 @@ def _check_stages(
 
 @torch.no_grad()
 def _add_identity(conv: nn.Conv2d) -> None:
-    """So that the hash layer starts near the identity, and a pretrained map reaches the last linear map."""
+    """Add the identity, so that a pretrained map passes the convolution instead of being scrambled."""
     rows, cols = conv.kernel_size
     conv.weight[:, :, rows // 2, cols // 2].diagonal().add_(1.0)
 
@@ -409,7 +386,7 @@ def _add_identity(conv: nn.Conv2d) -> None:
 def _cfg(bits: int, nest: str) -> dict[str, Any]:
     return {
         "hf_hub_id": f"timm/{nest}",
-        # Named, or a Hub that is down would be reported as a missing pytorch_model.bin.
+        # Without the name timm reports a Hub that is down as a missing pytorch_model.bin.
         "hf_hub_filename": "model.safetensors",
         "num_classes": bits,
         "input_size": (3, 224, 224),
@@ -434,7 +411,21 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> HybridHash:
+def build_hybridhash(variant: str, pretrained: bool = False, **kwargs: Any) -> HybridHash:
+    """Build a HybridHash for an entry point that is registered with timm.
+
+    Args:
+        variant: Name of the entry point. Its configuration comes from timm's registry.
+        pretrained: Load the weights of the configuration.
+        **kwargs: Arguments of :class:`HybridHash` and of :func:`timm.models.build_model_with_cfg`.
+
+    Returns:
+        The model, in training mode.
+
+    Example:
+        >>> build_hybridhash("hybridhash_16", num_classes=24, img_size=32, depths=(1, 1, 1)).bits
+        24
+    """
     model: HybridHash = build_model_with_cfg(
         HybridHash,
         variant,
@@ -454,70 +445,70 @@ _tiny = {"embed_dims": (96, 192, 384), "num_heads": (3, 6, 12), "depths": (2, 2,
 @register_model
 def hybridhash_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 16 bits, 224 px."""
-    return _create("hybridhash_16", pretrained, **{**_base, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_16", pretrained, **{**_base, "num_classes": 16, **kwargs})
 
 
 @register_model
 def hybridhash_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 32 bits, 224 px."""
-    return _create("hybridhash_32", pretrained, **{**_base, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_32", pretrained, **{**_base, "num_classes": 32, **kwargs})
 
 
 @register_model
 def hybridhash_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 48 bits, 224 px."""
-    return _create("hybridhash_48", pretrained, **{**_base, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_48", pretrained, **{**_base, "num_classes": 48, **kwargs})
 
 
 @register_model
 def hybridhash_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 64 bits, 224 px."""
-    return _create("hybridhash_64", pretrained, **{**_base, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_64", pretrained, **{**_base, "num_classes": 64, **kwargs})
 
 
 @register_model
 def hybridhash_small_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 16 bits, 224 px."""
-    return _create("hybridhash_small_16", pretrained, **{**_small, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_small_16", pretrained, **{**_small, "num_classes": 16, **kwargs})
 
 
 @register_model
 def hybridhash_small_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 32 bits, 224 px."""
-    return _create("hybridhash_small_32", pretrained, **{**_small, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_small_32", pretrained, **{**_small, "num_classes": 32, **kwargs})
 
 
 @register_model
 def hybridhash_small_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 48 bits, 224 px."""
-    return _create("hybridhash_small_48", pretrained, **{**_small, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_small_48", pretrained, **{**_small, "num_classes": 48, **kwargs})
 
 
 @register_model
 def hybridhash_small_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 64 bits, 224 px."""
-    return _create("hybridhash_small_64", pretrained, **{**_small, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_small_64", pretrained, **{**_small, "num_classes": 64, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 16 bits, 224 px."""
-    return _create("hybridhash_tiny_16", pretrained, **{**_tiny, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_tiny_16", pretrained, **{**_tiny, "num_classes": 16, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 32 bits, 224 px."""
-    return _create("hybridhash_tiny_32", pretrained, **{**_tiny, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_tiny_32", pretrained, **{**_tiny, "num_classes": 32, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 48 bits, 224 px."""
-    return _create("hybridhash_tiny_48", pretrained, **{**_tiny, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_tiny_48", pretrained, **{**_tiny, "num_classes": 48, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 64 bits, 224 px."""
-    return _create("hybridhash_tiny_64", pretrained, **{**_tiny, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_tiny_64", pretrained, **{**_tiny, "num_classes": 64, **kwargs})

@@ -64,7 +64,7 @@ def test_symmetric_padding_is_the_references(size):
 @pytest.mark.parametrize("grid", [1, 2, 4])
 def test_global_branch_is_the_papers(grid, legacy):
     """1x1 convolution, then pooling, attention with a position, bilinear upsampling."""
-    branch = GlobalBranch(6, 8, 2, grid=grid, kernel=3, legacy_token_order=legacy)
+    branch = GlobalBranch(6, 8, size=3 * grid, num_heads=2, kernel=3, legacy_token_order=legacy)
     nn.init.normal_(branch.pos_embed)
     x = torch.randn(2, 6, 3 * grid, 3 * grid)
     reduced = F.conv2d(x, branch.reduce.weight[:, :, None, None])
