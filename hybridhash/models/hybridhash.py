@@ -316,7 +316,7 @@ class HybridHash(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map images ``(B, in_chans, img_size, img_size)`` to a normalised map ``(B, num_features, H, H)``."""
+        """Map images ``(B, in_chans, img_size, img_size)`` to the last map ``(B, num_features, H, H)``."""
         x = self._embed(x)
         x = self.levels(x)
         return self._norm_channels(x)

@@ -25,7 +25,7 @@ class GlobalBranch(nn.Module):
 
     Args:
         in_dim: Channels of the input map.
-        dim: Channels of the output map. A linear map without bias leads to them if they differ from ``in_dim``.
+        dim: Channels of the output map. If they differ, tokens go through a linear map without bias.
         size: Positions per side of the map.
         num_heads: Attention heads; divides ``dim``.
         kernel: Positions per side that one token averages; divides ``size``.
