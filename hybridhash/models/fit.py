@@ -1,4 +1,4 @@
-"""Codes without training: a hash layer from unlabelled images, in one pass and closed form."""
+"""Codes without training: fit a hash layer to unlabelled images, in one pass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from hybridhash._checks import check_integer
 from hybridhash._distributed import Ranks
 from hybridhash._inference import (
     autocast_of,
@@ -45,10 +46,10 @@ __all__ = ["fit_hash_head", "fit_hash_layer"]
 Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
 
 _METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph")
-_DIRECTIONS = ("itq", "pca", "pca-rr")  # a bit each, so there are no more bits than directions
-_SAMPLED = ("itq", "sh", "sph")
+_DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
+_SAMPLED = ("itq", "sh", "sph")  # need rows of features, not only their mean and covariance
 _HEAD_NAMES = {TanhHead: "tanh", SpectralHead: "spectral", SphericalHead: "spherical"}
-# Share of the squared size of features that is taken for rounding: 1e-6 of their size.
+# A variance below this share of the squared size of the features is taken for rounding (1e-6 of their size).
 _NOISE = 1e-12
 
 
@@ -65,41 +66,43 @@ def fit_hash_layer(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Fit the hash layer of a network to unlabelled images; the backbone stays as it is.
+    """Fit the hash layer of a network to unlabelled images; the backbone stays unchanged.
 
-    Images go through the backbone once. Then ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written
-    into the last linear map, ``model.get_classifier()``, where the head is a function of the sign of one (a
-    head that is none, such as ``"mlp"`` or ``"batchnorm"``, becomes ``"tanh"``). ``"sh"`` and ``"sph"``
-    replace the head by ``"spectral"`` or ``"spherical"``; a ``hybridhash_*`` keeps that as its last layer,
-    but :mod:`hybridhash.hub` refuses to save it: ``create_hash_model("hybridhash_64", bits)`` is saved with
-    it. What the methods do, and how features are kept: :func:`fit_hash_head`.
+    Images go through the backbone once. :func:`fit_hash_head` describes the methods and what is kept of the
+    features. The result goes into the model like this:
 
-    The model runs in eval mode; afterwards, also after an exception, every module is in the mode it was in.
-    If anything fails, the model is as it was.
+    - ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written into ``model.get_classifier()``. A head
+      whose bits are not the signs of that map, such as ``"mlp"`` or ``"batchnorm"``, is replaced by
+      ``"tanh"``.
+    - ``"sh"`` and ``"sph"`` replace the head by ``"spectral"`` or ``"spherical"``. :mod:`hybridhash.hub`
+      refuses to save a ``hybridhash_*`` with these; use ``create_hash_model("hybridhash_64", bits)``.
 
-    Under ``torch.distributed`` call it in every process, each with its own part of the images: all get the
-    layer of all images.
+    The model runs in eval mode; afterwards every module returns to its own mode. If anything fails, the model
+    is unchanged.
+
+    Under ``torch.distributed`` call it in every process, each with its own part of the images. Every process
+    gets the layer fitted to all images.
 
     Args:
-        model: a ``hybridhash_*`` or a :func:`hybridhash.create_hash_model`; wrappers of DDP and
-            ``torch.compile`` are looked through. It is changed in place.
-        loader: yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
-        method: see :func:`fit_hash_head`.
-        bits: code length; None keeps that of the model.
-        generator: of all that is random.
-        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
-        sample_size: features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
-        device: where the images go, see :func:`hybridhash.encode`.
+        model: A ``hybridhash_*`` or the result of :func:`hybridhash.create_hash_model`, also inside DDP or
+            ``torch.compile``. It is changed in place.
+        loader: Yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
+        method: One of the methods of :func:`fit_hash_head`.
+        bits: Code length; None keeps that of the model.
+        generator: Source of all random numbers.
+        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
+        sample_size: Number of features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
+        device: Device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
-        progress: show a progress bar on stderr.
+        progress: Show a progress bar on stderr.
 
     Returns:
         ``model``.
 
     Raises:
-        TypeError: a model of another kind, a loader that is a tensor.
-        ValueError: ``bits`` missing for a model without hash layer, a backbone without a pooled feature, a
-            loader that yields nothing, and as :func:`fit_hash_head`.
+        TypeError: The model is of another kind, or the loader is a tensor.
+        ValueError: ``bits`` is missing for a model without hash layer, the backbone does not pool, the loader
+            yields nothing, or :func:`fit_hash_head` raises.
 
     Example:
         >>> from hybridhash import create_hash_model, encode
@@ -113,7 +116,7 @@ def fit_hash_layer(
     if not isinstance(network, (HashModel, HybridHash)):
         raise TypeError(
             "model must be a hash model, a hybridhash_* or one of create_hash_model(backbone, bits), got "
-            f"{type(network).__name__}; for features that are at hand there is fit_hash_head"
+            f"{type(network).__name__}; for features of other models use fit_hash_head"
         )
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
@@ -155,10 +158,10 @@ def fit_hash_head(
     iterations: int | None = None,
     sample_size: int = 10_000,
 ) -> LinearHead:
-    """A hash head fitted to features without labels.
+    """Fit a hash head to features without labels.
 
-    With the mean m and the covariance C of all features, and P the ``bits`` eigenvectors of C of largest
-    eigenvalue:
+    Let m and C be the mean and the covariance of all features, and P the ``bits`` eigenvectors of C with the
+    largest eigenvalues. The codes are:
 
     - ``"pca"``: ``P^T (x - m)`` (Wang et al., CVPR 2010);
     - ``"pca-rr"``: ``R^T P^T (x - m)`` with a random rotation R;
@@ -168,33 +171,33 @@ def fit_hash_head(
       box of the projected features (Weiss et al., NIPS 2008);
     - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012).
 
-    Linear maps are scaled by one positive number, so that their outputs have mean square 1: that changes no
-    bit, and leaves tanh a gradient to train on with.
+    Linear maps are scaled by one positive number so that their outputs have mean square 1. Scaling does not
+    change the bits and keeps tanh out of saturation.
 
-    Features are read once. Kept in float64 are the mean and, except for ``"lsh"`` and ``"sph"``, the
-    ``(D, D)`` covariance; for ``"itq"``, ``"sh"`` and ``"sph"`` also a uniform sample of ``sample_size``
-    rows, on which rotation, box and spheres rest (of fewer rows, all). Under ``torch.distributed`` see
-    :func:`fit_hash_layer`.
+    Features are read once, in float64. Kept are their mean; except for ``"lsh"`` and ``"sph"`` their
+    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"`` and ``"sph"`` a uniform sample of ``sample_size`` rows
+    (all rows if there are fewer), to which rotation, box and spheres are fitted. For ``torch.distributed``
+    see :func:`fit_hash_layer`.
 
     Args:
-        features: real-valued ``(N, D)``, or an iterable of such batches.
-        method: one of the above.
-        bits: code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as the features
-            have directions in which they vary; the others have no limit.
-        generator: of all that is random.
-        iterations: rounds of ``"itq"`` and ``"sph"`` at most, by default 50 and 200.
-        sample_size: rows of the sample, more than ``bits``.
+        features: Real-valued ``(N, D)``, or an iterable of such batches.
+        method: One of the methods above.
+        bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
+            directions in which the features vary; the others have no limit.
+        generator: Source of all random numbers.
+        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
+        sample_size: Rows of the sample, more than ``bits``.
 
     Returns:
-        A module from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map
-        in ``fc``: a ``TanhHead``, or a ``SpectralHead`` or ``SphericalHead`` of
-        :mod:`hybridhash.models.heads` for ``"sh"`` and ``"sph"``.
+        A head from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map in
+        ``fc``: ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, else ``TanhHead``, all of
+        :mod:`hybridhash.models.heads`.
 
     Raises:
-        TypeError: a batch of features is no floating-point tensor.
-        ValueError: an unknown method, ``bits`` below 1 or above what the method can give, no features, no
-            more of them than bits (but for ``"lsh"``), constant ones, NaN or infinity, batches of unlike
-            width, negative ``iterations``.
+        TypeError: A batch of features is not a floating-point tensor, or a number is not an integer.
+        ValueError: The method is unknown; ``bits`` is below 1 or above what the method can give;
+            ``iterations`` is negative; or the features are empty, constant, not finite, of different widths,
+            or (except for ``"lsh"``) no more than the bits.
 
     Example:
         >>> features = torch.randn(200, 32)
@@ -225,10 +228,9 @@ def _check_settings(method: str, bits: int, iterations: int | None, sample_size:
     if method not in _METHODS:
         near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
-    if bits < 1:
-        raise ValueError(f"bits must be at least 1, got {bits}")
-    if iterations is not None and iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    check_integer("bits", bits, 1)
+    if iterations is not None:
+        check_integer("iterations", iterations, 0)
     if method in _SAMPLED and sample_size <= bits:
         raise ValueError(f"sample_size must be more than the {bits} bits, got {sample_size}")
 
@@ -255,7 +257,7 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
     if method != "lsh" and statistics.count <= bits:
         raise ValueError(
             f"method {method!r} needs more images than bits, got {statistics.count} for {bits} bits: give "
-            "more images or fewer bits; only 'lsh' does with fewer"
+            "more images or fewer bits; only 'lsh' works with fewer images"
         )
     if statistics.total_variance <= _NOISE * float(statistics.mean.square().sum()):
         raise ValueError(
@@ -264,9 +266,9 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
         )
 
 
-def _too_many_bits(method: str, limit: int, what: str, bits: int) -> str:
+def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
-        f"method {method!r} gives at most {limit} bits here, {what}, got bits={bits}: methods without a "
+        f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods without a "
         "limit are 'lsh', 'sh' and 'sph'"
     )
 
@@ -278,7 +280,8 @@ def _fit(
     generator: torch.Generator | None,
     **rounds: int,
 ) -> LinearHead:
-    mean, width = statistics.mean, len(statistics.mean)
+    mean = statistics.mean
+    width = len(mean)
     if method == "lsh":
         weight = random_normal(bits, width, generator=generator)
         return _linear(weight, mean, statistics.total_variance)
@@ -300,7 +303,7 @@ def _fit(
 
 
 def _linear(weight: Tensor, mean: Tensor, variance: float) -> LinearHead:
-    """``weight (x - mean)`` over the root of its ``variance``, that of an output on average."""
+    """Return ``weight (x - mean)``, scaled by the root of the average ``variance`` of its outputs."""
     weight = weight / math.sqrt(variance)
     return _filled(TanhHead, weight, -(weight @ mean))
 
@@ -325,7 +328,7 @@ def _spherical(
 
 
 def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
-    # Not initialised, which would draw random numbers.
+    # Without initialisation, which would draw random numbers.
     head: LinearHead = skip_init(kind, weight.shape[1], weight.shape[0])  # type: ignore[no-untyped-call]
     head.fc.load_state_dict({"weight": weight, "bias": bias})
     return head
@@ -334,14 +337,14 @@ def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
 @torch.no_grad()
 def _install(model: HashModel, head: LinearHead) -> None:
     linear = isinstance(head, TanhHead)
-    name, arguments = _HEAD_NAMES[type(head)], dict[str, Any]()
-    if linear and _is_sign_of_its_map(model.head):
-        name, arguments = model.head_name, model.head_args
-    if (name, arguments, head.bits) != (model.head_name, model.head_args, model.bits):
-        model.head_name, model.head_args = name, arguments
+    keeps_head = linear and _is_sign_of_its_map(model.head)
+    if not keeps_head:
+        model.head_name = _HEAD_NAMES[type(head)]
+        model.head_args = {}
+        if hasattr(model, "model_args"):  # the arguments that it is saved with
+            model.model_args |= {"head": model.head_name, "head_args": {}}
+    if not keeps_head or head.bits != model.bits:
         model.reset_classifier(head.bits)
-        if hasattr(model, "model_args"):  # with which it is saved
-            model.model_args |= {"head": name, "head_args": dict(arguments)}
     if linear:
         model.get_classifier().load_state_dict(head.fc.state_dict())
     else:
@@ -349,6 +352,7 @@ def _install(model: HashModel, head: LinearHead) -> None:
 
 
 def _is_sign_of_its_map(head: nn.Module) -> bool:
+    """Return whether the bits of a head are the signs of its linear map ``fc``."""
     return isinstance(head, LinearHead) and not isinstance(head, (BatchNormHead, SpectralHead, SphericalHead))
 
 

@@ -418,9 +418,9 @@ def test_settings_that_cannot_be():
         ValueError, match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph"
     ):
         fit_hash_head(features(), "xyz")
-    with pytest.raises(ValueError, match="bits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
         fit_hash_head(features(), "itq", bits=0)
-    with pytest.raises(ValueError, match="iterations must not be negative, got -1"):
+    with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
         fit_hash_head(features(), "itq", bits=4, iterations=-1)
     with pytest.raises(ValueError, match="sample_size must be more than the 16 bits, got 16"):
         fit_hash_head(features(), "itq", bits=16, sample_size=16)
