@@ -1,4 +1,4 @@
-"""Image blocks, layers that attend inside them, and stages of layers (NesT, Zhang et al., AAAI 2022)."""
+"""NesT's parts (Zhang et al., AAAI 2022): image blocks, attention inside each of them, stages of layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ def split_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
     """Cut a square map into ``grid x grid`` blocks, row by row ("aggregation").
 
     Args:
-        x: ``(B, H, W, C)`` with ``H = W = grid * edge``.
-        grid: blocks per side.
-        edge: positions per side of a block.
+        x: Map ``(B, H, W, C)`` with ``H = W = grid * edge``.
+        grid: Blocks per side.
+        edge: Positions per side of a block.
 
     Returns:
         ``(B, grid**2, edge**2, C)``.
@@ -37,12 +37,12 @@ def split_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
 
 
 def merge_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
-    """Put blocks back into one map ("disaggregation"): the inverse of :func:`split_blocks`.
+    """Join blocks to one map ("disaggregation"), the inverse of :func:`split_blocks`.
 
     Args:
-        x: ``(B, grid**2, edge**2, C)``.
-        grid: blocks per side.
-        edge: positions per side of a block.
+        x: Blocks ``(B, grid**2, edge**2, C)``.
+        grid: Blocks per side.
+        edge: Positions per side of a block.
 
     Returns:
         ``(B, H, W, C)`` with ``H = W = grid * edge``.
@@ -59,17 +59,21 @@ def merge_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the positions of each block, heads merged in (head, channel) order.
+    """Multi-head self-attention among the positions of each block.
+
+    Heads are merged in (head, channel) order.
 
     Args:
-        dim: channels ``C``; ``num_heads`` divides it.
-        num_heads: attention heads.
-        qkv_bias: whether the query/key/value map has a bias.
-        attn_drop: dropout rate of the attention weights.
-        proj_drop: dropout rate of the output.
+        dim: Channels ``C``, a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        qkv_bias: Whether the query/key/value map has a bias.
+        attn_drop: Dropout rate of the attention weights.
+        proj_drop: Dropout rate of the output.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
-        ``(B, T, N, C)`` to ``(B, T, N, C)``: attention among the ``N`` positions, each block ``T`` by itself.
+        ``(B, T, N, C)`` to ``(B, T, N, C)``: ``N`` positions attend to each other in each of ``T`` blocks.
     """
 
     def __init__(
@@ -90,20 +94,34 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks, positions, channels = x.shape[1], x.shape[2], x.shape[3]
-        # One 4-D batch of blocks: with a fifth dimension the fused kernels refuse and the slow path runs.
+        blocks = x.shape[1]
+        positions = x.shape[2]
+        channels = x.shape[3]
+        # Blocks join the batch dimension: the fused kernels take four dimensions, not five.
         qkv = self.qkv(x).reshape(-1, positions, 3, self.num_heads, channels // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
         x = x.transpose(1, 2).reshape(-1, blocks, positions, channels)
-        x = self.proj_drop(self.proj(x))
-        return x
+        return self.proj_drop(self.proj(x))
 
 
 class TransformerLayer(nn.Module):
     """Pre-norm transformer layer on blocks: ``x + attn(norm(x))``, then ``x + mlp(norm(x))``.
 
-    Stochastic depth drops whole images, not single blocks.
+    Stochastic depth drops the layer for whole images, not for single blocks.
+
+    Args:
+        dim: Channels ``C``, a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP divided by ``dim``.
+        qkv_bias: Whether the query/key/value map has a bias.
+        proj_drop: Dropout rate inside the MLP and after attention.
+        attn_drop: Dropout rate of the attention weights.
+        drop_path: Rate of stochastic depth.
+        norm_layer: Normalisation layer.
+        act_layer: Activation of the MLP.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
         ``(B, T, N, C)`` to ``(B, T, N, C)``.
@@ -126,7 +144,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.norm1 = norm_layer(dim, **dd)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, proj_drop, device=device, dtype=dtype)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
@@ -139,17 +157,19 @@ class TransformerLayer(nn.Module):
 
 
 class Level(nn.Module):
-    """One stage: interaction with the stage before (none in the first), then attention inside blocks.
+    """One stage of the network: the interaction module, then attention inside blocks.
 
     Args:
-        interaction: from the stage before's map to this one's; ``nn.Identity()`` in the first stage.
-        dim: channels.
-        grid: blocks per side.
-        edge: positions per side of a block.
-        layers: the transformer layers.
+        interaction: Leads from the map of the stage before to this one; ``nn.Identity()`` in the first stage.
+        dim: Channels ``C``.
+        grid: Blocks per side.
+        edge: Positions per side of a block.
+        layers: Transformer layers on ``(B, grid**2, edge**2, C)``.
+        device: Device of the position embedding.
+        dtype: Dtype of the position embedding.
 
     Shape:
-        NCHW to NCHW, ``H = W = grid * edge`` at the output.
+        The map of the stage before, NCHW, to ``(B, C, H, H)`` with ``H = grid * edge``.
     """
 
     def __init__(

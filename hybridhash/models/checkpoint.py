@@ -1,4 +1,4 @@
-"""One mapping from every known checkpoint layout to the network's own."""
+"""Checkpoints: one mapping from every known layout to that of the network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["checkpoint_filter_fn", "load_checkpoint"]
 
 _logger = logging.getLogger(__name__)
 
-# Public names (timm's NesT, the HybridHash reference) to ours, applied in this order.
+# Names of timm's NesT and of the HybridHash reference, and ours; applied in this order.
 _RENAME = (
     (r"^(levels\.\d+)\.transformer_encoder\.", r"\1.blocks."),
     (r"^(levels\.\d+)\.pool\.conv_glo\.", r"\1.interaction.global_branch.reduce."),
@@ -39,28 +39,32 @@ _RENAME = (
     (r"^hashlayer_train\.global_attention\.", "head.interaction.global_branch.attn."),
     (r"global_branch\.attn\.pos_embed_glo$", "global_branch.pos_embed"),
 )
-# What NesT does not have, and HybridHash adds.
+# Parts that HybridHash adds to NesT.
 _NEW_IN_HYBRIDHASH = re.compile(r"\.global_branch\.|^head\.")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
-    """Map a checkpoint of any known layout to the model's state dict.
+    """Map a checkpoint of any known layout to the state dict of a model.
 
-    Known are: the model's own layout; timm's NesT (``nest_*_jx``), whose classifier and surplus layers are
-    dropped and whose missing parts (global branches, hash layer) are filled so that ``forward_features``
-    computes what NesT computes; and the layout of the public HybridHash reference. Position embeddings are
-    resampled to the model's grid. ``head.fc`` is passed on as it is: timm drops it if the bits differ (with a
-    warning from here).
+    Three layouts are known:
+
+    - that of the model itself;
+    - timm's NesT (``nest_*_jx``): its classifier and surplus layers are dropped, and what it lacks (global
+      branches, hash layer) is filled in so that ``forward_features`` computes what NesT computes;
+    - that of the public HybridHash reference.
+
+    Position embeddings are resampled to the grid of the model. ``head.fc`` is passed on unchanged; timm drops
+    it if the numbers of bits differ, and this function warns of it.
 
     Args:
-        state_dict: the checkpoint's tensors; not written to.
-        model: the model to load into.
+        state_dict: Tensors of the checkpoint; they are not written to.
+        model: Model to load into.
 
     Returns:
-        A new state dict in the model's layout.
+        A new state dict in the layout of the model.
 
     Raises:
-        ValueError: keys missing, left over or of the wrong shape, or a layout that is none of the three; the
+        ValueError: Keys are missing, left over or of the wrong shape, or the layout is none of the three. The
             message names the keys.
     """
     if any(key.startswith("hashlayer_train.") for key in state_dict):
@@ -89,19 +93,19 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
 def load_checkpoint(model: HybridHash, path: str | PathLike[str], *, use_ema: bool = True) -> None:
     """Load a checkpoint file of any layout that :func:`checkpoint_filter_fn` knows.
 
-    As ``create_model(..., pretrained_cfg_overlay=dict(file=path))`` does, for a model that exists already.
-    The first convolution is adapted to the model's ``in_chans``; the last linear map is left as it is, with
-    a warning, if the file's code length differs.
+    This does for an existing model what ``create_model(..., pretrained_cfg_overlay=dict(file=path))`` does
+    for a new one. The first convolution is adapted to the ``in_chans`` of the model. If the file has another
+    code length, the last linear map keeps its weights and a warning says so.
 
     Args:
-        model: the model to load into.
-        path: a safetensors file, or one of ``torch.save`` that holds tensors only (a state dict, or a
-            dictionary with one under ``state_dict`` or ``model``).
-        use_ema: prefer the averaged weights where the file has them.
+        model: Model to load into.
+        path: A safetensors file, or a file of ``torch.save`` that holds tensors only: a state dict, or a
+            dictionary with one under ``state_dict`` or ``model``.
+        use_ema: Prefer averaged weights if the file has them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is a pickle of more than tensors, or does not fit the model.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, is a pickle of more than tensors, or does not fit the model.
 
     Example:
         >>> import timm
@@ -127,14 +131,18 @@ def load_checkpoint(model: HybridHash, path: str | PathLike[str], *, use_ema: bo
     weight = mapped["patch_embed.proj.weight"]
     if weight.shape[1] != model.in_chans:
         if weight.shape[1] != 3:
-            raise ValueError(f"{path} is of {weight.shape[1]} input channels, the model of {model.in_chans}")
+            raise ValueError(
+                f"{path} has weights for {weight.shape[1]} input channels, the model has {model.in_chans}: "
+                "only weights for 3 can be adapted"
+            )
         mapped["patch_embed.proj.weight"] = adapt_input_conv(model.in_chans, weight)
-    own_head = {key: value for key, value in model.state_dict().items() if key.startswith("head.fc.")}
-    for key in {"head.fc.weight", "head.fc.bias"}:
-        if key not in own_head:
+    # The last linear map keeps its weights if the file's does not fit.
+    present = model.state_dict()
+    for key in ("head.fc.weight", "head.fc.bias"):
+        if key not in present:
             mapped.pop(key, None)
-        elif key not in mapped or mapped[key].shape != own_head[key].shape:
-            mapped[key] = own_head[key]
+        elif key not in mapped or mapped[key].shape != present[key].shape:
+            mapped[key] = present[key]
     model.load_state_dict(mapped)
 
 
@@ -152,11 +160,11 @@ def _rename(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tenso
 
 
 def _num_heads(key: str, model: HybridHash) -> int:
-    """Heads of the attention that a key belongs to, in a layer that the model has or in a surplus one."""
+    """Return the number of heads of the attention that a key belongs to, surplus layers included."""
     try:
         attention = model.get_submodule(_in_first_layer(key).removesuffix(".proj.weight"))
     except AttributeError:
-        return 1  # of a module that the model does not have: the check names it
+        return 1  # the model has no such module: _check names it
     return attention.num_heads if isinstance(attention, Attention) else 1
 
 
@@ -165,7 +173,7 @@ def _in_first_layer(key: str) -> str:
 
 
 def _merge_heads_naturally(weight: Tensor, num_heads: int) -> Tensor:
-    """Output projection of NesT, whose input columns run (channel, head), to columns in (head, channel)."""
+    """Reorder the input columns of NesT's output projection from (channel, head) to (head, channel)."""
     out_dim, in_dim = weight.shape
     return weight.reshape(out_dim, in_dim // num_heads, num_heads).transpose(1, 2).reshape(out_dim, in_dim)
 
@@ -194,7 +202,8 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
         del mapped[key]
     for key, value in expected.items():
         if key not in mapped and _NEW_IN_HYBRIDHASH.search(key):
-            # Silent until trained; the maps before it keep their random start, so that all of it learns.
+            # A zero projection silences the branch until it is trained; the maps before it start at random,
+            # so that every one of them gets a gradient.
             silent = ".global_branch.attn.proj." in key
             mapped[key] = torch.zeros_like(value) if silent else value.clone()
     if model.num_classes > 0:
@@ -207,19 +216,23 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
 
 
 def _resample_pos_embeds(mapped: dict[str, Tensor], model: HybridHash) -> None:
-    """Fit position embeddings of another image size or token grid, bicubically, in place of ``mapped``."""
+    """Resample position embeddings of another image size or token grid bicubically, in place."""
     for key, target in model.state_dict().items():
         source = mapped.get(key)
         if not key.endswith("pos_embed") or source is None or source.shape == target.shape:
             continue
         if source.ndim != target.ndim or source.shape[-1] != target.shape[-1]:
             continue  # another architecture: _check names it
+        # Both kinds as (1, blocks, positions, channels): block tokens are one block.
         shape = source.shape if source.ndim == 4 else (1, 1, *source.shape[1:])
         new_shape = target.shape if target.ndim == 4 else (1, 1, *target.shape[1:])
-        grid, edge = isqrt(shape[1]), isqrt(shape[2])
-        new_grid, new_edge = isqrt(new_shape[1]), isqrt(new_shape[2])
+        grid = isqrt(shape[1])
+        edge = isqrt(shape[2])
+        new_grid = isqrt(new_shape[1])
+        new_edge = isqrt(new_shape[2])
         if (grid * grid, edge * edge) != tuple(shape[1:3]):
-            continue
+            continue  # not square: _check names it
+        # All blocks as one plane, resized, cut into blocks again.
         plane = merge_blocks(source.reshape(shape).float(), grid, edge).permute(0, 3, 1, 2)
         size = new_grid * new_edge
         plane = F.interpolate(plane, size=(size, size), mode="bicubic", align_corners=False)
@@ -229,7 +242,10 @@ def _resample_pos_embeds(mapped: dict[str, Tensor], model: HybridHash) -> None:
 
 
 def _check(mapped: dict[str, Tensor], model: HybridHash) -> None:
-    """Every key there, none left over, every shape right; but what timm adapts afterwards may differ."""
+    """Raise unless ``mapped`` has every key of the model, no other, and the right shapes.
+
+    What timm adapts later, the first convolution and the last linear map, may differ.
+    """
     expected = model.state_dict()
     adapted_later = {"head.fc.weight", "head.fc.bias"}
     missing = sorted(set(expected) - set(mapped) - adapted_later)
@@ -240,8 +256,8 @@ def _check(mapped: dict[str, Tensor], model: HybridHash) -> None:
         if not _fits(key, mapped[key], expected[key])
     )
     problems = [
-        f"{what}: {', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+        f"{problem}: {', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+        for problem, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
         if keys
     ]
     if problems:

@@ -33,25 +33,25 @@ def create_hash_model(
     pretrained: bool = False,
     **backbone_kwargs: Any,
 ) -> HashModel:
-    """A hash head on a timm backbone: images to real-valued codes, whose signs are the bits.
+    """Put a hash head on a timm backbone: images to real-valued codes, whose signs are the bits.
 
     Args:
-        backbone: name of a timm model, with or without tag; or a module with timm's ``forward_features``,
-            ``forward_head(x, pre_logits=True)`` and ``num_features`` (such a model is not saved by
-            :mod:`hybridhash.hub`, which rebuilds models from names).
-        bits: code length, at least 1.
-        head: one of :func:`hybridhash.models.list_heads`.
-        head_args: arguments of the head.
-        pretrained: load the backbone's weights from the Hub. The head starts untrained.
-        **backbone_kwargs: arguments of the backbone: ``img_size``, ``in_chans``, ``drop_path_rate`` ...
+        backbone: Name of a timm model, with or without tag. Or a module with timm's ``forward_features``,
+            ``forward_head(x, pre_logits=True)`` and ``num_features``; :mod:`hybridhash.hub` cannot save a
+            model made from a module, because it rebuilds models from names.
+        bits: Code length, at least 1.
+        head: One of :func:`hybridhash.models.list_heads`.
+        head_args: Arguments of the head.
+        pretrained: Load the backbone's weights from the Hub. The head starts untrained.
+        **backbone_kwargs: Arguments of the backbone: ``img_size``, ``in_chans``, ``drop_path_rate`` ...
 
     Returns:
         The model, in training mode.
 
     Raises:
-        TypeError: a module without timm's interface, ``pretrained`` or arguments beside a module, an
-            argument that the backbone or the head does not take.
-        ValueError: an unknown backbone or head, ``bits`` below 1.
+        TypeError: A module lacks timm's interface; ``pretrained`` or arguments are given with a module; the
+            backbone or the head does not take an argument; ``bits`` is not an integer.
+        ValueError: The backbone or the head is unknown, or ``bits`` is below 1.
 
     Example:
         >>> import torch
@@ -65,7 +65,9 @@ def create_hash_model(
     if isinstance(backbone, nn.Module):
         if pretrained or backbone_kwargs:
             given = sorted(backbone_kwargs) or ["pretrained"]
-            raise TypeError(f"backbone is a module already, so {', '.join(given)} must be given to its maker")
+            raise TypeError(
+                f"backbone is a module already, so give {', '.join(given)} to what creates the module"
+            )
         return HashModel(backbone, **settings)
     if ":" not in backbone and not timm.is_model(backbone.partition(".")[0]):
         near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
@@ -77,21 +79,23 @@ def create_hash_model(
 
 
 class HashModel(nn.Module):
-    """A timm backbone and a hash head; made by :func:`create_hash_model`.
+    """A timm backbone with a hash head; :func:`create_hash_model` makes it.
 
     Args:
-        backbone: name of a timm model, or a module with its interface.
-        num_classes: code length in bits, 0 for the pooled embedding.
-        head: name of the head.
-        head_args: arguments of the head.
-        pretrained_backbone: load the backbone's weights from the Hub.
-        **backbone_kwargs: arguments of the backbone.
+        backbone: Name of a timm model, or a module with its interface.
+        num_classes: Code length in bits, 0 for the pooled embedding.
+        head: Name of the head.
+        head_args: Arguments of the head.
+        pretrained_backbone: Load the backbone's weights from the Hub.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        **backbone_kwargs: Arguments of the backbone.
 
     Shape:
         ``(B, in_chans, H, W)`` to ``(B, num_classes)``, or to ``(B, head_hidden_size)`` with 0 bits.
 
     Raises:
-        TypeError: a backbone without timm's interface, unknown arguments.
+        TypeError: The backbone lacks timm's interface, or an argument is unknown.
 
     Example:
         >>> HashModel("resnet10t", num_classes=0).head
@@ -118,9 +122,13 @@ class HashModel(nn.Module):
                 "head_args": dict(head_args or {}),
                 **backbone_kwargs,
             }
-            placed = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+            # Not every model of timm takes these two, so they are only passed on if they are given.
+            if device is not None:
+                backbone_kwargs["device"] = device
+            if dtype is not None:
+                backbone_kwargs["dtype"] = dtype
             module: Any = timm.create_model(
-                backbone, pretrained=pretrained_backbone, num_classes=0, **placed, **backbone_kwargs
+                backbone, pretrained=pretrained_backbone, num_classes=0, **backbone_kwargs
             )
         else:
             module = backbone
@@ -131,7 +139,8 @@ class HashModel(nn.Module):
                 "the backbone must be a model with timm's interface"
             )
         self.backbone = module
-        self.head_name, self.head_args = head, dict(head_args or {})
+        self.head_name = head
+        self.head_args = dict(head_args or {})
         self.num_features = int(module.num_features)
         self.in_chans = int(backbone_kwargs.get("in_chans", getattr(module, "in_chans", 3)))
         self._make_head(num_classes, device, dtype)
@@ -163,12 +172,12 @@ class HashModel(nn.Module):
         self.head.train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the backbone's features before pooling, of the backbone's own shape."""
+        """Map images to the backbone's features before pooling, in the shape that the backbone gives."""
         features: Tensor = self.backbone.forward_features(x)
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to codes ``(B, bits)``; with ``pre_logits`` to the embedding ``(B, head_hidden_size)``."""
+        """Map features to codes ``(B, bits)``, or to ``(B, head_hidden_size)`` with ``pre_logits``."""
         x = self.backbone.forward_head(x, pre_logits=True)
         if x.ndim != 2:
             raise ValueError(
@@ -179,19 +188,19 @@ class HashModel(nn.Module):
         return codes
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(B, in_chans, H, W)`` to codes ``(B, bits)``, or embeddings with 0 bits."""
+        """Map images ``(B, in_chans, H, W)`` to codes ``(B, bits)``, or with 0 bits to embeddings."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The last linear map of the head; the head itself if it has none, with 0 bits."""
+        """Return the last linear map of the head, or with 0 bits the identity that stands for the head."""
         fc: nn.Module = getattr(self.head, "fc", self.head)
         return fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of the same kind.
+        """Replace the head by a new one of the same kind.
 
         Args:
-            num_classes: the new code length in bits, 0 for the embedding.
+            num_classes: New code length in bits, 0 for the embedding.
             global_pool: timm's name of the backbone's pooling, None to keep it.
         """
         if global_pool is not None:
@@ -204,18 +213,18 @@ class HashModel(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's parameter groups for layer-wise learning rates, in timm's form."""
+        """Return the backbone's parameter groups for layer-wise learning rates, in timm's form."""
         groups: dict[str, Any] = self.backbone.group_matcher(coarse=coarse)
         return {name: _below_backbone(pattern) for name, pattern in groups.items()}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the backbone's parameters that weight decay should leave alone."""
+        """Return the names of the backbone's parameters that weight decay should leave alone."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else set()
         return {f"backbone.{name}" for name, _ in self.backbone.named_parameters() if name in names}
 
 
 def _below_backbone(pattern: Any) -> Any:
-    """A pattern of timm's group matcher for names that begin with ``backbone.``."""
+    """Return a pattern of timm's group matcher for names that begin with ``backbone.``."""
     if isinstance(pattern, str):
         unanchored = re.sub(r"(^|[|(])\^", r"\1", pattern)
         return rf"^backbone\.(?:{unanchored})"
@@ -227,13 +236,13 @@ default_cfgs = generate_default_cfgs({"hash_model": {"num_classes": 64, "classif
 
 @register_model
 def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
-    """A hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
+    """Hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
     model: HashModel = build_model_with_cfg(
         HashModel, "hash_model", pretrained, **{"num_classes": 64, **kwargs}
     )
     source = getattr(model.backbone, "pretrained_cfg", None)
     if source and not pretrained:
-        # How images are prepared is the backbone's matter.
+        # Images are prepared as the backbone wants them.
         size = model.model_args.get("img_size", source["input_size"][-2:])
         sides = (size, size) if isinstance(size, int) else tuple(size)
         cfg = {key: source[key] for key in _PREPROCESSING if source.get(key) is not None}

@@ -230,7 +230,7 @@ class TestLoadCheckpoint:
 
     def test_input_channels_that_cannot_be_adapted_are_refused(self, tmp_path):
         path = self.save(tmp_path, create(in_chans=4))
-        with pytest.raises(ValueError, match="of 4 input channels, the model of 3"):
+        with pytest.raises(ValueError, match="for 4 input channels, the model has 3"):
             load_checkpoint(create(), path)
 
     def test_another_code_length_keeps_the_models_last_map_and_warns(self, tmp_path):

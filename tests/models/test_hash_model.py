@@ -142,9 +142,9 @@ def test_a_module_with_timms_interface_is_a_backbone():
     assert model(images()).abs().unique().tolist() == [1.0]
     with pytest.raises(TypeError, match="must be a hash model made by"):
         save_pretrained(model, "nowhere")
-    with pytest.raises(TypeError, match="backbone is a module already, so img_size"):
+    with pytest.raises(TypeError, match="backbone is a module already, so give img_size"):
         create_hash_model(backbone, 8, img_size=64)
-    with pytest.raises(TypeError, match="backbone is a module already, so pretrained"):
+    with pytest.raises(TypeError, match="backbone is a module already, so give pretrained"):
         create_hash_model(backbone, 8, pretrained=True)
 
 
