@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from math import isqrt
 from os import PathLike
 from pathlib import Path
@@ -64,9 +66,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
         A new state dict in the layout of the model.
 
     Raises:
+        TypeError: The model is not a ``hybridhash_*``.
         ValueError: Keys are missing, left over or of the wrong shape, or the layout is none of the three. The
             message names the keys.
     """
+    if not hasattr(model, "legacy_token_order"):
+        raise TypeError(
+            f"model must be a hybridhash_*, got {type(model).__name__}: for a hybridhash_* inside "
+            "create_hash_model give model.backbone"
+        )
     if any(key.startswith("hashlayer_train.") for key in state_dict):
         mapped = _from_reference(state_dict, model)
     elif any(".transformer_encoder." in key for key in state_dict):
@@ -154,7 +162,9 @@ def _rename(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tenso
         if key.endswith((".reduce.weight", "head.fc.weight")) and value.ndim == 4:
             value = value.flatten(1)  # a 1x1 convolution is a Linear
         if key.endswith(".attn.proj.weight"):
-            value = _merge_heads_naturally(value, _num_heads(key, model))
+            num_heads = _num_heads(key, model)
+            if value.ndim == 2 and value.shape[1] % num_heads == 0:  # else _check names it
+                value = _merge_heads_naturally(value, num_heads)
         mapped[key] = value
     return mapped
 
@@ -198,6 +208,7 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
     if surplus:
         layers = sorted({key.split(".attn.")[0] for key in surplus if ".attn.qkv.weight" in key})
         _logger.info("NesT's surplus layers are dropped: %s", ", ".join(layers))
+        _warn_if_most_are_dropped(layers, model)
     for key in surplus:
         del mapped[key]
     for key, value in expected.items():
@@ -213,6 +224,19 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
             stacklevel=2,
         )
     return mapped
+
+
+def _warn_if_most_are_dropped(layers: Sequence[str], model: HybridHash) -> None:
+    """Warn if a stage keeps fewer than half of the file's layers, which are then of a larger NesT."""
+    dropped = Counter(layer.split(".blocks.")[0] for layer in layers)
+    for level, surplus in dropped.items():
+        kept = len(list(model.get_submodule(f"{level}.blocks").children()))
+        if kept < surplus:
+            warnings.warn(
+                f"only {kept} of the file's {kept + surplus} layers of {level} fit into the model: "
+                "give depths, or the file of a smaller NesT",
+                stacklevel=4,
+            )
 
 
 def _resample_pos_embeds(mapped: dict[str, Tensor], model: HybridHash) -> None:

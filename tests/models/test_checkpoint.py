@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.nest import Nest
 
-import hybridhash  # noqa: F401
-from hybridhash.models import checkpoint_filter_fn, load_checkpoint
+from hybridhash.models import checkpoint_filter_fn, create_hash_model, load_checkpoint
 
 SMALL = {"embed_dims": (16, 32, 64), "num_heads": (1, 2, 4)}
 
@@ -163,6 +162,33 @@ def test_nest_checkpoints_are_checked_strictly(nest, change, message):
 def test_nest_with_fewer_layers_than_the_model_is_refused(nest):
     with pytest.raises(ValueError, match=r"missing: levels.2.blocks.3"):
         checkpoint_filter_fn(nest.state_dict(), create(depths=(1, 1, 4)))
+
+
+@pytest.mark.parametrize("source", ["nest", "hybridhash", "reference"])
+@pytest.mark.filterwarnings("ignore:this checkpoint has the layout of the public")
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_weights_of_another_width_are_refused_by_name(source, nest, reference_weights):
+    weights = {
+        "nest": nest.state_dict(),
+        "hybridhash": create().state_dict(),
+        "reference": reference_weights,
+    }[source]
+    # 3 heads do not divide the 16 channels of the file.
+    model = create(embed_dims=(12, 24, 48), num_heads=(3, 6, 12), img_size=32)
+    with pytest.raises(ValueError, match=r"does not fit the model.* wrong shape: .*instead of \("):
+        checkpoint_filter_fn(weights, model)
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_nest_that_loses_most_layers_of_a_stage_warns(nest):
+    with pytest.warns(UserWarning, match="only 1 of the file's 3 layers of levels.2 fit"):
+        checkpoint_filter_fn(nest.state_dict(), create(depths=(1, 1, 1)))
+
+
+def test_a_hash_model_is_told_apart_from_the_network():
+    model = create_hash_model("hybridhash_tiny_16", 8, img_size=32, depths=(1, 1, 1))
+    with pytest.raises(TypeError, match=r"model must be a hybridhash_\*, got HashModel.*model.backbone"):
+        checkpoint_filter_fn({}, model)
 
 
 def test_another_architecture_is_refused_with_some_of_its_keys():
