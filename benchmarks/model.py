@@ -1,7 +1,8 @@
 """Images/s of HybridHash against timm's Nest of the same dims, heads and depths.
 
 Both take turns in one process. "Share of limit" is the arithmetic of the network (matrix products,
-convolutions, attention) per second over that of one large matrix product in the same dtype and run.
+convolutions, attention) per second over that of one large matrix product in the same dtype and run. On one
+thread of a CPU the clock is CPU time, which other programs on the machine disturb least.
 
     python benchmarks/model.py                                     # one thread, batch 8, 224 px
     python benchmarks/model.py --compile
@@ -9,6 +10,7 @@ convolutions, attention) per second over that of one large matrix product in the
 """
 
 import argparse
+import time
 
 import timm
 import torch
@@ -56,11 +58,18 @@ def training_step(model, images):
     return call
 
 
+def measure(rivals, repeats, args):
+    """Median seconds per call of each rival."""
+    alone = args.device == "cpu" and args.threads == 1
+    clock = time.process_time if alone else time.perf_counter
+    return interleaved(rivals, repeats, args.device, clock)
+
+
 def arithmetic_limit(dtype, args):
     """FLOP/s of a large matrix product."""
     size = 8192 if args.device.startswith("cuda") else 2048
     a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
-    seconds = interleaved({"matmul": lambda: a @ b}, max(args.repeats, 5), args.device)["matmul"]
+    seconds = measure({"matmul": lambda: a @ b}, max(args.repeats, 5), args)["matmul"]
     return 2 * size**3 / seconds
 
 
@@ -104,7 +113,7 @@ def main():
                         key: step(torch.compile(m) if compiled else m, images)
                         for key, m in (("ours", model), ("nest", nest))
                     }
-                    seconds = interleaved(rivals, args.repeats, args.device)
+                    seconds = measure(rivals, args.repeats, args)
                     rows.append(
                         [
                             name,

@@ -181,7 +181,7 @@ class HashModel(nn.Module):
         x = self.backbone.forward_head(x, pre_logits=True)
         if x.ndim != 2:
             raise ValueError(
-                f"the backbone gives {tuple(x.shape)} where a pooled feature (B, C) is needed: "
+                f"the backbone gives {x.shape} where a pooled feature (B, C) is needed: "
                 "build it with global_pool='avg'"
             )
         codes: Tensor = x if pre_logits else self.head(x)

@@ -131,6 +131,7 @@ class HybridHash(nn.Module):
         self.img_size = img_size
         self.num_features = embed_dims[-1]
         self.legacy_token_order = legacy_token_order
+        self.last_level = NUM_LEVELS - 1
         self.feature_info = [
             {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"levels.{i}"}
             for i, dim in enumerate(embed_dims)
@@ -263,12 +264,14 @@ class HybridHash(nn.Module):
             ``forward_features(x)`` (with ``stop_early`` the last map that was computed), then the maps.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
         intermediates = []
         take_indices, max_index = feature_take_indices(len(self.levels), indices)
-        last = NUM_LEVELS - 1
+        last = self.last_level
         x = self._embed(x)
-        levels = self.levels[: max_index + 1] if stop_early else self.levels
+        levels = self.levels
+        if stop_early and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            levels = self.levels[: max_index + 1]  # TorchScript cannot slice modules
         for index, level in enumerate(levels):
             x = level(x)
             if index in take_indices:

@@ -62,6 +62,11 @@ def test_the_interface_of_hybridhash(name):
     assert not model.head.training
 
 
+def test_torchscript_gives_the_same_codes():
+    model, x = make(), images()
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_groups_decay_and_checkpointing_are_those_of_the_backbone(name):
     model, x = make(name), images()

@@ -196,6 +196,14 @@ class TestIntermediates:
         for x, tap in zip(maps, taps, strict=True):
             torch.testing.assert_close(x, tap)
 
+    @pytest.mark.parametrize("prune", [False, True])
+    def test_the_getter_can_be_scripted(self, create, images, prune):
+        indices = (0, 1) if prune else (0, 2)
+        model = create(features_only=True, feature_cls="getter", out_indices=indices).eval()
+        scripted = torch.jit.script(model)
+        for x, expected in zip(scripted(images), model(images), strict=True):
+            assert torch.equal(x, expected)
+
 
 class TestTraining:
     def test_parameter_groups_cover_all_with_the_head_last(self, create):
