@@ -6,12 +6,12 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ _RENAME = (
     (r"^hashlayer_train\.global_attention\.", "head.interaction.global_branch.attn."),
     (r"global_branch\.attn\.pos_embed_glo$", "global_branch.pos_embed"),
 )
+# In all three layouts, and once in a network.
+_FIRST_WEIGHT = "patch_embed.proj.weight"
 # Parts that HybridHash adds to NesT.
 _NEW_IN_HYBRIDHASH = re.compile(r"\.global_branch\.|^head\.")
 
@@ -75,6 +77,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
             f"model must be a hybridhash_*, got {type(model).__name__}: for a hybridhash_* inside "
             "create_hash_model give model.backbone"
         )
+    state_dict = _unwrapped(state_dict)
     if any(key.startswith("hashlayer_train.") for key in state_dict):
         mapped = _from_reference(state_dict, model)
     elif any(".transformer_encoder." in key for key in state_dict):
@@ -82,7 +85,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
     elif any(re.match(r"levels\.\d+\.blocks\.", key) for key in state_dict):
         mapped = dict(state_dict)
     else:
-        some = ", ".join(sorted(state_dict)[:5]) or "no tensor at all"
+        some = ", ".join(sorted(map(str, state_dict))[:5]) or "no tensor at all"
         raise ValueError(
             f"this is neither HybridHash nor timm's NesT nor the HybridHash reference, it has: {some}"
         )
@@ -98,6 +101,25 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
     return mapped
 
 
+def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a network that a training script has wrapped in a dictionary or a module.
+
+    The dictionary must have one state dict only, and every key the prefix of the module.
+    """
+    if not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        state_dicts = [value for value in checkpoint.values() if _is_state_dict(value)]
+        if len(state_dicts) == 1:
+            checkpoint = state_dicts[0]
+    prefixes = [key.removesuffix(_FIRST_WEIGHT) for key in checkpoint if key.endswith(_FIRST_WEIGHT)]
+    if len(prefixes) == 1 and all(key.startswith(prefixes[0]) for key in checkpoint):
+        return {key.removeprefix(prefixes[0]): value for key, value in checkpoint.items()}
+    return dict(checkpoint)
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and any(str(key).endswith(_FIRST_WEIGHT) for key in value)
+
+
 def load_checkpoint(model: HybridHash, path: str | PathLike[str], *, use_ema: bool = True) -> None:
     """Load a checkpoint file of any layout that :func:`checkpoint_filter_fn` knows.
 
@@ -108,7 +130,8 @@ def load_checkpoint(model: HybridHash, path: str | PathLike[str], *, use_ema: bo
     Args:
         model: Model to load into.
         path: A safetensors file, or a file of ``torch.save`` that holds tensors only: a state dict, or a
-            dictionary with one under ``state_dict`` or ``model``.
+            dictionary that holds one, as training scripts write it. A prefix of all names, such as
+            ``net.``, is removed.
         use_ema: Prefer averaged weights if the file has them.
 
     Raises:

@@ -230,6 +230,23 @@ class TestLoadCheckpoint:
         load_checkpoint(model, str(path), use_ema=False)
         assert torch.equal(model.head.fc.weight, source.head.fc.weight)
 
+    @pytest.mark.parametrize("key", ["net", "model_state_dict", "state_dict", "generator"])
+    @pytest.mark.parametrize("prefix", ["", "net.", "module.net."])
+    def test_wrappers_of_a_training_script_are_removed(self, key, prefix, tmp_path):
+        source, model = create(), create()
+        path = tmp_path / "last.pth"
+        weights = {prefix + name: x for name, x in source.state_dict().items()}
+        optimizer = {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 0.1}]}
+        torch.save({"epoch": 3, key: weights, "optimizer_state_dict": optimizer}, path)
+        load_checkpoint(model, path)
+        assert torch.equal(model.head.fc.weight, source.head.fc.weight)
+
+    def test_two_networks_in_one_file_are_refused(self, tmp_path):
+        path = tmp_path / "last.pth"
+        torch.save({"student": create().state_dict(), "teacher": create().state_dict()}, path)
+        with pytest.raises(ValueError, match="it has: student, teacher"):
+            load_checkpoint(create(), path)
+
     @pytest.mark.filterwarnings("ignore:this checkpoint has the layout of the public")
     def test_a_reference_file_gives_its_codes(self, golden, reference_weights, tmp_path):
         tensors, metadata = golden
