@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import timm
@@ -31,6 +32,9 @@ def create_hash_model(
     head: str = "tanh",
     head_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
+    checkpoint_path: str | PathLike[str] | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     **backbone_kwargs: Any,
 ) -> HashModel:
     """Put a hash head on a timm backbone: images to real-valued codes, whose signs are the bits.
@@ -43,6 +47,9 @@ def create_hash_model(
         head: One of :func:`hybridhash.models.list_heads`.
         head_args: Arguments of the head.
         pretrained: Load the backbone's weights from the Hub. The head starts untrained.
+        checkpoint_path: Load the backbone's weights from this file instead, with or without a classifier.
+        pretrained_cfg_overlay: Entries that replace those of the backbone's configuration in timm.
+        cache_dir: Folder for downloads, by default that of huggingface_hub.
         **backbone_kwargs: Arguments of the backbone: ``img_size``, ``in_chans``, ``drop_path_rate`` ...
 
     Returns:
@@ -62,9 +69,19 @@ def create_hash_model(
     bits = check_integer("bits", bits, 1, advice="a backbone without a head is timm.create_model")
     head = renamed_head(head)
     settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
+    overlay = dict(pretrained_cfg_overlay or {})
+    if checkpoint_path is not None:
+        # timm's own checkpoint_path refuses a file with a classifier.
+        overlay["file"] = str(checkpoint_path)
+        pretrained = True
+    weights: dict[str, Any] = {}
+    if overlay:
+        weights["pretrained_cfg_overlay"] = overlay
+    if cache_dir is not None:
+        weights["cache_dir"] = cache_dir
     if isinstance(backbone, nn.Module):
-        if pretrained or backbone_kwargs:
-            given = sorted(backbone_kwargs) or ["pretrained"]
+        if pretrained or weights or backbone_kwargs:
+            given = sorted(backbone_kwargs) or sorted(weights) or ["pretrained"]
             raise TypeError(
                 f"backbone is a module already, so give {', '.join(given)} to what creates the module"
             )
@@ -74,8 +91,13 @@ def create_hash_model(
         raise ValueError(
             f"timm has no model {backbone!r}; nearest: {', '.join(near) or 'timm.list_models()'}"
         )
-    model = hash_model(backbone=backbone, pretrained_backbone=pretrained, **settings, **backbone_kwargs)
-    return model
+    return hash_model(
+        backbone=backbone,
+        pretrained_backbone=pretrained,
+        backbone_weights=weights,
+        **settings,
+        **backbone_kwargs,
+    )
 
 
 class HashModel(nn.Module):
@@ -87,6 +109,7 @@ class HashModel(nn.Module):
         head: Name of the head.
         head_args: Arguments of the head.
         pretrained_backbone: Load the backbone's weights from the Hub.
+        backbone_weights: Arguments of ``timm.create_model`` that say where from.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         **backbone_kwargs: Arguments of the backbone.
@@ -109,6 +132,7 @@ class HashModel(nn.Module):
         head: str = "tanh",
         head_args: Mapping[str, Any] | None = None,
         pretrained_backbone: bool = False,
+        backbone_weights: Mapping[str, Any] | None = None,
         device: Any = None,
         dtype: Any = None,
         **backbone_kwargs: Any,
@@ -128,7 +152,11 @@ class HashModel(nn.Module):
             if dtype is not None:
                 backbone_kwargs["dtype"] = dtype
             module: Any = timm.create_model(
-                backbone, pretrained=pretrained_backbone, num_classes=0, **backbone_kwargs
+                backbone,
+                pretrained=pretrained_backbone,
+                num_classes=0,
+                **(backbone_weights or {}),
+                **backbone_kwargs,
             )
         else:
             module = backbone

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
@@ -60,6 +61,34 @@ def test_the_interface_of_hybridhash(name):
     assert model(x).shape == (2, 5)
     assert model.bits == 5
     assert not model.head.training
+
+
+def test_the_backbone_takes_weights_from_a_file(tmp_path):
+    source = timm.create_model("resnet10t", num_classes=10).eval()
+    path = tmp_path / "classifier.safetensors"
+    save_file(source.state_dict(), path)
+    overlay = {"file": str(path), "num_classes": 10, "mean": (0.5, 0.5, 0.5)}
+    for kwargs in ({"pretrained": True, "pretrained_cfg_overlay": overlay}, {"checkpoint_path": path}):
+        model = make(**kwargs)
+        embedding = model.forward_head(model.forward_features(images()), pre_logits=True)
+        expected = source.forward_head(source.forward_features(images()), pre_logits=True)
+        torch.testing.assert_close(embedding, expected)
+    model = make(pretrained_cfg_overlay={"mean": (0.5, 0.5, 0.5)})
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert "mean" not in str(model.model_args)  # weights are saved with the model, not where they came from
+
+
+def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, tmp_path):
+    asked = []
+
+    def fail(*args, **kwargs):
+        asked.append(kwargs["cache_dir"])
+        raise ConnectionError
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
+    with pytest.raises(ConnectionError):
+        create_hash_model("resnet10t", 16, pretrained=True, cache_dir=tmp_path)
+    assert asked == [tmp_path]
 
 
 def test_torchscript_gives_the_same_codes():
