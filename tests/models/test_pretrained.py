@@ -128,7 +128,7 @@ def test_arguments_change_the_network_while_it_is_pretrained(kwargs, key, shape,
     state, bits, messages = online.call(state_of, "hybridhash_16", tmp_path, **kwargs)
     assert state[key].shape == shape
     assert bits == kwargs.get("num_classes", 16)
-    assert [UNTRAINED in message for message in messages] == [True]
+    assert sum(UNTRAINED in message for message in messages) == 1
     nest = nest_weights(sorted(nests).index(source_of("hybridhash_16")))
     kept = nest["levels.1.transformer_encoder.0.mlp.fc2.weight"].numpy()
     assert (state["levels.1.blocks.0.mlp.fc2.weight"] == kept).all()
