@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from timm.data import resolve_data_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from hybridhash._files import replacing
+from hybridhash._files import replacing_files, resolved_path
 from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
 from hybridhash._inference import check_model, eval_mode, input_device, launch
@@ -143,8 +142,7 @@ def export_program(
         The path.
 
     Example:
-        >>> import tempfile
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
+        >>>         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
         >>> prepared = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = export_program(model, f"{folder}/model.pt2", image_size=2, preprocessing=prepared)
@@ -400,29 +398,16 @@ def _transform_of(
 
 @contextmanager
 def _building(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Where to build a file, under its own name in a folder beside it; it moves in if all went well."""
-    file = Path(os.path.realpath(path))
+    """Yield where to write a file under its own name; it replaces ``path``, with any files beside it."""
+    file = resolved_path(path)
     if file.suffix != suffix:
         raise ValueError(f"path must end in {suffix}, got {os.fspath(path)!r}")
     if file.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder: give a file in it")
-    # In a folder, since formats write the name of their file into it, and some of them several files.
-    aside, new = tempfile.TemporaryDirectory, []
-    try:
-        with replacing(file) as temporary, aside(prefix=f".{file.name}.", dir=file.parent) as folder:
-            built = Path(folder, file.name)
-            yield built
-            os.replace(built, temporary)
-            # Weights come before the graph that names them; those of another version have another name.
-            for part in Path(folder).glob("*.data"):
-                target = file.with_name(part.name)
-                if not target.exists():
-                    new.append(target)
-                os.replace(part, target)
-    except BaseException:
-        for target in new:
-            target.unlink(missing_ok=True)
-        raise
+    # Formats write the name of their file into it. Weights move in before the graph that names them; those
+    # of another version have another name.
+    with replacing_files(file.parent, last=file.name) as folder:
+        yield folder / file.name
 
 
 def _require(*modules: str) -> None:
