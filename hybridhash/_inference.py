@@ -15,9 +15,11 @@ from hybridhash.codes import MAX_BITS, as_ids
 from hybridhash.labels import as_labels
 
 __all__ = [
+    "PREPROCESSING",
     "as_tensor",
     "autocast_of",
     "check_model",
+    "check_preprocessing",
     "eval_mode",
     "input_device",
     "launch",
@@ -25,6 +27,9 @@ __all__ = [
     "read_batch",
     "to_device",
 ]
+
+# How images are prepared for a model, by timm's names.
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 _KEYS = {
     "images": ("image", "images", "pixel_values"),
@@ -42,6 +47,14 @@ def check_model(model: object) -> None:
             "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
             "with num_classes=bits, or call model.reset_classifier(bits)"
         )
+
+
+def check_preprocessing(preprocessing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings that a user gave, or none; raise ValueError for a key not in ``PREPROCESSING``."""
+    unknown = sorted(set(preprocessing or ()) - set(PREPROCESSING))
+    if unknown:
+        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(PREPROCESSING)}")
+    return dict(preprocessing or {})
 
 
 def launch(

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from hybridhash._files import replacing_files, resolved_path
 from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
-from hybridhash._inference import check_model, eval_mode, input_device, launch
+from hybridhash._inference import (
+    PREPROCESSING,
+    check_model,
+    check_preprocessing,
+    eval_mode,
+    input_device,
+    launch,
+)
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
 
@@ -33,7 +40,6 @@ Input = Literal["uint8", "float"]
 
 _PREFIX = "hybridhash."  # of the keys in the metadata of ONNX files and AOTInductor packages
 _EXTRA = "hybridhash.json"  # torch.export's extra file with the metadata
-_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 # Metadata that are words; the others are JSON.
 _TEXTS = frozenset(
     {"name", "input", "interpolation", "crop_mode", "weights_sha256", "hybridhash_version", "quantization"}
@@ -367,12 +373,10 @@ def _transform_of(
     model: nn.Module, image_size: int | tuple[int, int] | None, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """``input_size``, ``mean``, ``std`` and so on: what was given, else what the model says."""
-    unknown = sorted(set(preprocessing or ()) - set(_PREPROCESSING))
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
+    given = check_preprocessing(preprocessing)
     cfg = getattr(model, "pretrained_cfg", None)
     cfg = cfg or getattr(getattr(model, "backbone", None), "pretrained_cfg", None) or {}
-    known = {**cfg, **(preprocessing or {})}
+    known = {**cfg, **given}
     missing = [key for key in ("mean", "std") if known.get(key) is None]
     if missing:
         raise ValueError(
@@ -385,7 +389,7 @@ def _transform_of(
     sides = (size, size) if isinstance(size, int) else tuple(size)
     channels = int(getattr(model, "in_chans", len(known["mean"])))
     transform = resolve_data_config({"input_size": (channels, *sides)}, pretrained_cfg=known)
-    transform = {key: transform[key] for key in ("input_size", *_PREPROCESSING)}
+    transform = {key: transform[key] for key in ("input_size", *PREPROCESSING)}
     for key in ("mean", "std"):
         transform[key] = tuple(map(float, known[key]))  # timm's default for one channel is not the model's
         if len(transform[key]) != channels:

@@ -44,6 +44,11 @@ def _write_files(folder):
             (temporary / name).write_text("new")
 
 
+def _write_half(file, error):
+    file.write_text("half")
+    raise error
+
+
 @pytest.mark.parametrize("existing", [True, False], ids=["over old files", "into an empty folder"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("write", [_write_file, _write_files])
@@ -79,19 +84,18 @@ def test_a_block_that_raises_leaves_what_was_there(write, error, tmp_path):
     (tmp_path / "a.txt").write_text("old")
     target = tmp_path / "a.txt" if write is replacing else tmp_path
     with pytest.raises(error), write(target) as temporary:
-        (temporary if write is replacing else temporary / "a.txt").write_text("half")
-        raise error
+        _write_half(temporary if write is replacing else temporary / "a.txt", error)
     assert _content(tmp_path) == {"a.txt": b"old"}
 
 
 def test_folders_that_were_made_for_a_failed_write_are_removed(tmp_path):
-    with pytest.raises(OSError, match="full"), replacing_files(tmp_path / "made" / "model") as temporary:
-        (temporary / "a.txt").write_text("half")
-        raise OSError("full")
+    folder = tmp_path / "made" / "model"
+    with pytest.raises(OSError, match="full"), replacing_files(folder) as temporary:
+        _write_half(temporary / "a.txt", OSError("full"))
     assert _content(tmp_path) == {}
-    with replacing_files(tmp_path / "made" / "model") as temporary:
+    with replacing_files(folder) as temporary:
         (temporary / "a.txt").write_text("new")
-    assert _content(tmp_path / "made" / "model") == {"a.txt": b"new"}
+    assert _content(folder) == {"a.txt": b"new"}
 
 
 def test_the_file_that_names_the_others_is_moved_last(tmp_path, monkeypatch):

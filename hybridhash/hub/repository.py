@@ -29,6 +29,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from hybridhash._files import replacing_files
+from hybridhash._inference import check_preprocessing
 from hybridhash.hub.card import model_card, slug
 from hybridhash.hub.errors import CARD, CONFIG, WEIGHTS, damaged, discard_damaged, explained
 
@@ -39,7 +40,6 @@ __all__ = ["load", "push_to_hub", "save_pretrained"]
 
 # Where weights came from is not where they go to.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
-_PREPROCESSING = {"mean", "std", "interpolation", "crop_pct", "crop_mode"}
 
 
 def save_pretrained(
@@ -323,9 +323,7 @@ def _model_config(
     model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Arguments of timm's ``save_for_hf`` that describe the model as it is now."""
-    unknown = sorted(set(preprocessing or ()) - _PREPROCESSING)
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
+    prepared = check_preprocessing(preprocessing)
     args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
     shape: dict[str, Any] = {}
@@ -338,7 +336,7 @@ def _model_config(
     source = {k: v for k, v in model.pretrained_cfg.items() if k not in _SOURCE and v is not None}
     pretrained_cfg = {
         **source,
-        **(preprocessing or {}),
+        **prepared,
         "tag": tag,
         "license": license,
         "num_classes": model.num_classes,
