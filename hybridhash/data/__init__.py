@@ -1,17 +1,17 @@
 """Images, list files, the protocols of the literature, splits and samplers."""
 
 from hybridhash.data.images import IMAGE_ENDINGS, TarImages, read_image, to_rgb
-from hybridhash.data.lists import ImageList, LabelledImages, check_disjoint, cifar10, digits, read_csv
+from hybridhash.data.labelled import LabelledImages, cifar10, digits
+from hybridhash.data.lists import ImageList, check_disjoint, read_csv
 from hybridhash.data.protocols import (
-    Parts,
     Protocol,
-    Split,
     describe_protocols,
     get_protocol,
     list_protocols,
     own_protocol,
 )
 from hybridhash.data.sampling import balanced_batches
+from hybridhash.data.splits import Parts, Split
 
 __all__ = [
     "IMAGE_ENDINGS",

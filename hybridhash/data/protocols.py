@@ -14,34 +14,11 @@ import torch
 from torch import Tensor
 
 from hybridhash._tables import aligned
-from hybridhash.data.lists import (
-    ImageList,
-    LabelledImages,
-    check_disjoint,
-    cifar10,
-    digits,
-    labelled,
-    read_csv,
-)
+from hybridhash.data.lists import ImageList, check_disjoint
 from hybridhash.data.splits import Draw, Parts, Split, draw_split
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, labelled
 
-__all__ = [
-    "Draw",
-    "ImageList",
-    "LabelledImages",
-    "Parts",
-    "Protocol",
-    "Split",
-    "check_disjoint",
-    "cifar10",
-    "describe_protocols",
-    "digits",
-    "get_protocol",
-    "list_protocols",
-    "own_protocol",
-    "read_csv",
-]
+__all__ = ["Protocol", "describe_protocols", "get_protocol", "list_protocols", "own_protocol"]
 
 _LISTS = ("test.txt", "train.txt", "database.txt")
 
@@ -165,6 +142,7 @@ class Protocol:
                     Path(folder, name),
                     folder if root is None else root,
                     train_transform or transform if name == "train.txt" else transform,
+                    with_rows=True,
                     num_classes=self.num_classes,
                     multi_label=self.multi_label,
                     strip_prefix=strip_prefix,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridhash._files import replacing
 from hybridhash._tables import aligned
-from hybridhash.data.lists import LabelledImages
+from hybridhash.data.labelled import LabelledImages
 from hybridhash.labels import as_labels
 
 __all__ = ["Draw", "Parts", "Split", "draw_split"]

@@ -85,4 +85,5 @@ __getattr__ = moved(
             "read_csv",
         )
     },
+    settings={"ImageList": {"with_rows": True}},
 )
