@@ -33,10 +33,10 @@ from hybridhash.data import LabelledImages, Split, balanced_batches
 from hybridhash.data.images import read_image
 from hybridhash.data.protocols import (
     cifar10,
+    custom_protocol,
     digits,
     get_protocol,
     list_protocols,
-    own_protocol,
     read_csv,
 )
 from hybridhash.eval import evaluate, mean_average_precision
@@ -147,7 +147,7 @@ def load_parts(args):
     images = own_images(args)
     if protocol is None:
         name = args.protocol or (args.csv or args.data_dir.resolve()).stem
-        protocol = own_protocol(name, images.labels, query_per_class=args.query_per_class)
+        protocol = custom_protocol(name, images.labels, query_per_class=args.query_per_class)
     path = args.split or args.out / "split.safetensors"
     if path.exists():
         split = Split.load(path, images.labels)

@@ -5,30 +5,30 @@ from hybridhash.data.labelled import LabelledImages, cifar10, digits
 from hybridhash.data.lists import ImageList, check_disjoint, read_csv
 from hybridhash.data.protocols import (
     Protocol,
+    custom_protocol,
     describe_protocols,
     get_protocol,
     list_protocols,
-    own_protocol,
 )
 from hybridhash.data.sampling import balanced_batches
-from hybridhash.data.splits import Parts, Split
+from hybridhash.data.splits import Split, SplitDatasets
 
 __all__ = [
     "IMAGE_ENDINGS",
     "ImageList",
     "LabelledImages",
-    "Parts",
     "Protocol",
     "Split",
+    "SplitDatasets",
     "TarImages",
     "balanced_batches",
     "check_disjoint",
     "cifar10",
+    "custom_protocol",
     "describe_protocols",
     "digits",
     "get_protocol",
     "list_protocols",
-    "own_protocol",
     "read_csv",
     "read_image",
     "to_rgb",

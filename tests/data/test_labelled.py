@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from hybridhash.data import LabelledImages, cifar10, digits, own_protocol
+from hybridhash.data import LabelledImages, cifar10, custom_protocol, digits
 
 
 def test_labelled_images_refuse_what_does_not_fit():
@@ -44,7 +44,7 @@ def test_cifar_is_pooled_training_set_first(cifar_folder):
     assert (len(images), images.classes[:2]) == (40, ("airplane", "automobile"))
     assert torch.equal(images.labels, torch.arange(40) % 10)
     assert [images[row][0].getpixel((0, 0)) for row in (0, 39)] == [(0, 0, 0), (39, 39, 39)]
-    protocol = own_protocol(
+    protocol = custom_protocol(
         "small", images.labels, query_per_class=1, train_per_class=2, train_in_database=False
     )
     parts = protocol.split(images.labels, torch.Generator().manual_seed(0)).datasets(images)

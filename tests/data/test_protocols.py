@@ -13,12 +13,12 @@ from torchvision.datasets import ImageFolder
 
 from hybridhash.data import (
     LabelledImages,
-    Parts,
     Split,
+    SplitDatasets,
+    custom_protocol,
     describe_protocols,
     get_protocol,
     list_protocols,
-    own_protocol,
     read_csv,
 )
 from tests.data._lists import write
@@ -159,7 +159,7 @@ def test_the_greedy_draw_counts_each_image_for_one_class(seed):
     labels = torch.rand(120, 4, generator=seeded(seed)) < 0.4
     labels[:60] = False
     labels[torch.arange(60), torch.arange(60) % 4] = True
-    split = own_protocol("mine", labels, query_per_class=3, train_per_class=5).split(labels, seeded(seed))
+    split = custom_protocol("mine", labels, query_per_class=3, train_per_class=5).split(labels, seeded(seed))
     order = torch.randperm(120, generator=seeded(seed)).tolist()
     query, counts = greedy_oracle(labels, order, 3)
     assert split.query.tolist() == query
@@ -178,7 +178,7 @@ def test_the_generator_decides_the_split():
 
 def test_images_without_label_are_neither_queries_nor_trained_on():
     labels = torch.tensor([0, 0, 0, -1, 1, 1, 1, -1])
-    split = own_protocol("mine", labels, query_per_class=1).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=1).split(labels, seeded())
     assert not {3, 7} & {*split.query.tolist(), *split.train.tolist()}
     assert {3, 7} <= set(split.database.tolist())
 
@@ -225,7 +225,7 @@ def test_other_sizes_warn_and_name_both():
 
 def test_a_split_survives_a_reload(tmp_path):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
     split.save(tmp_path / "split.safetensors")
     again = Split.load(tmp_path / "split.safetensors", labels)
     for part in ("query", "train", "database"):
@@ -237,7 +237,7 @@ def test_a_split_survives_a_reload(tmp_path):
 
 def test_a_split_is_refused_for_another_data_set(tmp_path):
     labels = torch.arange(40) % 4
-    own_protocol("mine", labels, query_per_class=2).split(labels, seeded()).save(tmp_path / "s")
+    custom_protocol("mine", labels, query_per_class=2).split(labels, seeded()).save(tmp_path / "s")
     with pytest.raises(ValueError, match=r"s was drawn for 40 images, the data set has 39"):
         Split.load(tmp_path / "s", labels[:39])
     with pytest.raises(ValueError, match="other labels, or in another order"):
@@ -246,7 +246,7 @@ def test_a_split_is_refused_for_another_data_set(tmp_path):
 
 def test_a_damaged_split_file_is_refused(tmp_path):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2).split(labels, seeded())
     split.save(tmp_path / "s")
     (tmp_path / "cut").write_bytes((tmp_path / "s").read_bytes()[:-9])
     save_file({"query": split.query}, tmp_path / "other")
@@ -276,7 +276,7 @@ def test_rows_that_make_no_split_are_named(query, train, database, message):
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2).split(labels, seeded())
     split.save(tmp_path / "s")
     before = (tmp_path / "s").read_bytes()
 
@@ -293,7 +293,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 def test_parts_carry_labels_rows_and_their_own_transforms():
     labels = torch.arange(40) % 4
     images = torch.arange(40.0)
-    split = own_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
     whole = LabelledImages(TensorDataset(images), labels)
     parts = split.datasets(whole, transform=lambda x: x, train_transform=lambda x: -x)
     for part, rows, sign in ((parts.query, split.query, 1), (parts.train, split.train, -1)):
@@ -308,7 +308,7 @@ def test_parts_carry_labels_rows_and_their_own_transforms():
 
 def test_the_table_of_parts_counts_images_without_label():
     ids, hot = torch.tensor([0, 1, 1, -1]), torch.tensor([[1, 1], [0, 0], [0, 1]])
-    parts = Parts(*(LabelledImages(range(len(x)), x) for x in (ids, hot, ids)))
+    parts = SplitDatasets(*(LabelledImages(range(len(x)), x) for x in (ids, hot, ids)))
     lines = parts.describe().splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["query", "4", "1", "0.75", "1..2"],
@@ -318,14 +318,14 @@ def test_the_table_of_parts_counts_images_without_label():
     assert str(parts) == parts.describe()
 
 
-def test_what_own_protocol_refuses():
+def test_what_custom_protocol_refuses():
     labels = torch.tensor([0, 0, 1])
-    with pytest.raises(ValueError, match="query_per_class must be at least 1, got 0"):
-        own_protocol("mine", labels, query_per_class=0)
+    with pytest.raises(ValueError, match="query_per_class must be >= 1, got 0"):
+        custom_protocol("mine", labels, query_per_class=0)
     with pytest.raises(ValueError, match="the database would be empty"):
-        own_protocol("mine", labels, query_per_class=1, train_in_database=False)
+        custom_protocol("mine", labels, query_per_class=1, train_in_database=False)
     with pytest.raises(ValueError, match="class 1 has 1 images, too few for 1 queries and some training"):
-        own_protocol("mine", labels, query_per_class=1).split(labels, seeded())
+        custom_protocol("mine", labels, query_per_class=1).split(labels, seeded())
 
 
 # List files of a benchmark
@@ -380,7 +380,7 @@ def test_an_image_folder_is_a_benchmark_in_three_lines(tmp_path):
         for number in range(4):
             Image.new("RGB", (4, 4)).save(tmp_path / kind / f"{number}.png")
     photos = LabelledImages(ImageFolder(tmp_path))
-    protocol = own_protocol("pets", photos.labels, query_per_class=1)
+    protocol = custom_protocol("pets", photos.labels, query_per_class=1)
     query, train, database = protocol.split(photos.labels, seeded()).datasets(photos)
     assert [len(part) for part in (query, train, database)] == [2, 6, 6]
     assert photos.classes == ("cat", "dog")
@@ -391,7 +391,7 @@ def test_a_csv_file_is_a_benchmark_in_three_lines(folder):
     kinds = zip("abcdefgh", ["wren", "crow"] * 4, strict=True)
     table = write(folder / "birds.csv", "id,file,kind", *(f"1,{name}.png,{kind}" for name, kind in kinds))
     birds = read_csv(table, image="file", label="kind")
-    protocol = own_protocol("birds", birds.labels, query_per_class=1, train_per_class=2)
+    protocol = custom_protocol("birds", birds.labels, query_per_class=1, train_per_class=2)
     query, train, database = protocol.split(birds.labels, seeded()).datasets(birds)
     assert [len(part) for part in (query, train, database)] == [2, 4, 6]
     assert birds.classes == ("crow", "wren")
