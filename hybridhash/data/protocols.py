@@ -240,7 +240,8 @@ _PROTOCOLS = {
         ),
         Protocol(
             "mirflickr", "MIRFLICKR-25k", 38, True, 1000, 4000, 20_000, None, False,
-            SplitRule("any", 1000, 4000), notes="Some images have no label. Published code numbers the labels in the order of a folder, "
+            SplitRule("any", 1000, 4000),
+            notes="Some images have no label. Published code numbers the labels in the order of a folder, "
             "which differs by machine.",
         ),
         Protocol(
