@@ -35,11 +35,11 @@ from hybridhash.models.interaction import GlobalBranch
 
 BATCH = 60
 HEADS = {
-    "wml": "linear",
+    "wml": "tanh",
     "hashnet": "continuation",
     "dpsh": "unbounded",
-    "dch": "linear",
-    "csq": "linear",
+    "dch": "tanh",
+    "csq": "tanh",
     "orthohash": "batchnorm",
     "greedyhash": "unbounded",  # the loss takes the sign itself
 }
@@ -89,7 +89,7 @@ def make_model(backbone: str, method: str, bits: int, px: int) -> nn.Module:
     name, kwargs = (BACKBONES | ABLATION)[backbone]
     if name.startswith("hybridhash"):
         kwargs = {**kwargs, "img_size": px}
-    model = create_hash_model(name, bits, head=HEADS.get(method, "linear"), **kwargs)
+    model = create_hash_model(name, bits, head=HEADS.get(method, "tanh"), **kwargs)
     return without_global_branch(model) if backbone.endswith("no global branch") else model
 
 

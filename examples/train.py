@@ -33,10 +33,10 @@ from hybridhash.data import LabelledImages, Split, balanced_batches
 from hybridhash.data.images import read_image
 from hybridhash.data.protocols import (
     cifar10,
+    custom_protocol,
     digits,
     get_protocol,
     list_protocols,
-    own_protocol,
     read_csv,
 )
 from hybridhash.eval import evaluate, mean_average_precision
@@ -78,7 +78,7 @@ def parse_args(argv=None):
     add("--num-workers", type=int, default=4, help="processes that read images (4)")
     add("--model", default="hybridhash_64", help="hybridhash_*, or any model of timm (hybridhash_64)")
     add("--bits", type=int, default=64, help="code length (64)")
-    add("--head", choices=list_heads(), help="(the model's own, or linear)")
+    add("--head", choices=list_heads(), help="(the model's own, or tanh)")
     add("--img-size", type=int, default=224, help="pixels (224)")
     add("--pretrained", action="store_true", help="begin with the backbone's weights from the Hub")
     for name in ("--model-args", "--loss-args", "--opt-args"):
@@ -147,7 +147,7 @@ def load_parts(args):
     images = own_images(args)
     if protocol is None:
         name = args.protocol or (args.csv or args.data_dir.resolve()).stem
-        protocol = own_protocol(name, images.labels, query_per_class=args.query_per_class)
+        protocol = custom_protocol(name, images.labels, query_per_class=args.query_per_class)
     path = args.split or args.out / "split.safetensors"
     if path.exists():
         split = Split.load(path, images.labels)
@@ -176,7 +176,7 @@ def make_model(args):
     if native and args.head is None:
         model = timm.create_model(args.model, num_classes=args.bits, **kwargs)
     else:
-        model = create_hash_model(args.model, args.bits, head=args.head or "linear", **kwargs)
+        model = create_hash_model(args.model, args.bits, head=args.head or "tanh", **kwargs)
     # Saved with the model, so that whoever loads it prepares images in the same way.
     model.pretrained_cfg["input_size"] = (3, args.img_size, args.img_size)
     if args.cifar or args.protocol == "digits":

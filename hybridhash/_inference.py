@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "eval_mode",
     "input_device",
     "launch",
+    "multiplies_natively",
     "named_fields",
     "read_batch",
     "to_device",
@@ -35,6 +37,11 @@ _KEYS = {
     "images": ("image", "images", "pixel_values"),
     "labels": ("label", "labels"),
     "ids": ("index", "indices", "id", "ids"),
+}
+# What multiplies matrices of a half-precision dtype on an x86-64 processor; one of them is enough.
+_INSTRUCTIONS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
 }
 
 
@@ -151,15 +158,45 @@ def input_device(model: nn.Module, device: torch.device | str | None) -> torch.d
     return device
 
 
-def autocast_of(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Autocast in half precision, none in float32, and None leaves it as it is; else a ValueError."""
+def autocast_of(
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None
+) -> AbstractContextManager[Any]:
+    """Return the context that runs ``model`` in ``dtype``.
+
+    Half precision is autocast, float32 is no autocast, and None leaves the caller's context as it is. A
+    processor that only emulates the half-precision dtype runs float32 weights in float32 instead, which is
+    several times faster; a UserWarning says so.
+
+    Raises:
+        ValueError: ``dtype`` is none of these.
+    """
     if dtype is None:
         return nullcontext()
     if dtype == torch.float32:
         return torch.autocast(device.type, enabled=False)
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in _INSTRUCTIONS:
         raise ValueError(f"dtype must be None, torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
+    # Weights in half precision need the autocast: it casts the images to their dtype.
+    full_precision = all(p.dtype not in _INSTRUCTIONS for p in model.parameters())
+    if device.type == "cpu" and full_precision and not multiplies_natively(dtype):
+        warnings.warn(
+            f"this processor has no instructions for {dtype}, so the model runs in float32, which is faster "
+            "here: give dtype=torch.float32 or None on such a machine",
+            stacklevel=1,  # here, so that Python shows it once a process and not once a caller
+        )
+        return torch.autocast("cpu", enabled=False)
     return torch.autocast(device.type, dtype=dtype)
+
+
+def multiplies_natively(dtype: torch.dtype) -> bool:
+    """Return whether this processor multiplies matrices of a half-precision dtype without emulation.
+
+    True where it is not known: on processors other than x86-64, and in versions of PyTorch that do not tell.
+    """
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    return any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

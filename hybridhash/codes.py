@@ -35,6 +35,7 @@ __all__ = [
     "hamming_topk",
     "pack_codes",
     "sign",
+    "straight_through_sign",
     "unpack_codes",
 ]
 
@@ -81,6 +82,24 @@ def sign(values: Tensor) -> Tensor:
         tensor([ 1., -1., -1.])
     """
     return (values > 0).to(values.dtype).mul_(2).sub_(1)
+
+
+def straight_through_sign(values: Tensor) -> Tensor:
+    """Return :func:`sign` of ``values`` with the gradient of the identity.
+
+    Args:
+        values: Any shape, floating.
+
+    Source: Bengio, Léonard, Courville, arXiv 1308.3432, the straight-through estimator.
+
+    Example:
+        >>> values = torch.tensor([0.3, -2.0], requires_grad=True)
+        >>> straight_through_sign(values).sum().backward()
+        >>> values.grad
+        tensor([1., 1.])
+    """
+    # The difference is 0, so the signs are exact; its gradient is 1.
+    return sign(values) + (values - values.detach())
 
 
 def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:

@@ -331,5 +331,5 @@ def _replicas(
         here = place.type == home.type and place.index in (None, home.index)
         copied = model if here else copy.deepcopy(model).to(place)
         place = home if here else place
-        replicas.append(_Replica(copied, place, autocast_of(place, dtype)))
+        replicas.append(_Replica(copied, place, autocast_of(copied, place, dtype)))
     return replicas

@@ -49,6 +49,7 @@ def encode(
             are on several devices, the CPU if there are none. The model is never moved; a device where it is
             not raises.
         dtype: bfloat16 or float16 runs the model under autocast, float32 without; None leaves that as it is.
+            A CPU that only emulates half precision runs in float32 and warns.
         progress: show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
 
     Returns:
@@ -73,7 +74,7 @@ def encode(
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
     place = input_device(model, device)
-    autocast = autocast_of(place, dtype)
+    autocast = autocast_of(model, place, dtype)
     parts: list[HashCodes] = []
     launched: _Launched | None = None
     bar = tqdm(desc="encode", unit="image", disable=not progress)  # type: ignore[no-untyped-call]

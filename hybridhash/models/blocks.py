@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from hybridhash.models.products import Linear
-
-__all__ = ["Attention", "Level", "Mlp", "TransformerLayer", "merge_blocks", "split_blocks"]
+__all__ = ["Attention", "Level", "TransformerLayer", "merge_blocks", "split_blocks"]
 
 
 def split_blocks(x: Tensor, grid: int, edge: int) -> Tensor:
@@ -87,8 +85,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = Linear(dim, dim, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,33 +98,6 @@ class Attention(nn.Module):
         x = x.transpose(1, 2).reshape(-1, blocks, positions, channels)
         x = self.proj_drop(self.proj(x))
         return x
-
-
-class Mlp(nn.Module):
-    """timm's ``Mlp`` of the linear maps of this package: ``drop(fc2(drop(act(fc1(x)))))``.
-
-    Shape:
-        ``(..., dim)`` to ``(..., dim)``.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        act_layer: Callable[..., nn.Module],
-        drop: float,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.act = act_layer()
-        self.drop1 = nn.Dropout(drop)
-        self.fc2 = Linear(hidden_dim, dim, device=device, dtype=dtype)
-        self.drop2 = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
 class TransformerLayer(nn.Module):
@@ -158,7 +129,7 @@ class TransformerLayer(nn.Module):
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, proj_drop, device=device, dtype=dtype)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer, proj_drop, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

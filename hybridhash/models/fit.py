@@ -47,7 +47,7 @@ Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
 _METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph")
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # a bit each, so there are no more bits than directions
 _SAMPLED = ("itq", "sh", "sph")
-_HEAD_NAMES = {TanhHead: "linear", SpectralHead: "spectral", SphericalHead: "spherical"}
+_HEAD_NAMES = {TanhHead: "tanh", SpectralHead: "spectral", SphericalHead: "spherical"}
 # Share of the squared size of features that is taken for rounding: 1e-6 of their size.
 _NOISE = 1e-12
 
@@ -69,7 +69,7 @@ def fit_hash_layer(
 
     Images go through the backbone once. Then ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written
     into the last linear map, ``model.get_classifier()``, where the head is a function of the sign of one (a
-    head that is none, such as ``"mlp"`` or ``"batchnorm"``, becomes ``"linear"``). ``"sh"`` and ``"sph"``
+    head that is none, such as ``"mlp"`` or ``"batchnorm"``, becomes ``"tanh"``). ``"sh"`` and ``"sph"``
     replace the head by ``"spectral"`` or ``"spherical"``; a ``hybridhash_*`` keeps that as its last layer,
     but :mod:`hybridhash.hub` refuses to save it: ``create_hash_model("hybridhash_64", bits)`` is saved with
     it. What the methods do, and how features are kept: :func:`fit_hash_head`.
@@ -121,15 +121,16 @@ def fit_hash_layer(
         bits = network.bits
         if bits == 0:
             raise ValueError("model has num_classes=0, which means no hash layer: give bits")
-    place = input_device(network, device)
+    device = input_device(network, device)
+    autocast = autocast_of(network, device, dtype)
 
     def embeddings() -> Iterator[Tensor]:
         bar = tqdm(desc=f"fit {method}", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
         with bar:
             for number, content in enumerate(loader):
                 images = read_batch(content, number)[0]
-                with torch.no_grad(), autocast_of(place, dtype):
-                    features = network.forward_features(to_device(images, place))
+                with torch.no_grad(), autocast:
+                    features = network.forward_features(to_device(images, device))
                     features = network.forward_head(features, pre_logits=True)
                 yield features
                 bar.update(images.shape[0])

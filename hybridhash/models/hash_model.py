@@ -15,7 +15,8 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from hybridhash.models.heads import create_head
+from hybridhash._checks import check_integer
+from hybridhash.models.heads import create_head, renamed_head
 
 __all__ = ["HashModel", "create_hash_model"]
 
@@ -27,7 +28,7 @@ def create_hash_model(
     backbone: str | nn.Module,
     bits: int,
     *,
-    head: str = "linear",
+    head: str = "tanh",
     head_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     **backbone_kwargs: Any,
@@ -58,10 +59,8 @@ def create_hash_model(
         >>> model(torch.zeros(1, 3, 64, 64)).shape, model.bits, model.num_features
         (torch.Size([1, 24]), 24, 512)
     """
-    if bits < 1:
-        raise ValueError(
-            f"bits must be at least 1, got {bits}: a backbone without a head is timm.create_model"
-        )
+    bits = check_integer("bits", bits, 1, advice="a backbone without a head is timm.create_model")
+    head = renamed_head(head)
     settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
     if isinstance(backbone, nn.Module):
         if pretrained or backbone_kwargs:
@@ -103,7 +102,7 @@ class HashModel(nn.Module):
         self,
         backbone: str | nn.Module = "resnet50",
         num_classes: int = 64,
-        head: str = "linear",
+        head: str = "tanh",
         head_args: Mapping[str, Any] | None = None,
         pretrained_backbone: bool = False,
         device: Any = None,
@@ -111,6 +110,7 @@ class HashModel(nn.Module):
         **backbone_kwargs: Any,
     ) -> None:
         super().__init__()
+        head = "tanh" if head == "linear" else head  # its former name, in models that were saved with it
         if isinstance(backbone, str):
             self.model_args: dict[str, Any] = {
                 "backbone": backbone,

@@ -13,7 +13,6 @@ from timm.layers import create_classifier
 from torch import Tensor, nn
 
 from hybridhash.models.blocks import Attention
-from hybridhash.models.products import Conv2d, Linear
 
 __all__ = ["GlobalBranch", "HashHead", "HashInteraction", "Interaction"]
 
@@ -53,7 +52,7 @@ class GlobalBranch(nn.Module):
         self.kernel = kernel
         self.legacy_token_order = legacy_token_order
         self.reduce = (
-            Linear(in_dim, dim, bias=False, device=device, dtype=dtype) if in_dim != dim else nn.Identity()
+            nn.Linear(in_dim, dim, bias=False, device=device, dtype=dtype) if in_dim != dim else nn.Identity()
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid, dim, device=device, dtype=dtype))
         self.attn = Attention(dim, num_heads, qkv_bias=False, device=device, dtype=dtype)
@@ -111,7 +110,7 @@ class Interaction(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.local = Conv2d(in_dim, dim, 3, padding=1, device=device, dtype=dtype)
+        self.local = nn.Conv2d(in_dim, dim, 3, padding=1, device=device, dtype=dtype)
         self.global_branch = global_branch
         self.norm = norm_layer(dim, device=device, dtype=dtype)
         self.pool = halving_max_pool(size, pad_type)
@@ -146,8 +145,8 @@ class HashInteraction(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.local_row = Conv2d(dim, dim, (1, 3), padding=(0, 1), device=device, dtype=dtype)
-        self.local_col = Conv2d(dim, dim, (3, 1), padding=(1, 0), device=device, dtype=dtype)
+        self.local_row = nn.Conv2d(dim, dim, (1, 3), padding=(0, 1), device=device, dtype=dtype)
+        self.local_col = nn.Conv2d(dim, dim, (3, 1), padding=(1, 0), device=device, dtype=dtype)
         self.global_branch = global_branch
         self.pool = halving_max_pool(size, pad_type)
 

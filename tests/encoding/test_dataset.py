@@ -22,10 +22,10 @@ from torchvision.datasets import ImageFolder
 import hybridhash
 from hybridhash import HashCodes, encode, encode_dataset, open_codes
 from hybridhash.codes import pack_codes, read_codes
-from hybridhash.data.images import ImageList, TarImages, read_image
+from hybridhash.data import ImageList, TarImages, read_image
 from hybridhash.encoding.shards import Failure, Manifest, read_failures
 from hybridhash.hub import save_pretrained
-from tests.data.test_images import bomb, encoded, photo, write_tar
+from tests.data._images import bomb, encoded, photo, write_tar
 
 BITS = 12
 IMAGES = torch.randn(23, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -223,7 +223,8 @@ def test_what_a_model_caches_while_encoding_can_be_trained_with_later() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_under_autocast(dtype: torch.dtype) -> None:
+def test_half_precision_runs_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridhash._inference.multiplies_natively", lambda dtype: True)
     model = Net()
     codes = encode(model, batches(IMAGES), dtype=dtype, progress=False)
     assert model.seen["autocast"] is True

@@ -15,7 +15,7 @@ from hybridhash import HashCodes, open_codes
 from hybridhash.encoding.shards import read_failures
 from hybridhash.hub import save_pretrained
 from tests import ROOT
-from tests.data.test_images import encoded, photo
+from tests.data._images import encoded, photo
 from tests.encoding.test_dataset import SMALL, image_folder, run
 
 SCRIPT = ROOT / "examples" / "encode_ray.py"

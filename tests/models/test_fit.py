@@ -293,7 +293,7 @@ def test_one_model_can_be_fitted_again_and_again(kind):
 
 
 @pytest.mark.parametrize(
-    "head", ["bihalf", "continuation", "greedy", "linear", "sigmoid", "sign", "unbounded", "weighted"]
+    "head", ["bihalf", "continuation", "greedy", "sigmoid", "sign", "tanh", "unbounded", "weighted"]
 )
 def test_a_head_that_is_the_sign_of_its_map_stays(head):
     model = fit(hash_model(head=head), bits=9)
@@ -304,7 +304,7 @@ def test_a_head_that_is_the_sign_of_its_map_stays(head):
 @pytest.mark.parametrize("head", ["batchnorm", "divide", "mlp", "two_level"])
 def test_a_head_that_is_not_becomes_linear(head, tmp_path):
     model = fit(hash_model(head=head))
-    assert model.head_name == model.model_args["head"] == "linear"
+    assert model.head_name == model.model_args["head"] == "tanh"
     assert torch.equal(bits_of(model, images()), bits_of(fit(hash_model()), images()))
     save_pretrained(model, tmp_path)
 
@@ -436,7 +436,7 @@ def test_nan_names_the_batch_and_the_model_stays_as_it_was():
         fit_hash_layer(model, [], "sh", progress=False)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert model.training
-    assert model.head_name == "linear"
+    assert model.head_name == "tanh"
     assert model.bits == 8
 
 

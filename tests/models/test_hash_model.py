@@ -149,7 +149,7 @@ def test_a_module_with_timms_interface_is_a_backbone():
 
 
 def test_impossible_models_say_why():
-    with pytest.raises(ValueError, match="bits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
         create_hash_model("resnet10t", 0)
     with pytest.raises(ValueError, match="timm has no model 'resnet50x'; nearest: resnet"):
         create_hash_model("resnet50x", 8)

@@ -1,12 +1,13 @@
 """Hash heads: the formulas of their papers, and what must hold of every one."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
-from hybridhash import pack_codes
+from hybridhash import create_hash_model, hub, pack_codes
 from hybridhash.models import create_head, heads, list_heads
 
 WIDTH, BITS = 10, 6
@@ -74,21 +75,51 @@ def test_training_and_evaluation_give_the_same_codes(name):
 
 @pytest.mark.parametrize("name", list_heads())
 def test_sizes_below_one_and_unknown_arguments_raise(name):
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="must be >= 1, got 0"):
         create_head(name, WIDTH, 0)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="must be >= 1, got 0"):
         create_head(name, 0, BITS)
     with pytest.raises(TypeError, match="takes no argument 'epsilom', only"):
         create_head(name, WIDTH, BITS, epsilom=1)
 
 
+def test_linear_is_a_former_name_of_tanh():
+    with pytest.deprecated_call(match="'linear' is now called 'tanh'"):
+        head = create_head("linear", WIDTH, BITS)
+    assert type(head) is heads.TanhHead
+    with pytest.deprecated_call(match="'linear' is now called 'tanh'"):
+        model = create_hash_model("resnet10t", BITS, head="linear")
+    assert model.head_name == model.model_args["head"] == "tanh"
+    assert "linear" not in list_heads()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_saved_with_the_former_name_loads_without_a_word(tmp_path):
+    model = create_hash_model("resnet10t", BITS).eval()
+    hub.save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_args"]["head"] == "tanh"
+    config["model_args"]["head"] = "linear"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = hub.load(tmp_path).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.head_name == "tanh"
+
+
 def test_an_unknown_head_names_the_nearest():
-    with pytest.raises(ValueError, match="no head is called 'liner'; nearest: linear"):
-        create_head("liner", WIDTH, BITS)
+    with pytest.raises(ValueError, match="no head is called 'tahn'; nearest: tanh"):
+        create_head("tahn", WIDTH, BITS)
 
 
-def test_linear_is_tanh_of_unbounded():
-    head, unbounded = make("linear"), make("unbounded")
+@pytest.mark.parametrize("name", ["sign", "greedy"])
+def test_signs_are_exact_however_large_or_small_the_output(name):
+    x = embeddings(rows=1000) * torch.logspace(-6, 6, 1000)[:, None]
+    assert make(name)(x).abs().unique().tolist() == [1.0]
+
+
+def test_tanh_is_that_of_unbounded():
+    head, unbounded = make("tanh"), make("unbounded")
     torch.testing.assert_close(head(embeddings()), torch.tanh(unbounded(embeddings())))
 
 
@@ -117,7 +148,7 @@ def test_continuation_follows_its_published_schedule(schedule, calls, expected):
 
 
 def test_continuation_refuses_another_schedule():
-    with pytest.raises(ValueError, match="'iterations' or 'epochs', got 'steps'"):
+    with pytest.raises(ValueError, match="'iterations', 'epochs', got 'steps'"):
         make("continuation", schedule="steps")
 
 
