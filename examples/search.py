@@ -91,7 +91,7 @@ def main():
     print(f"indexed {len(index)} codes: {index}")
 
     start = time.perf_counter()
-    distances, ids = index.search(query, k=10)
+    distances, ids = index.search(query, top_k=10)
     seconds = time.perf_counter() - start
     exact, _ = hamming_topk(query, database, 10)
     labels = torch.as_tensor(load_digits().target)

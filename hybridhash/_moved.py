@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["moved"]
+__all__ = ["moved", "renamed_arguments"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def moved(
@@ -39,3 +41,37 @@ def moved(
         return found if old_settings is None else partial(found, **old_settings)
 
     return find
+
+
+def renamed_arguments(**names: str) -> Callable[[Function], Function]:
+    """Return a decorator with which a function still takes keyword arguments by their old names and warns.
+
+    Args:
+        names: The new name of each old one.
+
+    Example:
+        >>> import pytest
+        >>> @renamed_arguments(k="top_k")
+        ... def nearest(items, top_k):
+        ...     return sorted(items)[:top_k]
+        >>> with pytest.deprecated_call(match="k= is now top_k="):
+        ...     nearest([3, 1, 2], k=2)
+        [1, 2]
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def with_old_names(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__qualname__}() got {old}= and {new}=, give {new}= only")
+                warnings.warn(
+                    f"{function.__qualname__}: {old}= is now {new}=", DeprecationWarning, stacklevel=2
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return with_old_names  # type: ignore[return-value]
+
+    return decorate

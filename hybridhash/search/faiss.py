@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer
 from hybridhash._files import replacing
+from hybridhash._moved import renamed_arguments
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.search.interface import (
     Array,
@@ -23,6 +24,7 @@ from hybridhash.search.interface import (
     new_rows,
     query_rows,
     read_manifest,
+    result_count,
     write_manifest,
 )
 
@@ -59,7 +61,7 @@ class FaissIndex:
         nprobe: ivf: lists looked at for each query; by default a 32nd of them, but at least 16.
         links: hnsw: neighbours of each code in the graph (FAISS's ``M``).
         ef_construction: hnsw: candidates kept while the graph is built.
-        ef_search: hnsw: candidates kept while it is searched; never fewer than ``k``.
+        ef_search: hnsw: candidates kept while it is searched; never fewer than ``top_k``.
         nhash: multihash: number of tables; by default as many as fit, ``bits // hash_bits``.
         hash_bits: multihash: bits of the substring of each table; by default 16, or as many as there are.
         nflip: multihash: substrings up to this many bits from the query's are looked at.
@@ -76,7 +78,7 @@ class FaissIndex:
         >>> import torch
         >>> index = FaissIndex(bits=3)
         >>> index.add(torch.tensor([[0.9, 0.2, -0.1], [0.9, -0.3, -0.4], [-1.0, -1.0, 1.0]]))
-        >>> index.search(torch.tensor([[1.0, -1.0, -1.0]]), k=2)
+        >>> index.search(torch.tensor([[1.0, -1.0, -1.0]]), top_k=2)
         (tensor([[0, 1]], dtype=torch.int16), tensor([[1, 0]]))
         >>> index.range_search(torch.tensor([[1.0, -1.0, -1.0]]), radius=0)
         (tensor([0, 1]), tensor([0], dtype=torch.int16), tensor([1]))
@@ -159,15 +161,18 @@ class FaissIndex:
         if self.index is not None:
             self._apply_options()
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+    @renamed_arguments(k="top_k")
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
         Raises:
-            TypeError, ValueError: ``k`` below 1, an empty index, no query, or codes of other bits or
+            TypeError, ValueError: ``top_k`` below 1, an empty index, no query, or codes of other bits or
                 another model.
         """
         query = query_rows(codes, self.bits, len(self), self.model, model)
-        distances, ids = self.index.search(query, min(check_integer("k", k, 1), len(self)))
+        distances, ids = self.index.search(query, result_count(top_k, len(self)))
         return nearest_first(distances, ids, self.bits)
 
     def range_search(

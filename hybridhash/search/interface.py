@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_integer
 from hybridhash._files import replacing
 from hybridhash.codes import HashCodes, as_packed
 
@@ -25,6 +26,7 @@ __all__ = [
     "new_rows",
     "query_rows",
     "read_manifest",
+    "result_count",
     "write_manifest",
 ]
 
@@ -50,11 +52,13 @@ class SearchIndex(Protocol):
     def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
         """Add codes under their ids (``codes.ids``), or numbered on from ``len(index)`` if they have none."""
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query.
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query; None means all.
 
         Returns:
-            ``(distances, ids)``: int16 and int64, both ``(Nq, min(k, len(index)))``, nearest first, equal
+            ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
             distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
         """
 
@@ -123,6 +127,13 @@ def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None
     return np.ascontiguousarray(packed)
 
 
+def result_count(top_k: int | None, size: int) -> int:
+    """Return how many codes to find for each query in an index of ``size`` codes."""
+    if top_k is None:
+        return size
+    return min(check_integer("top_k", top_k, 1, advice="use None for the whole index"), size)
+
+
 def _unique(ids: Array) -> Array:
     """Ids that may be added: none negative, none twice."""
     if len(ids) and ids.min() < 0:
@@ -169,8 +180,8 @@ def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tens
     """Results of an engine in the order and the types that :meth:`SearchIndex.search` promises.
 
     Args:
-        distances: ``(Nq, k)`` of any dtype; of no meaning where ``ids`` is negative.
-        ids: int64 ``(Nq, k)``, negative where nothing was found.
+        distances: ``(Nq, top_k)`` of any dtype; of no meaning where ``ids`` is negative.
+        ids: int64 ``(Nq, top_k)``, negative where nothing was found.
         bits: code length of the index.
 
     Example:

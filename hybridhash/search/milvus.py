@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._moved import renamed_arguments
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.search.interface import (
     Array,
@@ -22,6 +23,7 @@ from hybridhash.search.interface import (
     new_rows,
     query_rows,
     read_manifest,
+    result_count,
     write_manifest,
 )
 from hybridhash.search.milvus_connection import Connection
@@ -70,7 +72,7 @@ class MilvusIndex:
     Example:
         >>> index = MilvusIndex("http://localhost:19530", "photos", bits=64)  # doctest: +SKIP
         >>> index.add(codes)  # doctest: +SKIP
-        >>> distances, ids = index.search(query, k=100)  # doctest: +SKIP
+        >>> distances, ids = index.search(query, top_k=100)  # doctest: +SKIP
     """
 
     def __init__(
@@ -153,22 +155,29 @@ class MilvusIndex:
             )
         self._unfinished = None
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+    @renamed_arguments(k="top_k")
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
         Raises:
             ConnectionError: the server stayed down or refused.
-            TypeError, ValueError: ``k`` below 1 or above 16,384, an empty collection, no query, or codes of
-                other bits or another model.
+            TypeError, ValueError: ``top_k`` below 1 or more than 16,384 results, an empty collection, no
+                query, or codes of other bits or another model.
         """
         size = len(self)
         query = query_rows(codes, self.bits, size, self.model, model)
-        k = min(check_integer("k", k, 1), size)
-        if k > _LIMIT:
-            raise ValueError(f"k={k} is more than the {_LIMIT} results that Milvus gives: use FaissIndex")
-        distances, ids = np.zeros((len(query), k)), np.full((len(query), k), -1)
-        for row, (found, numbers) in enumerate(self._hits(query, k)):
-            distances[row, : len(numbers)], ids[row, : len(numbers)] = found, numbers
+        count = result_count(top_k, size)
+        if count > _LIMIT:
+            raise ValueError(
+                f"top_k={top_k} asks for {count:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
+            )
+        distances = np.zeros((len(query), count))
+        ids = np.full((len(query), count), -1)
+        for row, (query_distances, query_ids) in enumerate(self._hits(query, count)):
+            distances[row, : len(query_ids)] = query_distances
+            ids[row, : len(query_ids)] = query_ids
         return nearest_first(distances, ids, self.bits)
 
     def range_search(

@@ -40,21 +40,21 @@ def same(results, others):
 @given(
     bits=st.integers(1, 130),
     rows=st.integers(1, 80),
-    k=st.integers(1, 100),
+    top_k=st.integers(1, 100),
     radius=st.integers(0, 140),
     seed=st.integers(0, 9),
 )
 def test_flat_gives_the_distances_of_hamming_topk_and_the_ids_that_belong_to_them(
-    bits, rows, k, radius, seed
+    bits, rows, top_k, radius, seed
 ):
     query, database = codes(4, bits, seed), codes(rows, bits, seed + 10)
     index = FaissIndex(bits)
     index.add(database)
-    distances, ids = index.search(query, k)
-    assert torch.equal(distances, hamming_topk(query, database, k)[0])
+    distances, ids = index.search(query, top_k)
+    assert torch.equal(distances, hamming_topk(query, database, top_k)[0])
     every = hamming_distance(query, database)
     assert torch.equal(every.gather(1, ids), distances)
-    assert all(len(row.unique()) == min(k, rows) for row in ids)
+    assert all(len(row.unique()) == min(top_k, rows) for row in ids)
 
     limits, distances, ids = index.range_search(query, radius)
     for row, (start, stop) in enumerate(itertools.pairwise(limits)):
@@ -83,11 +83,25 @@ def test_results_have_the_promised_types_and_order():
         assert ((distances[start:stop].long() * 1000 + ids[start:stop]).diff() > 0).all()
 
 
-def test_k_above_the_size_gives_all_codes():
+def test_top_k_above_the_size_gives_all_codes():
     for kind in ("flat", "hnsw"):
-        distances, ids = filled(kind=kind, rows=7).search(codes(2), k=50)
+        distances, ids = filled(kind=kind, rows=7).search(codes(2), top_k=50)
         assert distances.shape == (2, 7)
         assert sorted(ids[0].tolist()) == list(range(7))
+
+
+def test_no_top_k_gives_all_codes():
+    distances, ids = filled(rows=7).search(codes(2), None)
+    assert distances.shape == (2, 7)
+    assert sorted(ids[0].tolist()) == list(range(7))
+
+
+def test_top_k_is_still_taken_by_its_old_name():
+    index, query = filled(), codes(3)
+    with pytest.deprecated_call(match=r"FaissIndex\.search: k= is now top_k="):
+        assert same(index.search(query, k=5), index.search(query, 5))
+    with pytest.raises(TypeError, match="k= and top_k=, give top_k= only"):
+        index.search(query, top_k=5, k=5)
 
 
 def test_codes_are_not_written_to():
@@ -163,7 +177,7 @@ def test_every_list_of_an_inverted_file_makes_it_exact():
 def test_places_that_an_approximate_index_cannot_fill_say_so():
     index = FaissIndex(16, "multihash", nflip=0, nhash=2, hash_bits=8)
     index.add(torch.ones(3, 16))
-    distances, ids = index.search(torch.full((1, 16), -1.0), k=2)
+    distances, ids = index.search(torch.full((1, 16), -1.0), top_k=2)
     assert ids.tolist() == [[-1, -1]]
     assert distances.tolist() == [[17, 17]]
     assert index.range_search(torch.full((1, 16), -1.0), 16)[0].tolist() == [0, 0]
@@ -276,8 +290,12 @@ def test_codes_of_another_model_raise(action):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: filled().search(codes(2), 0), ValueError, "k must be >= 1, got 0"),
-        (lambda: filled().search(codes(2), 2.0), TypeError, "k must be an int >= 1, got 2.0"),
+        (
+            lambda: filled().search(codes(2), 0),
+            ValueError,
+            "top_k must be >= 1, got 0: use None for the whole index",
+        ),
+        (lambda: filled().search(codes(2), 2.0), TypeError, "top_k must be an int >= 1, got 2.0"),
         (lambda: filled().range_search(codes(2), -1), ValueError, "radius must be >= 0, got -1"),
         (lambda: filled().search(codes(0), 1), ValueError, "codes is empty: search needs at least one query"),
         (
