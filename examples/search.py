@@ -82,12 +82,12 @@ def main():
     # The name of the model guards against codes of another one, also after the index was saved.
     name = weights_sha256(model)
     if args.milvus:
-        index = MilvusIndex(args.milvus, f"digits_{name[:8]}", args.bits, model=name)
+        index = MilvusIndex(args.milvus, f"digits_{name[:8]}", args.bits, model_id=name)
     else:
-        index = FaissIndex(args.bits, args.kind, model=name)
+        index = FaissIndex(args.bits, args.kind, model_id=name)
     index.add(database)
     index.save(args.out / "index")
-    index = type(index).load(args.out / "index", model=name)
+    index = type(index).load(args.out / "index", model_id=name)
     print(f"indexed {len(index)} codes: {index}")
 
     start = time.perf_counter()

@@ -8,7 +8,7 @@ from functools import partial, wraps
 from importlib import import_module
 from typing import Any, TypeVar
 
-__all__ = ["moved", "renamed_arguments"]
+__all__ = ["moved", "renamed_arguments", "renamed_attribute"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -75,3 +75,24 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
         return with_old_names  # type: ignore[return-value]
 
     return decorate
+
+
+def renamed_attribute(old: str, new: str) -> property:
+    """Return a property that reads an attribute by its old name and warns.
+
+    Example:
+        >>> import pytest
+        >>> class Index:
+        ...     model_id = "resnet50"
+        ...     model = renamed_attribute("model", "model_id")
+        >>> with pytest.deprecated_call(match="Index.model is now Index.model_id"):
+        ...     Index().model
+        'resnet50'
+    """
+
+    def read(self: object) -> Any:
+        owner = type(self).__name__
+        warnings.warn(f"{owner}.{old} is now {owner}.{new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(read, doc=f"Old name of :attr:`{new}`.")

@@ -21,7 +21,7 @@ __all__ = [
     "SearchIndex",
     "as_ranges",
     "check_held",
-    "check_model",
+    "check_model_id",
     "nearest_first",
     "new_rows",
     "query_rows",
@@ -33,7 +33,9 @@ __all__ = [
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 MANIFEST = "manifest.json"
-_FORMAT, _VERSION = "hybridhash.search", "1"
+_FORMAT = "hybridhash.search"
+_VERSION = "2"
+_OLD_VERSION = "1"  # in which model_id is called model
 
 
 @runtime_checkable
@@ -42,18 +44,18 @@ class SearchIndex(Protocol):
 
     Attributes:
         bits: length of all codes of the index.
-        model: which model gave them, in any words that tell models apart (a name and the sha256 of the
-            weights, say), or None if that is not known. Where both sides are known they must agree.
+        model_id: Name of the model that gave them: any text that tells models apart, such as the SHA-256 of
+            the weights; None if it is not known. Where the index and the codes have one, they must agree.
     """
 
     bits: int
-    model: str | None
+    model_id: str | None
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
         """Add codes under their ids (``codes.ids``), or numbered on from ``len(index)`` if they have none."""
 
     def search(
-        self, codes: Tensor | HashCodes, top_k: int | None, *, model: str | None = None
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query; None means all.
 
@@ -63,7 +65,7 @@ class SearchIndex(Protocol):
         """
 
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All codes at a Hamming distance of at most ``radius``.
 
@@ -80,15 +82,15 @@ class SearchIndex(Protocol):
 
 
 def new_rows(
-    codes: Tensor | HashCodes, bits: int, held: str | None, model: str | None
+    codes: Tensor | HashCodes, bits: int, held: str | None, model_id: str | None
 ) -> tuple[Array, Array | None]:
     """Codes to add as packed rows, and their ids if they have any, both checked.
 
     Args:
         codes: as :class:`SearchIndex` takes them; ``N`` may be 0.
         bits: code length of the index.
-        held: the model of the codes in the index, or None.
-        model: the model of ``codes``, or None.
+        held: Model of the codes in the index, or None if it is not known.
+        model_id: Model of ``codes``, or None if it is not known.
 
     Returns:
         ``(packed, ids)``: uint8 ``(N, ceil(bits / 8))``, and int64 ``(N,)`` or None.
@@ -101,7 +103,7 @@ def new_rows(
         >>> new_rows(torch.tensor([[0.3, -2.0, 0.7]]), 3, None, None)
         (array([[160]], dtype=uint8), None)
     """
-    check_model(held, model)
+    check_model_id(held, model_id)
     if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
         packed, given = as_packed(codes, bits=bits)
     else:
@@ -115,11 +117,13 @@ def new_rows(
     return packed.cpu().numpy(), None if ids is None else _unique(ids.cpu().numpy())
 
 
-def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model: str | None) -> Array:
+def query_rows(
+    codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model_id: str | None
+) -> Array:
     """Queries as packed rows; raises as :func:`new_rows`, for no query at all, and for an empty index."""
     # Ids of queries are of no interest, and may well repeat.
     codes = HashCodes(codes.packed, codes.bits) if isinstance(codes, HashCodes) else codes
-    packed, _ = new_rows(codes, bits, held, model)
+    packed, _ = new_rows(codes, bits, held, model_id)
     if size == 0:
         raise ValueError("the index is empty: add codes before searching")
     if len(packed) == 0:
@@ -164,15 +168,15 @@ def _some(ids: Array) -> str:
     return f"{', '.join(str(i) for i in ids[:3])}{more}"
 
 
-def check_model(held: str | None, model: str | None) -> None:
+def check_model_id(held: str | None, model_id: str | None) -> None:
     """Raise a ValueError if codes are known to be of another model than those of an index."""
-    for name in (held, model):
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"model must be a str that tells models apart, or None, got {name!r}")
-    if held is not None and model is not None and held != model:
+    for value in (held, model_id):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"model_id must be a str that tells models apart, or None, got {value!r}")
+    if held is not None and model_id is not None and held != model_id:
         raise ValueError(
-            f"the index holds codes of the model {held!r}, these are of {model!r}: codes of different models "
-            "cannot be compared, encode with the same one"
+            f"the index holds codes of the model {held!r}, these are of {model_id!r}: codes of different "
+            "models cannot be compared, encode with the same one"
         )
 
 
@@ -229,11 +233,14 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
         raise ValueError(f"{file} is damaged ({error}): save the index again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{file} is no manifest of an index: give a folder that save of an index wrote")
-    if content.get("version") != _VERSION:
+    version = content.get("version")
+    if version not in (_VERSION, _OLD_VERSION):
         raise ValueError(
-            f"{file} has version {content.get('version')!r} of the format, this hybridhash reads "
+            f"{file} has version {version!r} of the format, this hybridhash reads {_OLD_VERSION!r} and "
             f"{_VERSION!r}: upgrade hybridhash, or build the index again"
         )
+    if version == _OLD_VERSION and "model" in content:
+        content["model_id"] = content.pop("model")
     if content.get("backend") != backend:
         raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
     missing = [key for key in keys if key not in content]

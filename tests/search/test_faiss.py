@@ -279,12 +279,12 @@ def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
 
 @pytest.mark.parametrize("action", ["add", "search", "range_search"])
 def test_codes_of_another_model_raise(action):
-    index = filled(model="resnet50 1f2e")
+    index = filled(model_id="resnet50 1f2e")
     arguments = () if action == "add" else (1,)
-    getattr(index, action)(codes(2, seed=5), *arguments, model="resnet50 1f2e")
+    getattr(index, action)(codes(2, seed=5), *arguments, model_id="resnet50 1f2e")
     getattr(index, action)(codes(2, seed=6), *arguments)  # not known
     with pytest.raises(ValueError, match="holds codes of the model 'resnet50 1f2e', these are of 'x'"):
-        getattr(index, action)(codes(2, seed=7), *arguments, model="x")
+        getattr(index, action)(codes(2, seed=7), *arguments, model_id="x")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_codes_of_another_model_raise(action):
             "nhash=4 tables of hash_bits=16 need",
         ),
         (lambda: filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
-        (lambda: FaissIndex(64, model=5), TypeError, "model must be a str"),
+        (lambda: FaissIndex(64, model_id=5), TypeError, "model_id must be a str"),
     ],
 )
 def test_arguments_out_of_range_raise(call, error, message):
@@ -350,11 +350,11 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
-    index = filled(kind=kind, model="m")
+    index = filled(kind=kind, model_id="m")
     index.save(tmp_path / "index")
-    loaded = FaissIndex.load(tmp_path / "index", bits=24, model="m")
+    loaded = FaissIndex.load(tmp_path / "index", bits=24, model_id="m")
     assert same(loaded.search(codes(3), 20), index.search(codes(3), 20))
-    assert (repr(loaded), loaded.model) == (repr(index), "m")
+    assert (repr(loaded), loaded.model_id) == (repr(index), "m")
     more = codes(30, seed=4)
     loaded.add(more)
     assert len(loaded) == 230
@@ -369,12 +369,36 @@ def test_what_is_tuned_is_saved(tmp_path):
     assert torch.equal(loaded.search(codes(3), 9)[0], hamming_topk(codes(3), codes(200, seed=1), 9)[0])
 
 
+def test_model_id_is_still_taken_by_its_old_name(tmp_path):
+    with pytest.deprecated_call(match=r"FaissIndex\.__init__: model= is now model_id="):
+        index = FaissIndex(24, model="m")
+    with pytest.deprecated_call(match=r"FaissIndex\.add: model= is now model_id="):
+        index.add(codes(5), model="m")
+    with pytest.deprecated_call(match="model="), pytest.raises(ValueError, match="these are of 'x'"):
+        index.search(codes(5), 1, model="x")
+    index.save(tmp_path)
+    with pytest.deprecated_call(match=r"FaissIndex\.load: model= is now model_id="):
+        loaded = FaissIndex.load(tmp_path, model="m")
+    with pytest.deprecated_call(match=r"FaissIndex\.model is now FaissIndex\.model_id"):
+        assert loaded.model == "m"
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path):
+    filled(model_id="m").save(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    content["model"] = content.pop("model_id")
+    (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": "1"}))
+    assert FaissIndex.load(tmp_path, model_id="m").model_id == "m"
+    with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
+        FaissIndex.load(tmp_path, model_id="other")
+
+
 def test_an_index_of_other_codes_is_not_loaded(tmp_path):
-    filled(model="m").save(tmp_path)
+    filled(model_id="m").save(tmp_path)
     with pytest.raises(ValueError, match="holds codes of 24 bits, not of 64"):
         FaissIndex.load(tmp_path, bits=64)
     with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
-        FaissIndex.load(tmp_path, model="other")
+        FaissIndex.load(tmp_path, model_id="other")
 
 
 def the_file(folder):

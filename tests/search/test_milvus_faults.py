@@ -284,6 +284,23 @@ def test_what_another_attempt_does_not_heal_is_raised_at_once(stub, error, kind,
     assert stub.client.names().count("query") == 1
 
 
+@pytest.mark.parametrize("key", ["model_id", "model"])
+def test_the_model_of_a_collection_is_read_by_its_old_name_too(key, monkeypatch):
+    about = {"hybridhash": "codes", "bits": 24, "kind": "flat", key: "m"}
+
+    class Existing(Stub):
+        def has_collection(self, *args, **kwargs):
+            return True
+
+        def describe_collection(self, *args, **kwargs):
+            return {"description": json.dumps(about)}
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", Existing)
+    assert MilvusIndex("localhost:19530", "photos", 24).model_id == "m"
+    with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'n'"):
+        MilvusIndex("localhost:19530", "photos", 24, model_id="n")
+
+
 def test_a_refused_token_is_an_error_of_permission_while_adding(stub):
     stub.client.faults = [("upsert", fault(1401, "denied"))]
     with pytest.raises(PermissionError, match=r"denied.*0 of these 5 codes"):
@@ -292,7 +309,7 @@ def test_a_refused_token_is_an_error_of_permission_while_adding(stub):
 
 def test_inverted_lists_are_asked_for_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
-    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model="m")
+    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model_id="m")
     created = dict(index.client.calls)["create_collection"]
     (described,) = created["index_params"]
     described = described.to_dict()
