@@ -20,9 +20,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "damaged", "discard_damaged", "explained"]
+from hybridhash.hub.model_files import CONFIG, WEIGHTS
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+__all__ = ["damaged", "discard_damaged", "explained"]
+
 _PICKLE = "pytorch_model.bin"  # what timm falls back to in a repository without safetensors
 # With the HTTP library's own errors: requests up to huggingface_hub 0.x, httpx since.
 _FAILURES: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, HfHubHTTPError.__mro__[1])

@@ -8,7 +8,6 @@ mean. ``timm.create_model("hf-hub:user/repo", pretrained=True)`` loads it after 
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import json
@@ -24,22 +23,24 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from timm.models import save_for_hf
-from timm.utils import unwrap_model
 from torch import nn
 
 from hybridhash._files import replacing_files
-from hybridhash._inference import check_preprocessing
 from hybridhash.hub.card import model_card, slug
-from hybridhash.hub.errors import CARD, CONFIG, WEIGHTS, damaged, discard_damaged, explained
+from hybridhash.hub.errors import damaged, discard_damaged, explained
+from hybridhash.hub.model_files import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    model_config,
+    unwrapped_model,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from hybridhash.eval.report import RetrievalReport
 
 __all__ = ["load", "push_to_hub", "save_pretrained"]
-
-# Where weights came from is not where they go to.
-_SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
 
 
 def save_pretrained(
@@ -95,18 +96,17 @@ def save_pretrained(
         ['README.md', 'config.json', 'model.safetensors'] 16
     """
     folder = Path(folder)
-    model = _unwrapped(model)
-    config = _model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    model = unwrapped_model(model)
+    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
     card = model_card(model, f"local-dir:{folder.name}", report, **about)
     if not overwrite and folder.is_dir():
-        ours = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
-        saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in ours else None
-        _check_free(str(folder), ours, saved, model)
+        names = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
+        saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in names else None
+        _check_same_model(str(folder), names, saved, model)
     try:
         with replacing_files(folder) as temporary:
-            _write_model(model, config, temporary)
-            (temporary / CARD).write_text(card, encoding="utf-8")
+            write_model(model, config, card, temporary)
     except (OSError, SafetensorError) as error:
         message = f"the model was not saved to {folder}, what was there is unchanged: {error}"
         raise OSError(getattr(error, "errno", None), message) from error
@@ -158,8 +158,8 @@ def push_to_hub(
         FileNotFoundError: no such branch.
         ConnectionError: the Hub cannot be reached or fails.
     """
-    model = _unwrapped(model)
-    config = _model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    model = unwrapped_model(model)
+    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
     api = HfApi(token=token, library_name="hybridhash")
     if "/" not in repo_id:
@@ -168,22 +168,10 @@ def push_to_hub(
     card = model_card(model, f"hf-hub:{repo_id}", report, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_model(model, config, folder)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        with explained(repo_id, revision):
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            info = api.model_info(repo_id, revision=revision)
-            names = {file.rfilename for file in info.siblings or ()} - {".gitattributes", CARD}
-            saved = None
-            if CONFIG in names:
-                path = hf_hub_download(repo_id, CONFIG, revision=revision, token=token)
-                saved = Path(path).read_text(encoding="utf-8")
-        if private and not info.private:
-            raise ValueError(
-                f"{repo_id} is public: make it private in its settings first, or push with private=False"
-            )
+        write_model(model, config, card, folder)
+        names, saved = _open_repository(api, repo_id, revision, private)
         if not overwrite and not create_pr:
-            _check_free(repo_id, names, saved, model)
+            _check_same_model(repo_id, names, saved, model)
         with explained(repo_id, revision):
             commit = api.create_commit(
                 repo_id,
@@ -193,6 +181,32 @@ def push_to_hub(
                 create_pr=create_pr,
             )
     return str(commit.pr_url or commit.commit_url)
+
+
+def _open_repository(
+    api: HfApi, repo_id: str, revision: str | None, private: bool
+) -> tuple[set[str], str | None]:
+    """Make a repository unless it exists; return the names of its files and the text of its config.
+
+    A model card and git's own file do not count: a new repository may have them.
+
+    Raises:
+        ValueError: ``private`` for a repository that is public.
+        OSError: As in :func:`push_to_hub`.
+    """
+    saved = None
+    with explained(repo_id, revision):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.model_info(repo_id, revision=revision)
+        names = {file.rfilename for file in info.siblings or ()} - {".gitattributes", CARD}
+        if CONFIG in names:
+            path = hf_hub_download(repo_id, CONFIG, revision=revision, token=api.token)
+            saved = Path(path).read_text(encoding="utf-8")
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} is public: make it private in its settings first, or push with private=False"
+        )
+    return names, saved
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
@@ -308,95 +322,23 @@ def _split_revision(hub_id: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def _unwrapped(model: nn.Module) -> Any:
-    """Without wrappers; untyped, since timm's builder adds attributes."""
-    model = unwrap_model(model)
-    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "model_args"):
-        raise TypeError(
-            f"model must be a hash model made by timm.create_model, got {type(model).__name__}: "
-            'build it with timm.create_model("hybridhash_...") and load its state dict'
-        )
-    return model
+def _check_same_model(where: str, names: Collection[str], config: str | None, model: Any) -> None:
+    """Raise FileExistsError for a place that holds anything but an earlier version of the same model.
 
-
-def _model_config(
-    model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Arguments of timm's ``save_for_hf`` that describe the model as it is now."""
-    prepared = check_preprocessing(preprocessing)
-    args = {**model.model_args, "num_classes": model.num_classes}
-    architecture = model.pretrained_cfg["architecture"]
-    shape: dict[str, Any] = {}
-    if architecture != "hash_model":  # whose shape is the backbone's
-        args["global_pool"] = model.head.pool_type
-        side = args["img_size"] // model.feature_info[-1]["reduction"]
-        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
-        shape["pool_size"] = (side, side)
-    _check_rebuilds(model, architecture, args)
-    source = {k: v for k, v in model.pretrained_cfg.items() if k not in _SOURCE and v is not None}
-    pretrained_cfg = {
-        **source,
-        **prepared,
-        "tag": tag,
-        "license": license,
-        "num_classes": model.num_classes,
-        **shape,
-        # Named, or timm would report a Hub that is down as a missing pickle.
-        "hf_hub_filename": WEIGHTS,
-    }
-    return {
-        "model_config": {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes},
-        "model_args": args,
-    }
-
-
-def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
-    """Saved weights must fit a network that is built from the saved arguments."""
-    for key, value in args.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            raise ValueError(
-                f"{key}={value!r} cannot be written to {CONFIG}: save state_dict() with safetensors, or "
-                "register an architecture of your own that sets it (timm.models.register_model)"
-            ) from None
-    twin = timm.create_model(architecture, pretrained=False, device="meta", **args)
-    shapes = [{k: tuple(x.shape) for k, x in m.state_dict().items()} for m in (model, twin)]
-    differing = sorted({k.rpartition(".")[0] for k, _ in shapes[0].items() ^ shapes[1].items()})
-    if differing:
-        raise ValueError(
-            f"the model is not what its arguments build, so its weights could not be loaded again: pruned or "
-            f"replaced are {', '.join(differing[:8])}; save its state_dict() with safetensors"
-        )
-
-
-def _check_free(where: str, names: Collection[str], config: str | None, model: Any) -> None:
-    """Refuse a place that holds anything but an earlier version of the same model."""
+    Args:
+        where: What the error calls the place.
+        names: Names of the files there.
+        config: Text of its ``config.json``, or None if it has none.
+        model: The model to write.
+    """
     architecture = model.pretrained_cfg["architecture"]
     try:
-        there = json.loads(config)["architecture"] if config is not None else None
+        saved = json.loads(config)["architecture"] if config is not None else None
     except (ValueError, KeyError, TypeError):
-        there = None
-    if names and there != architecture:
-        what = (
-            f"a {there}, not a {architecture}"
-            if there
-            else f"no saved model, but {', '.join(sorted(names)[:5])}"
-        )
-        raise FileExistsError(
-            f"{where} holds {what}: choose another place, or replace it with overwrite=True"
-        )
-
-
-def _write_model(model: Any, config: Mapping[str, Any], folder: Path) -> None:
-    if not all(x.is_contiguous() for x in model.state_dict().values()):
-        model = copy.deepcopy(model)  # channels-last weights, which safetensors refuses
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.contiguous()
-    save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
-    if model.in_chans not in (1, 3):
-        # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
-        path = folder / CONFIG
-        written = json.loads(path.read_text(encoding="utf-8"))
-        written["pretrained_cfg"]["first_conv"] = None
-        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
+        saved = None
+    if not names or saved == architecture:
+        return
+    content = f"no saved model, but {', '.join(sorted(names)[:5])}"
+    if saved:
+        content = f"a {saved}, not a {architecture}"
+    raise FileExistsError(f"{where} holds {content}: choose another place, or replace it with overwrite=True")

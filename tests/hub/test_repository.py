@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import hybridhash
 from hybridhash.eval import evaluate
-from hybridhash.hub import load, repository, save_pretrained
+from hybridhash.hub import load, model_files, save_pretrained
 from tests._hub_models import FILES, SMALL, Malicious, content, create, images_for
 
 
@@ -297,8 +298,8 @@ def fail_at_the_second_file():
 
 
 FAILURES = {
-    "writing": (repository, "save_for_hf", write_half),
-    "making files": (repository.tempfile, "mkdtemp", refuse),
+    "writing": (model_files, "save_for_hf", write_half),
+    "making files": (tempfile, "mkdtemp", refuse),
     "moving in": (os, "replace", fail_at_the_second_file),
 }
 
