@@ -1,9 +1,9 @@
-"""Save, publish and load trained models: thin over timm's Hub format and huggingface_hub.
+"""Save, publish and load trained models, in timm's format for the Hugging Face Hub.
 
-What is saved is a timm repository: ``model.safetensors``, ``config.json`` (architecture, arguments, code
-length in ``bits``, preprocessing) and a model card, ``README.md``, with the retrieval metrics and what they
-mean. ``timm.create_model("hf-hub:user/repo", pretrained=True)`` loads it after ``import hybridhash``;
-:func:`load` does the same and says what went wrong if it fails.
+A saved model is a timm repository: ``model.safetensors``, ``config.json`` (architecture, arguments, code
+length in ``bits``, preprocessing) and ``README.md``, a model card with the retrieval metrics and their
+definition. ``timm.create_model("hf-hub:user/repo", pretrained=True)`` loads it after ``import hybridhash``.
+:func:`load` does the same, with errors that say what to do.
 """
 
 from __future__ import annotations
@@ -56,35 +56,35 @@ def save_pretrained(
     preprocessing: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Save a model to a folder that ``load(folder)`` and timm's ``local-dir:`` give back exactly.
+    """Save a model to a folder from which :func:`load` and timm's ``local-dir:`` restore it exactly.
 
-    Written are ``model.safetensors``, ``config.json`` and ``README.md``, all or none: they are built aside
-    and then moved in, and if anything fails the files that were there stay as they were.
+    The files ``model.safetensors``, ``config.json`` and ``README.md`` are written all or none: if anything
+    fails, the files that were there stay as they were.
 
     Args:
-        model: a network made by ``timm.create_model("hybridhash_...")``; wrappers of DDP and
-            ``torch.compile`` are taken off. It is not written to.
-        folder: where to; made if it does not exist.
-        report: the measured metrics, a :class:`hybridhash.eval.RetrievalReport`, or a mapping of the form of
-            its ``to_dict()``. None writes a card that says that nothing was measured.
-        dataset: name of the dataset that the model was trained and measured on; required with a ``report``.
-        training: how it was trained, in a sentence or more: images, loss, epochs.
-        description: anything else that the card should say first.
-        tag: name of these weights, kept in ``pretrained_cfg``; by default made of ``dataset``.
-        license: licence of the weights, by its identifier on the Hub.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` of the images that
-            the model was trained on, where they differ from ``model.pretrained_cfg``.
-        overwrite: replace a model of another architecture, or files that are no saved model.
+        model: A hash model that timm made, such as ``timm.create_model("hybridhash_64")``. Wrappers of DDP
+            and ``torch.compile`` are removed. The model is not changed.
+        folder: Where the files go. It is made if it does not exist.
+        report: The measured metrics: a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. With
+            None the card says that nothing was measured.
+        dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
+        training: How the model was trained, in a sentence or more: images, loss, epochs.
+        description: First paragraph of the card.
+        tag: Name of these weights, kept in ``pretrained_cfg``. By default it is derived from ``dataset``.
+        license: Licence of the weights, by its identifier on the Hub.
+        preprocessing: The ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` that the model
+            was trained with, where they differ from ``model.pretrained_cfg``.
+        overwrite: Whether to replace a model of another architecture, or files that are no saved model.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: a model that timm did not make.
-        ValueError: a model that its arguments do not rebuild (pruned layers, modules replaced by hand), a
-            report without ``dataset`` or of other bits, or an unknown key of ``preprocessing``.
-        FileExistsError: the folder holds something else, and ``overwrite`` is False.
-        OSError: the folder cannot be written; the old files are unchanged.
+        TypeError: timm did not make the model.
+        ValueError: The arguments of the model do not rebuild it (pruned layers, modules replaced by hand),
+            the report comes without ``dataset`` or is of other bits, or ``preprocessing`` has an unknown key.
+        FileExistsError: The folder holds something else, and ``overwrite`` is False.
+        OSError: The folder cannot be written; the old files are unchanged.
 
     Example:
         >>> import hybridhash, tempfile, timm
@@ -133,30 +133,37 @@ def push_to_hub(
 ) -> str:
     """Publish a model on the Hugging Face Hub, for ``load("hf-hub:user/repo")`` and timm.
 
-    The files of :func:`save_pretrained` become one commit, so the repository holds all of them or none. A
-    model card that is there is replaced, since its numbers belong to the old weights.
+    The files of :func:`save_pretrained` become one commit, so the repository holds all of them or none. An
+    existing model card is replaced, since its numbers belong to the old weights.
 
     Args:
-        model: see :func:`save_pretrained`, as for ``report``, ``dataset``, ``training``, ``description``,
-            ``tag``, ``license`` and ``preprocessing``.
-        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in; made if it does not exist.
-        private: make the repository private. One that exists keeps its visibility; if it is public, nothing
-            is pushed.
-        token: a token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``.
-        revision: branch to commit to, ``main`` by default.
-        create_pr: open a pull request instead of committing.
-        commit_message: of the commit.
-        overwrite: commit to a repository that holds another architecture, or no model.
+        model: As in :func:`save_pretrained`.
+        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in. The repository is made if it
+            does not exist.
+        report: As in :func:`save_pretrained`.
+        private: Whether to make the repository private. An existing one keeps its visibility; if it is
+            public, nothing is pushed.
+        dataset: As in :func:`save_pretrained`.
+        training: As in :func:`save_pretrained`.
+        description: As in :func:`save_pretrained`.
+        tag: As in :func:`save_pretrained`.
+        license: As in :func:`save_pretrained`.
+        preprocessing: As in :func:`save_pretrained`.
+        token: A token that may write. By default that of ``hf auth login`` or ``HF_TOKEN``.
+        revision: The branch to commit to, by default ``main``.
+        create_pr: Whether to open a pull request instead of committing.
+        commit_message: Message of the commit.
+        overwrite: Whether to commit to a repository that holds another architecture, or files but no model.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
-        TypeError, ValueError: as :func:`save_pretrained`; ``private`` for a repository that is public.
-        FileExistsError: the repository holds something else, and ``overwrite`` is False.
-        PermissionError: no token, or one without the right to write.
-        FileNotFoundError: no such branch.
-        ConnectionError: the Hub cannot be reached or fails.
+        TypeError, ValueError: As in :func:`save_pretrained`; also ``private`` for a public repository.
+        FileExistsError: The repository holds something else, and ``overwrite`` is False.
+        PermissionError: There is no token, or it may not write.
+        FileNotFoundError: There is no such branch.
+        ConnectionError: The Hub cannot be reached or fails.
     """
     model = unwrapped_model(model)
     config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
@@ -210,30 +217,30 @@ def _open_repository(
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
-    """``timm.create_model(source, pretrained=True, ...)`` whose errors name the repository and what to do.
+    """Load a model as ``timm.create_model(source, pretrained=True)`` does, with errors that say what to do.
 
     Weights from the Hub are compared with the SHA-256 that the Hub gave for them. Damaged files are deleted
     from the cache, so that the next call fetches them again.
 
     Args:
-        source: ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of :func:`save_pretrained`; or
-            the name of a registered model, with or without tag, for its backbone.
-        cache_dir: the Hub's cache, by default that of ``HF_HOME``.
-        kwargs: arguments of ``timm.create_model`` that change the model: ``num_classes``, ``img_size``,
-            ``in_chans``, ``device``, ``dtype`` and so on.
+        source: One of ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of
+            :func:`save_pretrained`; the name of a registered model, with or without tag, for its backbone.
+        cache_dir: The Hub's cache, by default that of ``HF_HOME``.
+        kwargs: Arguments of ``timm.create_model`` that change the model, such as ``num_classes``,
+            ``img_size``, ``in_chans``, ``device`` and ``dtype``.
 
     Returns:
         The model, in training mode as from ``timm.create_model``; call ``eval()`` before encoding.
 
     Raises:
-        FileNotFoundError: no such repository, revision, folder, or no model in it.
-        PermissionError: private or gated repository without a token that opens it.
-        ConnectionError: the Hub cannot be reached or fails, or is not to be asked (``HF_HUB_OFFLINE``) for
+        FileNotFoundError: There is no such repository, revision or folder, or no model in it.
+        PermissionError: The repository is private or gated, and there is no token that opens it.
+        ConnectionError: The Hub cannot be reached or fails, or ``HF_HUB_OFFLINE`` forbids to ask it for
             something that is not in the cache.
-        OSError: a damaged download, or a cache that cannot be written.
-        ValueError: an unknown name or tag, a file that is no checkpoint, one of another architecture, or one
-            that does not fit the arguments.
-        TypeError: an unknown argument.
+        OSError: The download is damaged, or the cache cannot be written.
+        ValueError: The name or the tag is unknown, or the file is not a checkpoint, is of another
+            architecture, or does not fit the arguments.
+        TypeError: An argument is unknown.
 
     Example:
         >>> import hybridhash
@@ -272,35 +279,35 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
 
 
 def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
-    """timm's name of a source, and the repository and revision that it is downloaded from."""
+    """Return timm's name of a source, and the repository and revision that it is downloaded from."""
     text = os.fspath(source)
     if isinstance(source, str) and timm.is_model(text.partition(".")[0]):
         try:
             cfg = timm.get_pretrained_cfg(text)
         except RuntimeError as error:
-            known = ", ".join(timm.list_pretrained(f"{text.partition('.')[0]}.*"))
-            raise ValueError(f"unknown tag in {text!r}: there is {known}") from error
+            tags = ", ".join(timm.list_pretrained(f"{text.partition('.')[0]}.*"))
+            raise ValueError(f"unknown tag in {text!r}: there is {tags}") from error
         repository, revision = _split_revision(cfg.hf_hub_id) if cfg.hf_hub_id else (None, None)
         return text, repository, revision
     if isinstance(source, Path) or os.path.isdir(text):
         return f"local-dir:{text}", None, None
-    scheme, _, rest = text.partition(":")
+    scheme, _, hub_id = text.partition(":")
     if scheme in ("hf-hub", "hf_hub"):
-        return (text, *_split_revision(rest))
+        return (text, *_split_revision(hub_id))
     if scheme == "local-dir":
         return text, None, None
     if "/" in text:
         raise FileNotFoundError(f"no folder {text!r}; a repository of the Hub is 'hf-hub:{text}'")
-    near = difflib.get_close_matches(text, timm.list_models("hybridhash*"), n=3) or ["hybridhash_64"]
+    similar = difflib.get_close_matches(text, timm.list_models("hybridhash*"), n=3) or ["hybridhash_64"]
     raise ValueError(
-        f"no model is called {text!r}: did you mean {', '.join(near)}, or 'hf-hub:user/repo' or a folder?"
+        f"no model is called {text!r}: did you mean {', '.join(similar)}, or 'hf-hub:user/repo' or a folder?"
     )
 
 
 def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with which timm before 1.0.26 loads a folder as later versions do.
+    """Return the arguments with which timm before 1.0.26 loads a folder as later versions do.
 
-    It would unpickle whatever is there: safetensors, which fails, and code, which runs.
+    By itself it would unpickle any file: that of safetensors fails, and code in a pickle runs.
     """
     if inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default:
         return kwargs
@@ -318,6 +325,7 @@ def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_revision(hub_id: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of ``"user/repo@revision"``."""
     repository, _, revision = hub_id.partition("@")
     return repository, revision or None
 
