@@ -23,13 +23,13 @@ faiss = pytest.importorskip("faiss")
 KINDS = ["flat", "ivf", "hnsw", "multihash"]
 
 
-def filled(bits=24, kind="flat", rows=200, **options):
+def _filled(bits=24, kind="flat", rows=200, **options):
     index = FaissIndex(bits, kind, **options)
     index.add(codes(rows, bits, seed=1))
     return index
 
 
-def same(results, others):
+def _same(results, others):
     return all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
 
 
@@ -72,7 +72,7 @@ def test_codes_of_every_form_are_taken(form):
 
 
 def test_results_have_the_promised_types_and_order():
-    index = filled(bits=6)
+    index = _filled(bits=6)
     distances, ids = index.search(codes(5, 6), 40)
     assert (distances.dtype, ids.dtype, distances.shape) == (torch.int16, torch.int64, (5, 40))
     keys = distances.long() * 1000 + ids
@@ -85,21 +85,21 @@ def test_results_have_the_promised_types_and_order():
 
 def test_top_k_above_the_size_gives_all_codes():
     for kind in ("flat", "hnsw"):
-        distances, ids = filled(kind=kind, rows=7).search(codes(2), top_k=50)
+        distances, ids = _filled(kind=kind, rows=7).search(codes(2), top_k=50)
         assert distances.shape == (2, 7)
         assert sorted(ids[0].tolist()) == list(range(7))
 
 
 def test_no_top_k_gives_all_codes():
-    distances, ids = filled(rows=7).search(codes(2), None)
+    distances, ids = _filled(rows=7).search(codes(2), None)
     assert distances.shape == (2, 7)
     assert sorted(ids[0].tolist()) == list(range(7))
 
 
 def test_top_k_is_still_taken_by_its_old_name():
-    index, query = filled(), codes(3)
+    index, query = _filled(), codes(3)
     with pytest.deprecated_call(match=r"FaissIndex\.search: k= is now top_k="):
-        assert same(index.search(query, k=5), index.search(query, 5))
+        assert _same(index.search(query, k=5), index.search(query, 5))
     with pytest.raises(TypeError, match="k= and top_k=, give top_k= only"):
         index.search(query, top_k=5, k=5)
 
@@ -234,7 +234,7 @@ def test_codes_without_ids_are_numbered_on():
     ],
 )
 def test_ids_that_cannot_be_added_raise_and_add_nothing(ids, message):
-    index = filled()
+    index = _filled()
     with pytest.raises(ValueError, match=message):
         index.add(HashCodes.from_codes(codes(5), ids=ids))
     assert len(index) == 200
@@ -249,7 +249,7 @@ def test_numbers_for_codes_without_ids_never_take_an_id_twice():
 
 def test_ids_of_queries_do_not_matter():
     query = HashCodes.from_codes(codes(2), ids=torch.tensor([-1, -1]))
-    assert filled().search(query, 3)[1].shape == (2, 3)
+    assert _filled().search(query, 3)[1].shape == (2, 3)
 
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ NAN[1, 3] = float("nan")
     ],
 )
 def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
-    index = filled()
+    index = _filled()
     arguments = () if action == "add" else (1,)
     with pytest.raises(error, match=message):
         getattr(index, action)(given_codes, *arguments)
@@ -279,7 +279,7 @@ def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
 
 @pytest.mark.parametrize("action", ["add", "search", "range_search"])
 def test_codes_of_another_model_raise(action):
-    index = filled(model_id="resnet50 1f2e")
+    index = _filled(model_id="resnet50 1f2e")
     arguments = () if action == "add" else (1,)
     getattr(index, action)(codes(2, seed=5), *arguments, model_id="resnet50 1f2e")
     getattr(index, action)(codes(2, seed=6), *arguments)  # not known
@@ -291,13 +291,17 @@ def test_codes_of_another_model_raise(action):
     ("call", "error", "message"),
     [
         (
-            lambda: filled().search(codes(2), 0),
+            lambda: _filled().search(codes(2), 0),
             ValueError,
             "top_k must be >= 1, got 0: use None for the whole index",
         ),
-        (lambda: filled().search(codes(2), 2.0), TypeError, "top_k must be an int >= 1, got 2.0"),
-        (lambda: filled().range_search(codes(2), -1), ValueError, "radius must be >= 0, got -1"),
-        (lambda: filled().search(codes(0), 1), ValueError, "codes is empty: search needs at least one query"),
+        (lambda: _filled().search(codes(2), 2.0), TypeError, "top_k must be an int >= 1, got 2.0"),
+        (lambda: _filled().range_search(codes(2), -1), ValueError, "radius must be >= 0, got -1"),
+        (
+            lambda: _filled().search(codes(0), 1),
+            ValueError,
+            "codes is empty: search needs at least one query",
+        ),
         (
             lambda: FaissIndex(24).search(codes(2), 1),
             ValueError,
@@ -315,7 +319,7 @@ def test_codes_of_another_model_raise(action):
             ValueError,
             "nhash=4 tables of hash_bits=16 need",
         ),
-        (lambda: filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
+        (lambda: _filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
         (lambda: FaissIndex(64, model_id=5), TypeError, "model_id must be a str"),
     ],
 )
@@ -325,7 +329,7 @@ def test_arguments_out_of_range_raise(call, error, message):
 
 
 def test_adding_no_codes_changes_nothing():
-    index = filled()
+    index = _filled()
     index.add(codes(0))
     assert len(index) == 200
 
@@ -350,10 +354,10 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
-    index = filled(kind=kind, model_id="m")
+    index = _filled(kind=kind, model_id="m")
     index.save(tmp_path / "index")
     loaded = FaissIndex.load(tmp_path / "index", bits=24, model_id="m")
-    assert same(loaded.search(codes(3), 20), index.search(codes(3), 20))
+    assert _same(loaded.search(codes(3), 20), index.search(codes(3), 20))
     assert (repr(loaded), loaded.model_id) == (repr(index), "m")
     more = codes(30, seed=4)
     loaded.add(more)
@@ -362,7 +366,7 @@ def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
 
 
 def test_what_is_tuned_is_saved(tmp_path):
-    index = filled(kind="ivf", nlist=4, nprobe=1)
+    index = _filled(kind="ivf", nlist=4, nprobe=1)
     index.tune(nprobe=4)
     index.save(tmp_path)
     loaded = FaissIndex.load(tmp_path)
@@ -384,7 +388,7 @@ def test_model_id_is_still_taken_by_its_old_name(tmp_path):
 
 
 def test_a_manifest_of_the_first_version_is_read(tmp_path):
-    filled(model_id="m").save(tmp_path)
+    _filled(model_id="m").save(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
     content["model"] = content.pop("model_id")
     (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": "1"}))
@@ -394,18 +398,18 @@ def test_a_manifest_of_the_first_version_is_read(tmp_path):
 
 
 def test_an_index_of_other_codes_is_not_loaded(tmp_path):
-    filled(model_id="m").save(tmp_path)
+    _filled(model_id="m").save(tmp_path)
     with pytest.raises(ValueError, match="holds codes of 24 bits, not of 64"):
         FaissIndex.load(tmp_path, bits=64)
     with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
         FaissIndex.load(tmp_path, model_id="other")
 
 
-def the_file(folder):
+def _the_file(folder):
     return next(folder.glob("index-*.faiss"))
 
 
-def damage_manifest(folder, **changes):
+def _damage_manifest(folder, **changes):
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(content | changes))
 
@@ -420,40 +424,40 @@ def damage_manifest(folder, **changes):
         ),
         (lambda f: (f / "manifest.json").write_text("{"), ValueError, "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), ValueError, "is no manifest of an index"),
-        (lambda f: damage_manifest(f, version="9"), ValueError, "version '9' of the format"),
-        (lambda f: damage_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
+        (lambda f: _damage_manifest(f, version="9"), ValueError, "version '9' of the format"),
+        (lambda f: _damage_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
         (
-            lambda f: damage_manifest(f, count=5),
+            lambda f: _damage_manifest(f, count=5),
             ValueError,
             "200 codes of 24 bits, the manifest says 5",
         ),
         (
-            lambda f: damage_manifest(f, bits=64),
+            lambda f: _damage_manifest(f, bits=64),
             ValueError,
             "codes of 24 bits, the manifest says 200 of 64",
         ),
-        (lambda f: the_file(f).unlink(), FileNotFoundError, "index-.*is missing, which the manifest names"),
+        (lambda f: _the_file(f).unlink(), FileNotFoundError, "index-.*is missing, which the manifest names"),
         (
-            lambda f: the_file(f).write_bytes(the_file(f).read_bytes()[:-9]),
+            lambda f: _the_file(f).write_bytes(_the_file(f).read_bytes()[:-9]),
             ValueError,
             "truncated or foreign",
         ),
         (
-            lambda f: the_file(f).write_bytes(b"x" * the_file(f).stat().st_size),
+            lambda f: _the_file(f).write_bytes(b"x" * _the_file(f).stat().st_size),
             ValueError,
             "faiss is damaged .*: save the index again",
         ),
     ],
 )
 def test_damaged_files_say_what_is_wrong(damage, error, message, tmp_path):
-    filled().save(tmp_path)
+    _filled().save(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=message):
         FaissIndex.load(tmp_path)
 
 
 def test_a_manifest_without_a_key_is_damaged(tmp_path):
-    filled().save(tmp_path)
+    _filled().save(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
     del content["kind"]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
@@ -462,7 +466,7 @@ def test_a_manifest_without_a_key_is_damaged(tmp_path):
 
 
 def test_saving_again_replaces_the_older_save(tmp_path):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     index.add(codes(10, seed=7))
     index.save(tmp_path)
@@ -472,7 +476,7 @@ def test_saving_again_replaces_the_older_save(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 100, 3000])
 def test_a_full_disk_leaves_the_older_save_as_it_was(limit, tmp_path):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     index.add(codes(1000, seed=7))
@@ -488,7 +492,7 @@ def test_a_full_disk_leaves_the_older_save_as_it_was(limit, tmp_path):
 
 
 def test_a_failure_between_the_two_files_leaves_the_older_save(tmp_path, monkeypatch):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     index.add(codes(10, seed=7))
@@ -511,4 +515,4 @@ def test_an_empty_index_is_not_saved(tmp_path):
 
 def test_the_folder_above_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError):
-        filled().save(tmp_path / "none" / "index")
+        _filled().save(tmp_path / "none" / "index")
