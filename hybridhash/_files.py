@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write one file: yield a temporary path beside it that takes its place at the end.
 
     Links are followed. If the block raises, the temporary file is removed and ``path`` stays as it was.
-    Readers see the old file or the new one, never a part of it.
+    Readers see the old file or the new one, never a part of it. The mode of the new file is what the umask
+    allows, whatever mode the block gives it.
 
     Args:
         path: The file to write or replace. Its folder must exist.
@@ -41,8 +43,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     file = resolved_path(path)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
+        mode = _mode_of_new(temporary)
         yield temporary
-        _flush(temporary)
+        _finish(temporary, mode)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,7 +90,10 @@ def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) 
             old = Path(temporary, "old")
             new.mkdir()
             old.mkdir()
+            mode = _mode_of_new(Path(temporary, "empty"))
             yield new
+            for file in new.iterdir():
+                _finish(file, mode)
             _move_in(new, folder, old, last)
     except BaseException:
         for path in missing:
@@ -106,12 +112,9 @@ def resolved_path(path: str | os.PathLike[str]) -> Path:
 
 def _move_in(new: Path, folder: Path, old: Path, last: str | None) -> None:
     """Move the files of ``new`` to ``folder``, keeping those they replace in ``old`` until all are moved."""
-    files = sorted(new.iterdir(), key=lambda file: (file.name == last, file.name))
-    for file in files:
-        _flush(file)
     replaced = []
     try:
-        for file in files:
+        for file in sorted(new.iterdir(), key=lambda file: (file.name == last, file.name)):
             target = folder / file.name
             if target.exists():
                 _link_or_copy(target, old / file.name)
@@ -126,8 +129,16 @@ def _move_in(new: Path, folder: Path, old: Path, last: str | None) -> None:
         raise
 
 
-def _flush(file: Path) -> None:
-    """Have the operating system write a file to the disk."""
+def _mode_of_new(file: Path) -> int:
+    """Make an empty file and return its mode, which the umask limits; Python cannot only read the umask."""
+    file.touch()
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def _finish(file: Path, mode: int) -> None:
+    """Set the mode of a file and have the operating system write it to the disk."""
+    # safetensors makes files that nobody else may read.
+    file.chmod(mode)
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
 

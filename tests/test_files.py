@@ -4,11 +4,16 @@ import errno
 import itertools
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
+from hybridhash import HashCodes
 from hybridhash._files import replacing, replacing_files
+from hybridhash.hub import save_pretrained
+from tests._hub_models import create
 
 STEPS = ("replace", "fsync", "link", "mkdir")
 
@@ -102,6 +107,34 @@ def test_the_file_that_names_the_others_is_moved_last(tmp_path, monkeypatch):
     calls = _fail_at(monkeypatch, "replace", 0)
     _write_files(tmp_path)
     assert [Path(target).name for _, target in calls] == ["b.txt", "c.txt", "a.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+@pytest.mark.parametrize("write", [replacing, replacing_files])
+def test_the_mode_of_a_file_follows_the_umask(write, umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        with write(tmp_path / "a.txt" if write is replacing else tmp_path) as temporary:
+            file = temporary if write is replacing else temporary / "a.txt"
+            file.unlink(missing_ok=True)
+            file.write_text("new")
+            file.chmod(0o400 | 0o200)
+        assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_others_may_read_saved_codes_and_models(tmp_path):
+    before = os.umask(0o022)
+    try:
+        HashCodes.from_codes(torch.ones(2, 8)).save(tmp_path / "codes.safetensors")
+        save_pretrained(create(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
 
 
 def test_links_are_followed(tmp_path):
