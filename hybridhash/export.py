@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hybridhash._files import replacing
 from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
-from hybridhash._inference import check_model, eval_mode, input_device, launch
+from hybridhash._inference import check_hash_model, eval_mode, forward_packed, input_device
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
 
@@ -324,7 +324,7 @@ def _traced(
     """The program of a model with a free batch size, and its metadata."""
     from hybridhash import __version__
 
-    check_model(model)
+    check_hash_model(model)
     if input not in ("uint8", "float"):
         raise ValueError(f'input must be "uint8" or "float", got {input!r}')
     model = unwrap_model(model)
@@ -341,7 +341,7 @@ def _traced(
     # Two images, because torch.export takes a size of 1 for a constant.
     example = torch.zeros((2, *transform["input_size"]), dtype=dtype, device=device)
     with eval_mode(model), torch.no_grad():
-        _, _, bits = launch(model, example.float(), nullcontext(), "the example")
+        bits = forward_packed(model, example.float(), nullcontext(), "the example").bits
         metadata = {
             "name": model_name(model),
             "bits": bits,

@@ -25,8 +25,8 @@ from torch.utils.data import Dataset, TensorDataset
 import hybridhash.codes
 from hybridhash import HashCodes, open_codes
 from hybridhash.codes import pack_codes
-from hybridhash.encoding.shards import read_failures
-from tests.encoding.test_dataset import BITS, IMAGES, LABELS, Net, contents, run
+from hybridhash.encoding import read_failures
+from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, run
 
 DATASET = TensorDataset(IMAGES, LABELS)
 CONTEXT = mp.get_context("forkserver")

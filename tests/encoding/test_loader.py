@@ -12,8 +12,7 @@ from huggingface_hub.utils import disable_progress_bars
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from hybridhash.codes import HashCodes, pack_codes
-from hybridhash.encoding.loader import encode
+from hybridhash import HashCodes, encode, pack_codes
 
 BITS = 12
 IMAGES = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
