@@ -77,7 +77,7 @@ class Stream(IterableDataset[tuple[Tensor, Tensor]]):
         return iter(zip(IMAGES, LABELS, strict=True))
 
 
-# what loaders may yield -------------------------------------------------------------------------------------
+# What loaders may yield
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_infinities_have_their_sign_and_zero_is_bit_0() -> None:
     assert encode(Output(output), [IMAGES[:1]], progress=False).packed.tolist() == [[0b10010000]]
 
 
-# what happens to the model ----------------------------------------------------------------------------------
+# What happens to the model
 
 
 def test_it_runs_in_eval_mode_without_gradient_and_puts_every_mode_back() -> None:
@@ -266,7 +266,7 @@ def test_a_gpu_gives_codes_on_the_cpu() -> None:
     assert codes == HashCodes(pack_codes(Net().double().eval()(images)), BITS, LABELS, IDS)
 
 
-# progress ---------------------------------------------------------------------------------------------------
+# Progress
 
 
 def test_progress_counts_images_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +287,7 @@ def test_progress_works_without_a_length(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("10/10") >= 2
 
 
-# bad input --------------------------------------------------------------------------------------------------
+# Bad input
 
 
 @pytest.mark.parametrize("loader", [[], iter(()), DataLoader(TensorDataset(IMAGES[:0]), 4)])

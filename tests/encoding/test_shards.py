@@ -126,7 +126,7 @@ def test_all_images_of_a_shard_may_fail(tmp_path: Path) -> None:
     assert len(HashCodes.load(tmp_path / SHARD)) == 0
 
 
-# refused ----------------------------------------------------------------------------------------------------
+# Refused
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
