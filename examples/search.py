@@ -82,16 +82,16 @@ def main():
     # The name of the model guards against codes of another one, also after the index was saved.
     name = weights_sha256(model)
     if args.milvus:
-        index = MilvusIndex(args.milvus, f"digits_{name[:8]}", args.bits, model=name)
+        index = MilvusIndex(args.milvus, f"digits_{name[:8]}", args.bits, model_id=name)
     else:
-        index = FaissIndex(args.bits, args.kind, model=name)
+        index = FaissIndex(args.bits, args.kind, model_id=name)
     index.add(database)
     index.save(args.out / "index")
-    index = type(index).load(args.out / "index", model=name)
+    index = type(index).load(args.out / "index", model_id=name)
     print(f"indexed {len(index)} codes: {index}")
 
     start = time.perf_counter()
-    distances, ids = index.search(query, k=10)
+    distances, ids = index.search(query, top_k=10)
     seconds = time.perf_counter() - start
     exact, _ = hamming_topk(query, database, 10)
     labels = torch.as_tensor(load_digits().target)

@@ -1,14 +1,17 @@
-"""Old places of public names: each works for one release and warns with the new place."""
+"""Old names and places of public things: each works for one release and warns with the new one."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["moved"]
+__all__ = ["moved", "renamed_arguments"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def moved(
@@ -39,3 +42,36 @@ def moved(
         return found if old_settings is None else partial(found, **old_settings)
 
     return find
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that takes old names of keyword arguments, with a warning.
+
+    Args:
+        names: The new name of each old name.
+
+    Example:
+        >>> import pytest
+        >>> @renamed_arguments(k="top_k")
+        ... def search(top_k):
+        ...     return top_k
+        >>> with pytest.deprecated_call(match="k= of search is now top_k="):
+        ...     search(k=5)
+        5
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def renaming(*args: P.args, **kwargs: P.kwargs) -> T:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__} got {old}= and {new}=, its name now: give {new}=")
+                message = f"{old}= of {function.__name__} is now {new}="
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return renaming
+
+    return decorate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer
 from hybridhash._files import replacing
+from hybridhash._moved import renamed_arguments
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.search.interface import (
     Array,
     as_ranges,
     check_held,
-    check_model,
+    check_model_id,
+    clipped_top_k,
     nearest_first,
     new_rows,
     query_rows,
@@ -54,12 +57,12 @@ class FaissIndex:
         bits: code length, 1 to 512.
         kind: ``"flat"``, ``"ivf"`` (inverted lists around trained centres), ``"hnsw"`` (a graph of
             neighbours) or ``"multihash"`` (tables of substrings of the codes).
-        model: which model gives the codes, in any words; kept in the manifest and compared.
+        model_id: A string that identifies the model of the codes. It is kept in the manifest and compared.
         nlist: ivf: number of lists; by default 4 times the square root of the number of training codes.
         nprobe: ivf: lists looked at for each query; by default a 32nd of them, but at least 16.
         links: hnsw: neighbours of each code in the graph (FAISS's ``M``).
         ef_construction: hnsw: candidates kept while the graph is built.
-        ef_search: hnsw: candidates kept while it is searched; never fewer than ``k``.
+        ef_search: hnsw: candidates kept while it is searched; never fewer than ``top_k``.
         nhash: multihash: number of tables; by default as many as fit, ``bits // hash_bits``.
         hash_bits: multihash: bits of the substring of each table; by default 16, or as many as there are.
         nflip: multihash: substrings up to this many bits from the query's are looked at.
@@ -76,18 +79,19 @@ class FaissIndex:
         >>> import torch
         >>> index = FaissIndex(bits=3)
         >>> index.add(torch.tensor([[0.9, 0.2, -0.1], [0.9, -0.3, -0.4], [-1.0, -1.0, 1.0]]))
-        >>> index.search(torch.tensor([[1.0, -1.0, -1.0]]), k=2)
+        >>> index.search(torch.tensor([[1.0, -1.0, -1.0]]), top_k=2)
         (tensor([[0, 1]], dtype=torch.int16), tensor([[1, 0]]))
         >>> index.range_search(torch.tensor([[1.0, -1.0, -1.0]]), radius=0)
         (tensor([0, 1]), tensor([0], dtype=torch.int16), tensor([1]))
     """
 
+    @renamed_arguments(model="model_id")
     def __init__(
         self,
         bits: int,
         kind: str = "flat",
         *,
-        model: str | None = None,
+        model_id: str | None = None,
         nlist: int | None = None,
         nprobe: int | None = None,
         links: int | None = None,
@@ -98,16 +102,19 @@ class FaissIndex:
         nflip: int | None = None,
     ) -> None:
         bits = check_integer("bits", bits, 1, MAX_BITS)
-        check_model(None, model)
+        check_model_id(None, model_id)
         given = {"nlist": nlist, "nprobe": nprobe, "links": links, "ef_construction": ef_construction}
         given |= {"ef_search": ef_search, "nhash": nhash, "hash_bits": hash_bits, "nflip": nflip}
-        self.bits, self.kind, self.model = bits, kind, model
+        self.bits = bits
+        self.kind = kind
+        self.model_id: str | None = model_id
         self._options = _checked_options(bits, kind, {k: v for k, v in given.items() if v is not None})
         faiss = _faiss()
         # The lists of an inverted file are made when it is known how many codes there are to train them.
         self.index: Any = None if kind == "ivf" else faiss.IndexBinaryIDMap(self._empty(faiss))
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+    @renamed_arguments(model="model_id")
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
         """Add codes under their ids, or numbered on from ``len(index)`` if they have none.
 
         The first codes train an ``ivf`` index unless :meth:`train` was called before.
@@ -116,7 +123,7 @@ class FaissIndex:
             TypeError, ValueError: codes of other bits or another model, NaN; ids that are negative, occur
                 twice, or are in the index already. Nothing is added then.
         """
-        packed, ids = new_rows(codes, self.bits, self.model, model)
+        packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             return
         size = len(self)
@@ -128,7 +135,8 @@ class FaissIndex:
             rows = slice(start, start + _CHUNK)
             self.index.add_with_ids(*(np.ascontiguousarray(part[rows]) for part in (packed, ids)))
 
-    def train(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+    @renamed_arguments(model="model_id")
+    def train(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
         """Fit the lists of an ``ivf`` index to codes like those to come, without adding them.
 
         Worth a call if the first codes that are added are few, or not like the rest (sorted by class, say).
@@ -140,7 +148,7 @@ class FaissIndex:
             raise ValueError(f"an index of kind {self.kind!r} needs no training, only 'ivf' does")
         if self.index is not None:
             raise ValueError("the index is trained already: train a new one before adding codes")
-        packed, _ = new_rows(codes, self.bits, self.model, model)
+        packed, _ = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             raise ValueError("codes is empty: training needs codes like those to come")
         self._train(packed)
@@ -159,21 +167,25 @@ class FaissIndex:
         if self.index is not None:
             self._apply_options()
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+    @renamed_arguments(k="top_k", model="model_id")
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
         Raises:
-            TypeError, ValueError: ``k`` below 1, an empty index, no query, or codes of other bits or
+            TypeError, ValueError: ``top_k`` below 1, an empty index, no query, or codes of other bits or
                 another model.
         """
-        query = query_rows(codes, self.bits, len(self), self.model, model)
-        distances, ids = self.index.search(query, min(check_integer("k", k, 1), len(self)))
+        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
+        distances, ids = self.index.search(query, clipped_top_k(top_k, len(self)))
         return nearest_first(distances, ids, self.bits)
 
+    @renamed_arguments(model="model_id")
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
+        """Find all codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
 
         What an approximate index does not look at is missing. FAISS's ``hnsw`` has no such search: here it is
         asked for more and more neighbours, until they are farther than ``radius``.
@@ -181,7 +193,7 @@ class FaissIndex:
         Raises:
             TypeError, ValueError: ``radius`` below 0, otherwise as :meth:`search`.
         """
-        query = query_rows(codes, self.bits, len(self), self.model, model)
+        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
         if self.kind == "hnsw":
             return as_ranges([self._within(row, radius) for row in query], self.bits)
@@ -202,11 +214,11 @@ class FaissIndex:
 
         Example:
             >>> import tempfile, torch
-            >>> index = FaissIndex(bits=16, model="toy")
+            >>> index = FaissIndex(bits=16, model_id="toy")
             >>> index.add(torch.randn(5, 16))
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     index.save(folder)
-            ...     len(FaissIndex.load(folder, model="toy"))
+            ...     len(FaissIndex.load(folder, model_id="toy"))
             5
         """
         if len(self) == 0:
@@ -219,7 +231,12 @@ class FaissIndex:
             with replacing(file) as temporary, open(temporary, "wb") as opened:
                 faiss.write_index_binary(self.index, faiss.PyCallbackIOWriter(opened.write))
             manifest = {"file": file.name, "bytes": file.stat().st_size, "count": len(self)}
-            manifest |= {"bits": self.bits, "kind": self.kind, "model": self.model, "options": self._options}
+            manifest |= {
+                "bits": self.bits,
+                "kind": self.kind,
+                "model": self.model_id,
+                "options": self._options,
+            }
             write_manifest(folder, "faiss", manifest)
         except Exception as error:
             file.unlink(missing_ok=True)
@@ -231,15 +248,16 @@ class FaissIndex:
                 old.unlink()
 
     @classmethod
+    @renamed_arguments(model="model_id")
     def load(
-        cls, folder: str | os.PathLike[str], *, bits: int | None = None, model: str | None = None
+        cls, folder: str | os.PathLike[str], *, bits: int | None = None, model_id: str | None = None
     ) -> FaissIndex:
         """Read what :meth:`save` wrote.
 
         Args:
-            folder: where it was saved.
-            bits: code length that is expected, if that is to be checked.
-            model: model whose codes are expected, if that is to be checked.
+            folder: The folder that it was saved to.
+            bits: The expected code length, if it is to be checked.
+            model_id: The expected model_id, if it is to be checked.
 
         Raises:
             ImportError: FAISS is not installed.
@@ -251,7 +269,7 @@ class FaissIndex:
         manifest = read_manifest(folder, "faiss", keys)
         if bits is not None and bits != manifest["bits"]:
             raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model(manifest["model"], model)
+        check_model_id(manifest["model"], model_id)
         file = Path(folder) / manifest["file"]
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, which the manifest names: save the index again")
@@ -260,7 +278,7 @@ class FaissIndex:
                 f"{file} is truncated or foreign: it has {file.stat().st_size:,} bytes, the manifest says "
                 f"{manifest['bytes']:,}. Save the index again"
             )
-        index = cls(manifest["bits"], manifest["kind"], model=manifest["model"])
+        index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model"])
         index._options = manifest["options"]
         faiss = _faiss()
         try:
@@ -278,6 +296,12 @@ class FaissIndex:
     def options(self) -> dict[str, int | None]:
         """The options of the kind as they are now; those that training will choose are None before it."""
         return dict(self._options)
+
+    @property
+    def model(self) -> str | None:
+        """The ``model_id``; this is its old name."""
+        warnings.warn(f"{type(self).__name__}.model is now model_id", DeprecationWarning, stacklevel=2)
+        return self.model_id
 
     def __len__(self) -> int:
         return 0 if self.index is None else int(self.index.ntotal)

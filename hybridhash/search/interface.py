@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_integer
 from hybridhash._files import replacing
 from hybridhash.codes import HashCodes, as_packed
 
@@ -20,7 +21,8 @@ __all__ = [
     "SearchIndex",
     "as_ranges",
     "check_held",
-    "check_model",
+    "check_model_id",
+    "clipped_top_k",
     "nearest_first",
     "new_rows",
     "query_rows",
@@ -36,68 +38,70 @@ _FORMAT, _VERSION = "hybridhash.search", "1"
 
 @runtime_checkable
 class SearchIndex(Protocol):
-    """What every index does. Codes are real-valued or ±1 ``(N, bits)``, packed uint8, or HashCodes.
+    """The methods of every index. Codes are real-valued or ±1 ``(N, bits)``, packed uint8, or HashCodes.
 
     Attributes:
-        bits: length of all codes of the index.
-        model: which model gave them, in any words that tell models apart (a name and the sha256 of the
-            weights, say), or None if that is not known. Where both sides are known they must agree.
+        bits: The length of all codes of the index.
+        model_id: A string that identifies the model of the codes (a name and the SHA-256 of the weights,
+            say), or None if it is not known. Where both sides are known they must agree.
     """
 
     bits: int
-    model: str | None
+    model_id: str | None
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
-        """Add codes under their ids (``codes.ids``), or numbered on from ``len(index)`` if they have none."""
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
+        """Add codes under their ids (``codes.ids``), or numbered from ``len(index)`` on if they have none."""
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query.
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query; None means all codes.
 
         Returns:
-            ``(distances, ids)``: int16 and int64, both ``(Nq, min(k, len(index)))``, nearest first, equal
+            ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
             distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
         """
 
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All codes at a Hamming distance of at most ``radius``.
+        """Find all codes at a Hamming distance of at most ``radius``.
 
         Returns:
-            ``(limits, distances, ids)``: what was found for query ``i`` is ``distances[limits[i] :
-            limits[i + 1]]`` (int16) and the same of ``ids`` (int64), in the order of :meth:`search`;
-            ``limits`` is int64 ``(Nq + 1,)``.
+            ``(limits, distances, ids)``: int64 ``(Nq + 1,)``, int16 and int64. The results of query ``i`` are
+            ``distances[limits[i] : limits[i + 1]]`` and the same slice of ``ids``, in the order of
+            :meth:`search`.
         """
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write what ``load`` of the class needs; an older save is replaced only by a complete one."""
+        """Write what ``load`` of the class needs; only a complete save replaces an older one."""
 
     def __len__(self) -> int: ...
 
 
 def new_rows(
-    codes: Tensor | HashCodes, bits: int, held: str | None, model: str | None
+    codes: Tensor | HashCodes, bits: int, held: str | None, model_id: str | None
 ) -> tuple[Array, Array | None]:
-    """Codes to add as packed rows, and their ids if they have any, both checked.
+    """Check codes to add, and return them packed, with their ids if they have any.
 
     Args:
-        codes: as :class:`SearchIndex` takes them; ``N`` may be 0.
-        bits: code length of the index.
-        held: the model of the codes in the index, or None.
-        model: the model of ``codes``, or None.
+        codes: Codes as :class:`SearchIndex` takes them; ``N`` may be 0.
+        bits: The code length of the index.
+        held: The model_id of the index, or None.
+        model_id: The model_id of ``codes``, or None.
 
     Returns:
         ``(packed, ids)``: uint8 ``(N, ceil(bits / 8))``, and int64 ``(N,)`` or None.
 
     Raises:
-        TypeError, ValueError: other bits or another model than the index, NaN, negative or repeated ids;
-            see also :func:`hybridhash.codes.as_packed`.
+        TypeError, ValueError: Bits or model are not those of the index, a code is NaN, ids are negative or
+            repeated, or as :func:`hybridhash.codes.as_packed`.
 
     Example:
         >>> new_rows(torch.tensor([[0.3, -2.0, 0.7]]), 3, None, None)
         (array([[160]], dtype=uint8), None)
     """
-    check_model(held, model)
+    check_model_id(held, model_id)
     if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
         packed, given = as_packed(codes, bits=bits)
     else:
@@ -111,11 +115,13 @@ def new_rows(
     return packed.cpu().numpy(), None if ids is None else _unique(ids.cpu().numpy())
 
 
-def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model: str | None) -> Array:
-    """Queries as packed rows; raises as :func:`new_rows`, for no query at all, and for an empty index."""
+def query_rows(
+    codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model_id: str | None
+) -> Array:
+    """Check queries and return them packed; raise as :func:`new_rows`, or if they or the index are empty."""
     # Ids of queries are of no interest, and may well repeat.
     codes = HashCodes(codes.packed, codes.bits) if isinstance(codes, HashCodes) else codes
-    packed, _ = new_rows(codes, bits, held, model)
+    packed, _ = new_rows(codes, bits, held, model_id)
     if size == 0:
         raise ValueError("the index is empty: add codes before searching")
     if len(packed) == 0:
@@ -124,7 +130,7 @@ def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None
 
 
 def _unique(ids: Array) -> Array:
-    """Ids that may be added: none negative, none twice."""
+    """Return the ids; raise if one is negative or repeated."""
     if len(ids) and ids.min() < 0:
         raise ValueError(f"ids must be >= 0, got {ids.min()}: -1 stands for 'nothing found' in results")
     if not (np.diff(ids) > 0).all():
@@ -153,25 +159,32 @@ def _some(ids: Array) -> str:
     return f"{', '.join(str(i) for i in ids[:3])}{more}"
 
 
-def check_model(held: str | None, model: str | None) -> None:
-    """Raise a ValueError if codes are known to be of another model than those of an index."""
-    for name in (held, model):
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"model must be a str that tells models apart, or None, got {name!r}")
-    if held is not None and model is not None and held != model:
+def check_model_id(held: str | None, model_id: str | None) -> None:
+    """Raise ValueError if codes are known to be of another model than those of an index."""
+    for value in (held, model_id):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"model_id must be a str that tells models apart, or None, got {value!r}")
+    if held is not None and model_id is not None and held != model_id:
         raise ValueError(
-            f"the index holds codes of the model {held!r}, these are of {model!r}: codes of different models "
-            "cannot be compared, encode with the same one"
+            f"the index holds codes of the model {held!r}, these are of {model_id!r}: codes of different "
+            "models cannot be compared, encode with the same one"
         )
 
 
+def clipped_top_k(top_k: int | None, size: int) -> int:
+    """Return the number of results for each query of an index with ``size`` codes; None means all."""
+    if top_k is None:
+        return size
+    return min(check_integer("top_k", top_k, 1, advice="use None for the whole index"), size)
+
+
 def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tensor]:
-    """Results of an engine in the order and the types that :meth:`SearchIndex.search` promises.
+    """Sort the results of an engine and convert them as :meth:`SearchIndex.search` promises.
 
     Args:
-        distances: ``(Nq, k)`` of any dtype; of no meaning where ``ids`` is negative.
+        distances: ``(Nq, k)`` of any dtype; ignored where ``ids`` is negative.
         ids: int64 ``(Nq, k)``, negative where nothing was found.
-        bits: code length of the index.
+        bits: The code length of the index.
 
     Example:
         >>> nearest_first(np.array([[9.0, 2.0, 2.0]]), np.array([[-1, 7, 5]]), 4)
@@ -179,12 +192,13 @@ def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tens
     """
     distances = np.where(ids < 0, bits + 1, distances).astype(np.int16)
     order = np.lexsort((ids, distances), axis=-1)
-    distances, ids = (np.take_along_axis(rows, order, axis=-1) for rows in (distances, ids))
+    distances = np.take_along_axis(distances, order, axis=-1)
+    ids = np.take_along_axis(ids, order, axis=-1)
     return torch.from_numpy(distances), torch.from_numpy(ids)
 
 
 def as_ranges(found: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(distances, ids)`` of each query as the three tensors of :meth:`SearchIndex.range_search`.
+    """Join ``(distances, ids)`` of each query to the three tensors of :meth:`SearchIndex.range_search`.
 
     Example:
         >>> as_ranges([(np.array([1, 0]), np.array([3, 8])), (np.array([]), np.array([], np.int64))], 4)
@@ -196,18 +210,18 @@ def as_ranges(found: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor, 
 
 
 def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
-    """Write what is known of an index to ``manifest.json``, which is there complete or not at all."""
+    """Write ``manifest.json`` of an index atomically."""
     with replacing(folder / MANIFEST) as temporary:
         head = {"format": _FORMAT, "version": _VERSION, "backend": backend}
         temporary.write_text(json.dumps({**head, **content}, indent=2) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[str]) -> dict[str, Any]:
-    """What :func:`write_manifest` wrote, with all of ``keys``.
+    """Read the file of :func:`write_manifest`, which must have all of ``keys``.
 
     Raises:
-        FileNotFoundError: the folder has no manifest.
-        ValueError: it is damaged, or of something else, another backend or another version.
+        FileNotFoundError: The folder has no manifest.
+        ValueError: It is damaged, or of something else, another backend or another version.
     """
     file = Path(folder) / MANIFEST
     if not file.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._moved import renamed_arguments
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.search.interface import (
     Array,
     as_ranges,
-    check_model,
+    check_model_id,
+    clipped_top_k,
     nearest_first,
     new_rows,
     query_rows,
@@ -50,7 +53,8 @@ class MilvusIndex:
         collection: its name, of letters, digits and underscores.
         bits: code length, 1 to 512; padded with zero bits to whole bytes, which changes no distance.
         kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
-        model: which model gives the codes, in any words; kept with the collection and compared.
+        model_id: A string that identifies the model of the codes. It is kept with the collection and
+            compared.
         nlist: ivf: number of lists, 1 to 65536; 1024 by default.
         nprobe: ivf: lists looked at for each query, at most ``nlist``; by default a 32nd of them.
         token: ``"user:password"`` or a token, if the server asks for one. It is never saved.
@@ -70,9 +74,10 @@ class MilvusIndex:
     Example:
         >>> index = MilvusIndex("http://localhost:19530", "photos", bits=64)  # doctest: +SKIP
         >>> index.add(codes)  # doctest: +SKIP
-        >>> distances, ids = index.search(query, k=100)  # doctest: +SKIP
+        >>> distances, ids = index.search(query, top_k=100)  # doctest: +SKIP
     """
 
+    @renamed_arguments(model="model_id")
     def __init__(
         self,
         uri: str | os.PathLike[str],
@@ -80,7 +85,7 @@ class MilvusIndex:
         bits: int,
         kind: str = "flat",
         *,
-        model: str | None = None,
+        model_id: str | None = None,
         nlist: int | None = None,
         nprobe: int | None = None,
         token: str = "",
@@ -94,8 +99,10 @@ class MilvusIndex:
             raise ValueError(f"unknown kind {kind!r} of Milvus index: use {', '.join(map(repr, _KINDS))}")
         if kind != "ivf" and (nlist, nprobe) != (None, None):
             raise ValueError(f"nlist and nprobe are options of kind 'ivf', but kind={kind!r} was given")
-        check_model(None, model)
-        self.kind, self.model, self.collection = kind, model, collection
+        check_model_id(None, model_id)
+        self.kind = kind
+        self.model_id: str | None = model_id
+        self.collection = collection
         self._nlist = check_integer("nlist", 1024 if nlist is None else nlist, 1, 65_536)
         self._nprobe = check_integer("nprobe", nprobe or -(-self._nlist // 32), 1, self._nlist)
         self._batch_size = check_integer("batch_size", batch_size, 1)
@@ -112,7 +119,8 @@ class MilvusIndex:
             raise FileNotFoundError(f"{self._where()} does not exist: check the name, or create it by adding")
         self._request("load_collection", self.collection)
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
+    @renamed_arguments(model="model_id")
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
         """Add codes under their ids, or numbered on from ``len(index)`` if they have none, in batches.
 
         A code whose id is in the collection replaces what is there. At the end it is verified that all ids
@@ -125,7 +133,7 @@ class MilvusIndex:
             TypeError, ValueError: codes of other bits or another model, NaN; ids that are negative or occur
                 twice; codes without ids whose numbers are ids of the collection already. Nothing is added.
         """
-        packed, ids = new_rows(codes, self.bits, self.model, model)
+        packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             return
         numbered = ids is None
@@ -153,35 +161,43 @@ class MilvusIndex:
             )
         self._unfinished = None
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+    @renamed_arguments(k="top_k", model="model_id")
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
         Raises:
             ConnectionError: the server stayed down or refused.
-            TypeError, ValueError: ``k`` below 1 or above 16,384, an empty collection, no query, or codes of
-                other bits or another model.
+            TypeError, ValueError: ``top_k`` is below 1 or above 16,384, the collection is empty, there is no
+                query, or the codes are of other bits or another model.
         """
         size = len(self)
-        query = query_rows(codes, self.bits, size, self.model, model)
-        k = min(check_integer("k", k, 1), size)
-        if k > _LIMIT:
-            raise ValueError(f"k={k} is more than the {_LIMIT} results that Milvus gives: use FaissIndex")
-        distances, ids = np.zeros((len(query), k)), np.full((len(query), k), -1)
-        for row, (found, numbers) in enumerate(self._hits(query, k)):
-            distances[row, : len(numbers)], ids[row, : len(numbers)] = found, numbers
+        query = query_rows(codes, self.bits, size, self.model_id, model_id)
+        top_k = clipped_top_k(top_k, size)
+        if top_k > _LIMIT:
+            raise ValueError(
+                f"top_k={top_k} is more than the {_LIMIT} results that Milvus gives: use FaissIndex"
+            )
+        distances = np.zeros((len(query), top_k))
+        ids = np.full((len(query), top_k), -1)
+        for row, (row_distances, row_ids) in enumerate(self._hits(query, top_k)):
+            distances[row, : len(row_ids)] = row_distances
+            ids[row, : len(row_ids)] = row_ids
         return nearest_first(distances, ids, self.bits)
 
+    @renamed_arguments(model="model_id")
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
+        """Find all codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
 
         Where more are found than Milvus gives for one request, several share the ids among them.
 
         Raises:
             ConnectionError, TypeError, ValueError: ``radius`` below 0, otherwise as :meth:`search`.
         """
-        query = query_rows(codes, self.bits, len(self), self.model, model)
+        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
         found = list(self._hits(query, _LIMIT, radius))
         for row, (_, ids) in enumerate(found):
@@ -205,17 +221,18 @@ class MilvusIndex:
         folder.mkdir(exist_ok=True)
         manifest = {"uri": self._connection.public_uri, "collection": self.collection, "count": len(self)}
         options = {"nlist": self._nlist, "nprobe": self._nprobe} if self.kind == "ivf" else {}
-        manifest |= {"bits": self.bits, "kind": self.kind, "model": self.model, "options": options}
+        manifest |= {"bits": self.bits, "kind": self.kind, "model": self.model_id, "options": options}
         write_manifest(folder, "milvus", manifest)
 
     @classmethod
+    @renamed_arguments(model="model_id")
     def load(
         cls,
         folder: str | os.PathLike[str],
         *,
         uri: str | os.PathLike[str] | None = None,
         bits: int | None = None,
-        model: str | None = None,
+        model_id: str | None = None,
         token: str = "",
         timeout: float = 30.0,
         retries: int = 5,
@@ -223,10 +240,10 @@ class MilvusIndex:
         """Open the collection that :meth:`save` noted, and verify that it has all its codes.
 
         Args:
-            folder: where it was saved.
+            folder: The folder that it was saved to.
             uri: where the collection is now, if not where it was.
-            bits: code length that is expected, if that is to be checked.
-            model: model whose codes are expected, if that is to be checked.
+            bits: The expected code length, if it is to be checked.
+            model_id: The expected model_id, if it is to be checked.
             token: as in the class; it is not in the manifest.
             timeout: as in the class.
             retries: as in the class.
@@ -241,11 +258,11 @@ class MilvusIndex:
         manifest = read_manifest(folder, "milvus", keys)
         if bits is not None and bits != manifest["bits"]:
             raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model(manifest["model"], model)
+        check_model_id(manifest["model"], model_id)
         index = cls(
             manifest["uri"] if uri is None else uri,
             *(manifest[key] for key in ("collection", "bits", "kind")),
-            model=manifest["model"],
+            model_id=manifest["model"],
             **manifest["options"],
             token=token,
             create=False,
@@ -268,6 +285,12 @@ class MilvusIndex:
         """The ``pymilvus.MilvusClient``."""
         return self._connection.client
 
+    @property
+    def model(self) -> str | None:
+        """The ``model_id``; this is its old name."""
+        warnings.warn(f"{type(self).__name__}.model is now model_id", DeprecationWarning, stacklevel=2)
+        return self.model_id
+
     def __len__(self) -> int:
         return self._count("")
 
@@ -279,7 +302,7 @@ class MilvusIndex:
         from pymilvus import DataType
 
         client = self.client
-        about = {"hybridhash": "codes", "bits": self.bits, "kind": self.kind, "model": self.model}
+        about = {"hybridhash": "codes", "bits": self.bits, "kind": self.kind, "model": self.model_id}
         schema = client.create_schema(
             auto_id=False, enable_dynamic_field=False, description=json.dumps(about)
         )
@@ -311,8 +334,8 @@ class MilvusIndex:
                 f"{self._where()} holds codes of {held[1]} bits in an index of kind {held[2]!r}, not of "
                 f"{self.bits} and {self.kind!r}: open it as it is, or use another name"
             )
-        check_model(held[3], self.model)
-        self.model = held[3] if self.model is None else self.model
+        check_model_id(held[3], self.model_id)
+        self.model_id = held[3] if self.model_id is None else self.model_id
 
     def _numbers(self, packed: Array) -> Array:
         """Ids for codes without: those of the same codes in a failed add before, else the next numbers."""

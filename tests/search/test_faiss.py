@@ -85,7 +85,7 @@ def test_results_have_the_promised_types_and_order():
 
 def test_k_above_the_size_gives_all_codes():
     for kind in ("flat", "hnsw"):
-        distances, ids = filled(kind=kind, rows=7).search(codes(2), k=50)
+        distances, ids = filled(kind=kind, rows=7).search(codes(2), top_k=50)
         assert distances.shape == (2, 7)
         assert sorted(ids[0].tolist()) == list(range(7))
 
@@ -163,7 +163,7 @@ def test_every_list_of_an_inverted_file_makes_it_exact():
 def test_places_that_an_approximate_index_cannot_fill_say_so():
     index = FaissIndex(16, "multihash", nflip=0, nhash=2, hash_bits=8)
     index.add(torch.ones(3, 16))
-    distances, ids = index.search(torch.full((1, 16), -1.0), k=2)
+    distances, ids = index.search(torch.full((1, 16), -1.0), top_k=2)
     assert ids.tolist() == [[-1, -1]]
     assert distances.tolist() == [[17, 17]]
     assert index.range_search(torch.full((1, 16), -1.0), 16)[0].tolist() == [0, 0]
@@ -265,12 +265,12 @@ def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
 
 @pytest.mark.parametrize("action", ["add", "search", "range_search"])
 def test_codes_of_another_model_raise(action):
-    index = filled(model="resnet50 1f2e")
+    index = filled(model_id="resnet50 1f2e")
     arguments = () if action == "add" else (1,)
-    getattr(index, action)(codes(2, seed=5), *arguments, model="resnet50 1f2e")
+    getattr(index, action)(codes(2, seed=5), *arguments, model_id="resnet50 1f2e")
     getattr(index, action)(codes(2, seed=6), *arguments)  # not known
     with pytest.raises(ValueError, match="holds codes of the model 'resnet50 1f2e', these are of 'x'"):
-        getattr(index, action)(codes(2, seed=7), *arguments, model="x")
+        getattr(index, action)(codes(2, seed=7), *arguments, model_id="x")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_codes_of_another_model_raise(action):
             "nhash=4 tables of hash_bits=16 need",
         ),
         (lambda: filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
-        (lambda: FaissIndex(64, model=5), TypeError, "model must be a str"),
+        (lambda: FaissIndex(64, model_id=5), TypeError, "model_id must be a str"),
     ],
 )
 def test_arguments_out_of_range_raise(call, error, message):
@@ -332,9 +332,9 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
-    index = filled(kind=kind, model="m")
+    index = filled(kind=kind, model_id="m")
     index.save(tmp_path / "index")
-    loaded = FaissIndex.load(tmp_path / "index", bits=24, model="m")
+    loaded = FaissIndex.load(tmp_path / "index", bits=24, model_id="m")
     assert same(loaded.search(codes(3), 20), index.search(codes(3), 20))
     assert (repr(loaded), loaded.model) == (repr(index), "m")
     more = codes(30, seed=4)
@@ -352,11 +352,11 @@ def test_what_is_tuned_is_saved(tmp_path):
 
 
 def test_an_index_of_other_codes_is_not_loaded(tmp_path):
-    filled(model="m").save(tmp_path)
+    filled(model_id="m").save(tmp_path)
     with pytest.raises(ValueError, match="holds codes of 24 bits, not of 64"):
         FaissIndex.load(tmp_path, bits=64)
     with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
-        FaissIndex.load(tmp_path, model="other")
+        FaissIndex.load(tmp_path, model_id="other")
 
 
 def the_file(folder):
@@ -470,3 +470,31 @@ def test_an_empty_index_is_not_saved(tmp_path):
 def test_the_folder_above_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError):
         filled().save(tmp_path / "none" / "index")
+
+
+# Old names
+
+
+def test_the_old_names_of_arguments_and_attributes_work_with_a_warning(tmp_path):
+    with pytest.deprecated_call(match="model= of __init__ is now model_id="):
+        index = FaissIndex(24, model="m")
+    with pytest.deprecated_call(match="model= of add is now model_id="):
+        index.add(codes(9), model="m")
+    with pytest.deprecated_call(match="k= of search is now top_k="):
+        distances, ids = index.search(codes(2), k=3)
+    assert torch.equal(ids, index.search(codes(2), 3)[1])
+    assert distances.shape == (2, 3)
+    with pytest.deprecated_call(match="FaissIndex.model is now model_id"):
+        assert index.model == index.model_id == "m"
+    index.save(tmp_path)
+    with pytest.deprecated_call(match="model= of load is now model_id="):
+        assert len(FaissIndex.load(tmp_path, model="m")) == 9
+    with pytest.raises(TypeError, match="search got k= and top_k=, its name now"):
+        index.search(codes(2), k=3, top_k=3)
+
+
+def test_no_top_k_means_all_codes():
+    index = filled(rows=7)
+    assert index.search(codes(2), None)[0].shape == (2, 7)
+    with pytest.raises(ValueError, match="top_k must be >= 1, got 0: use None for the whole index"):
+        index.search(codes(2), 0)

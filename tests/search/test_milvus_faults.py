@@ -292,7 +292,7 @@ def test_a_refused_token_is_an_error_of_permission_while_adding(stub):
 
 def test_inverted_lists_are_asked_for_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
-    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model="m")
+    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model_id="m")
     created = dict(index.client.calls)["create_collection"]
     (described,) = created["index_params"]
     described = described.to_dict()

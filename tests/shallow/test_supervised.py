@@ -370,7 +370,7 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="regularization 1e-300 is too small"):
         ITQCCA(4, regularization=1e-300).fit(x[:, :1].expand(60, 6), labels)
     for setting in ("classifier_ridge", "nu", "kernel_ridge"):
-        with pytest.raises(ValueError, match=f"{setting} must be positive, got -1"):
+        with pytest.raises(ValueError, match=f"{setting} must be a positive number, got -1"):
             SDH(4, num_anchors=5, **{setting: -1}).fit(x, labels)
     shared = torch.nn.functional.one_hot(labels)
     shared[:, 0] = 1
