@@ -29,11 +29,11 @@ from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
 from hybridhash._inference import (
     PREPROCESSING,
-    check_model,
+    check_hash_model,
     check_preprocessing,
     eval_mode,
+    forward_packed,
     input_device,
-    launch,
 )
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
@@ -349,7 +349,7 @@ def _traced(
     # Two images, because torch.export takes a size of 1 for a constant.
     example = torch.zeros((2, *transform["input_size"]), dtype=dtype, device=input_device(model, None))
     with eval_mode(model), torch.no_grad():
-        _, _, bits = launch(model, example.float(), nullcontext(), "the example")
+        bits = forward_packed(model, example.float(), nullcontext(), "the example").bits
         metadata = {
             "name": model_name(model),
             "bits": bits,
@@ -366,7 +366,7 @@ def _traced(
 
 def _exportable(model: nn.Module) -> nn.Module:
     """Return a hash model without its wrappers; raise unless its weights are float32."""
-    check_model(model)
+    check_hash_model(model)
     model = unwrap_model(model)
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     others = ", ".join(sorted(map(str, dtypes - {torch.float32})))
@@ -397,10 +397,10 @@ def _transform_of(
     model: nn.Module, image_size: int | tuple[int, int] | None, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return ``input_size`` and the settings of ``PREPROCESSING``: those given, else those of the model."""
-    given = check_preprocessing(preprocessing)
+    check_preprocessing(preprocessing)
     cfg = getattr(model, "pretrained_cfg", None)
     cfg = cfg or getattr(getattr(model, "backbone", None), "pretrained_cfg", None) or {}
-    known = {**cfg, **given}
+    known = {**cfg, **(preprocessing or {})}
     if known.get("mean") is None or known.get("std") is None:
         raise ValueError(
             f"{type(model).__name__} does not say how its images are normalised: give "

@@ -45,7 +45,7 @@ def model_config(
     Raises:
         ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key.
     """
-    preprocessing = check_preprocessing(preprocessing)
+    check_preprocessing(preprocessing)
     args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
     shape: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def model_config(
     known = {key: value for key, value in model.pretrained_cfg.items() if value is not None}
     pretrained_cfg = {
         **{key: value for key, value in known.items() if key not in _SOURCE},
-        **preprocessing,
+        **(preprocessing or {}),
         "tag": tag,
         "license": license,
         "num_classes": model.num_classes,

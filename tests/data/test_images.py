@@ -121,7 +121,7 @@ def test_what_is_no_whole_image_raises(
         read_image(content)
 
 
-# tar shards -------------------------------------------------------------------------------------------------
+# Tar shards
 
 
 def test_tar_shards_give_what_the_webdataset_library_reads(tmp_path: Path) -> None:
