@@ -164,8 +164,12 @@ def _unique(ids: Array) -> Array:
 
 def check_held(ids: Array, held: Array) -> None:
     """Raise a ValueError if an index that cannot replace codes holds one of the new ids already."""
-    in_range = held[(held >= ids.min()) & (held <= ids.max())] if len(ids) else held[:0]
-    known = np.intersect1d(ids, in_range) if len(in_range) else in_range
+    if len(ids) == 0:
+        return
+    # Each held id is looked up among the new ones, since the new ones are few: sorting the others takes long.
+    new = np.sort(ids)
+    nearest = new[np.minimum(np.searchsorted(new, held), len(new) - 1)]
+    known = np.sort(held[nearest == held])
     if len(known):
         raise ValueError(
             f"the index holds {len(known)} of these {len(ids)} ids already, {_first_few(known)}: nothing was "

@@ -240,6 +240,17 @@ def test_ids_that_cannot_be_added_raise_and_add_nothing(ids, message):
     assert len(index) == 200
 
 
+def test_ids_between_those_of_the_index_are_added_and_its_own_are_named():
+    rows = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    index = FaissIndex(24)
+    index.add(HashCodes.from_codes(codes(200), ids=2 * rows))
+    for ids in ([1], [399, 3, 201], [500]):
+        index.add(HashCodes.from_codes(codes(len(ids)), ids=torch.tensor(ids)))
+    with pytest.raises(ValueError, match=r"holds 4 of these 5 ids already, 0, 3, 398, \.\.\.: nothing"):
+        index.add(HashCodes.from_codes(codes(5), ids=torch.tensor([398, 7, 0, 500, 3])))
+    assert len(index) == 205
+
+
 def test_numbers_for_codes_without_ids_never_take_an_id_twice():
     index = FaissIndex(24)
     index.add(HashCodes.from_codes(codes(2), ids=torch.tensor([3, 9])))
