@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +23,7 @@ from hybridhash.search.interface import (
     as_ranges,
     check_held,
     check_model_id,
+    check_replaceable,
     nearest_first,
     new_rows,
     query_rows,
@@ -40,6 +43,8 @@ _OPTIONS: dict[str, dict[str, int | None]] = {
     "hnsw": {"links": 32, "ef_construction": 80, "ef_search": 128},
     "multihash": {"nhash": None, "hash_bits": None, "nflip": 1},
 }
+# The files of saved indexes, and what is left of them if a save is killed.
+_OUR_FILES = re.compile(r"index-[0-9a-f]{16}\.faiss|\.index-[0-9a-f]{16}\.faiss\.[0-9a-f]{16}\.tmp")
 _RANGES = {"links": (2, None), "hash_bits": (1, 64), "nflip": (0, None)}
 
 
@@ -220,10 +225,11 @@ class FaissIndex:
         """Write the index to ``folder``: the file of FAISS, and a ``manifest.json`` that names it.
 
         The manifest is written last and replaces an older one atomically, so a failure at any moment leaves
-        the older save as it was.
+        the older save as it was. What an interrupted save left is removed.
 
         Raises:
             ValueError: The index is empty.
+            FileExistsError: The folder has a manifest of something else, such as encoded shards.
             OSError: The files cannot be written.
 
         Example:
@@ -237,16 +243,25 @@ class FaissIndex:
         """
         if len(self) == 0:
             raise ValueError("the index is empty: add codes before saving")
-        faiss, folder = _faiss(), Path(folder)
+        faiss = _faiss()
+        folder = Path(folder)
+        check_replaceable(folder)
         folder.mkdir(exist_ok=True)
         file = folder / f"index-{secrets.token_hex(8)}.faiss"
+        digest = hashlib.sha256()
         try:
-            # Through a Python file, because FAISS's own does not report an error on closing it.
             with replacing(file) as temporary, open(temporary, "wb") as opened:
-                faiss.write_index_binary(self.index, faiss.PyCallbackIOWriter(opened.write))
+
+                def write(block: bytes) -> int:
+                    digest.update(block)
+                    return opened.write(block)
+
+                # By a Python file, because FAISS's own does not report an error on closing it.
+                faiss.write_index_binary(self.index, faiss.PyCallbackIOWriter(write))
             manifest = {
                 "file": file.name,
                 "bytes": file.stat().st_size,
+                "sha256": digest.hexdigest(),
                 "count": len(self),
                 "bits": self.bits,
                 "kind": self.kind,
@@ -259,19 +274,19 @@ class FaissIndex:
             if isinstance(error, OSError):
                 raise
             raise OSError(f"cannot write {file}: {error}") from error
-        for old in folder.glob("index-*.faiss"):
-            if old != file:
-                old.unlink()
+        for other in folder.iterdir():
+            if other != file and _OUR_FILES.fullmatch(other.name):
+                other.unlink(missing_ok=True)
 
     @classmethod
     @renamed_arguments(model="model_id")
     def load(
         cls, folder: str | os.PathLike[str], *, bits: int | None = None, model_id: str | None = None
     ) -> FaissIndex:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, and check it by its SHA-256.
 
         Args:
-            folder: The folder of :meth:`save`.
+            folder: The folder of :meth:`save`, into which another process may be saving.
             bits: The code length that the index must have. None means any.
             model_id: The model that the codes must come from. None means any.
 
@@ -281,26 +296,22 @@ class FaissIndex:
             ValueError: The files are damaged or do not fit together, or the index is of other bits or another
                 model.
         """
-        keys = ("file", "bytes", "count", "bits", "kind", "model_id", "options")
-        manifest = read_manifest(folder, "faiss", keys)
-        if bits is not None and bits != manifest["bits"]:
-            raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model_id(manifest["model_id"], model_id)
-        file = Path(folder) / manifest["file"]
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, which the manifest names: save the index again")
-        if file.stat().st_size != manifest["bytes"]:
-            raise ValueError(
-                f"{file} is truncated or foreign: it has {file.stat().st_size:,} bytes, the manifest says "
-                f"{manifest['bytes']:,}. Save the index again"
-            )
-        index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model_id"])
-        index._options = manifest["options"]
-        faiss = _faiss()
-        try:
-            index.index = faiss.read_index_binary(str(file))
-        except RuntimeError as error:
-            raise ValueError(f"{file} is damaged ({error}): save the index again") from error
+        manifest, opened = _open_saved(folder)
+        file = opened.name
+        with opened:
+            if bits is not None and bits != manifest["bits"]:
+                raise ValueError(
+                    f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}"
+                )
+            check_model_id(manifest["model_id"], model_id)
+            _check_saved(opened, manifest)
+            index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model_id"])
+            index._options = manifest["options"]
+            faiss = _faiss()
+            try:
+                index.index = faiss.read_index_binary(faiss.PyCallbackIOReader(opened.read))
+            except RuntimeError as error:
+                raise ValueError(f"{file} is damaged ({error}): save the index again") from error
         if index.index.d != 8 * _width(index.bits) or len(index) != manifest["count"]:
             raise ValueError(
                 f"{file} holds {len(index)} codes of {index.index.d} bits, the manifest says "
@@ -405,6 +416,40 @@ def _checked_options(bits: int, kind: str, given: Mapping[str, int | None]) -> d
             )
         options |= {"hash_bits": hash_bits, "nhash": nhash}
     return options
+
+
+def _open_saved(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BinaryIO]:
+    """Return the manifest of a saved index and the file that it names, opened."""
+    keys = ("file", "bytes", "count", "bits", "kind", "model_id", "options")
+    manifest = read_manifest(folder, "faiss", keys)
+    while True:
+        file = Path(folder) / manifest["file"]
+        try:
+            return manifest, open(file, "rb")
+        except FileNotFoundError:
+            newer = read_manifest(folder, "faiss", keys)
+            if newer == manifest:
+                raise FileNotFoundError(
+                    f"{file} is missing, which the manifest names: save the index again"
+                ) from None
+            manifest = newer  # another process saved in between
+
+
+def _check_saved(opened: BinaryIO, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a file has the size and the SHA-256 of its manifest; leave it at its start."""
+    size = os.fstat(opened.fileno()).st_size
+    if size != manifest["bytes"]:
+        raise ValueError(
+            f"{opened.name} is truncated or foreign: it has {size:,} bytes, the manifest says "
+            f"{manifest['bytes']:,}. Save the index again"
+        )
+    if "sha256" in manifest:  # not in the first version
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+        if digest.hexdigest() != manifest["sha256"]:
+            raise ValueError(f"{opened.name} is damaged, its SHA-256 is another: save the index again")
+        opened.seek(0)
 
 
 def _width(bits: int) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "as_ranges",
     "check_held",
     "check_model_id",
+    "check_replaceable",
     "nearest_first",
     "new_rows",
     "query_rows",
@@ -225,6 +226,17 @@ def as_ranges(results: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor
     distances = torch.cat([distances for distances, _ in parts])
     ids = torch.cat([ids for _, ids in parts])
     return limits, distances, ids
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise FileExistsError if the manifest in a folder is not that of an index."""
+    file = folder / MANIFEST
+    try:
+        content = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, so nothing is lost
+        return
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise FileExistsError(f"{file} is not of an index: save the index to another folder")
 
 
 def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:

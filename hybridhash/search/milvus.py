@@ -19,6 +19,7 @@ from hybridhash.search.interface import (
     Array,
     as_ranges,
     check_model_id,
+    check_replaceable,
     nearest_first,
     new_rows,
     query_rows,
@@ -220,10 +221,12 @@ class MilvusIndex:
 
         Raises:
             ConnectionError: The server stayed down or refused.
+            FileExistsError: The folder has a manifest of something else, such as encoded shards.
             OSError: The manifest cannot be written.
         """
-        self._request("flush", self.collection)
         folder = Path(folder)
+        check_replaceable(folder)
+        self._request("flush", self.collection)
         folder.mkdir(exist_ok=True)
         manifest = {
             "uri": self._connection.public_uri,

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hybridhash.search.faiss
 from hybridhash import HashCodes, hamming_distance, hamming_topk, pack_codes
 from hybridhash.search import FaissIndex, SearchIndex
 from hybridhash.search.interface import nearest_first
@@ -456,7 +457,7 @@ def _damage_manifest(folder, **changes):
         (
             lambda f: _the_file(f).write_bytes(b"x" * _the_file(f).stat().st_size),
             ValueError,
-            "faiss is damaged .*: save the index again",
+            "faiss is damaged, its SHA-256 is another: save the index again",
         ),
     ],
 )
@@ -474,6 +475,56 @@ def test_a_manifest_without_a_key_is_damaged(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"damaged \(no kind\)"):
         FaissIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_anywhere_in_the_file_is_noticed(kind, tmp_path):
+    _filled(kind=kind).save(tmp_path)
+    file = _the_file(tmp_path)
+    whole = file.read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 50)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged, its SHA-256 is another"):
+            FaissIndex.load(tmp_path)
+
+
+def test_files_of_others_are_not_overwritten_or_deleted(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": "hybridhash.shards"}')
+    (tmp_path / "index-mine.faiss").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"manifest.json is not of an index: save the index to another"):
+        _filled().save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"format": "hybridhash.shards"}'
+    (tmp_path / "manifest.json").unlink()
+    _filled().save(tmp_path)
+    assert (tmp_path / "index-mine.faiss").read_text() == "mine"
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / f".index-{'0' * 16}.faiss.{'1' * 16}.tmp"
+    left.write_bytes(b"half")
+    _filled().save(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".faiss", ".json"]
+
+
+def test_an_index_is_loaded_while_it_is_saved(tmp_path, monkeypatch):
+    index = _filled()
+    index.save(tmp_path)
+    index.add(codes(10, seed=7))
+    real = hybridhash.search.faiss.read_manifest
+    saved = []
+
+    def read_then_save(*args):
+        """Save between reading the manifest and opening the file that it names."""
+        manifest = real(*args)
+        if not saved:
+            saved.append(True)
+            index.save(tmp_path)
+        return manifest
+
+    monkeypatch.setattr(hybridhash.search.faiss, "read_manifest", read_then_save)
+    assert len(FaissIndex.load(tmp_path)) == 210
 
 
 def test_saving_again_replaces_the_older_save(tmp_path):
