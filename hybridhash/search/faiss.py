@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +50,39 @@ _OUR_FILES = re.compile(r"index-[0-9a-f]{16}\.faiss|\.index-[0-9a-f]{16}\.faiss\
 _RANGES = {"links": (2, None), "hash_bits": (1, 64), "nflip": (0, None)}
 
 
+class _SharedLock:
+    """A lock that many readers hold together, or one writer alone; waiting writers go first."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._readers = 0
+        self._writers = 0  # at work or waiting
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._writers == 0)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._readers -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._condition:
+            self._writers += 1
+            try:
+                # From here on the condition itself keeps other writers out.
+                self._condition.wait_for(lambda: self._readers == 0)
+                yield
+            finally:
+                self._writers -= 1
+                self._condition.notify_all()
+
+
 class FaissIndex:
     """A :class:`SearchIndex` on a binary index of FAISS (extra ``faiss``).
 
@@ -57,6 +92,8 @@ class FaissIndex:
 
     Codes and queries of any length are padded with zero bits to whole bytes, which changes no distance. Ids
     have 64 bits. An id occurs once: adding one that the index holds raises, and adds nothing.
+
+    Threads may share an index: searches run side by side, and wait while codes are added.
 
     Args:
         bits: Code length, 1 to 512.
@@ -127,6 +164,7 @@ class FaissIndex:
         self.kind = kind
         self.model_id = model_id
         self._options = _checked_options(bits, kind, given)
+        self._lock = _SharedLock()
         faiss = _faiss()
         # The lists of an inverted file are made once the number of training codes is known.
         self.index: Any = None if kind == "ivf" else faiss.IndexBinaryIDMap(self._empty(faiss))
@@ -144,14 +182,15 @@ class FaissIndex:
         packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             return
-        size = len(self)
-        ids = np.arange(size, size + len(packed)) if ids is None else ids
-        check_held(ids, self._ids())
-        if self.index is None:
-            self._train(packed)
-        for start in range(0, len(packed), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            self.index.add_with_ids(np.ascontiguousarray(packed[rows]), np.ascontiguousarray(ids[rows]))
+        with self._lock.writing():
+            size = len(self)
+            ids = np.arange(size, size + len(packed)) if ids is None else ids
+            check_held(ids, self._ids())
+            if self.index is None:
+                self._train(packed)
+            for start in range(0, len(packed), _CHUNK):
+                rows = slice(start, start + _CHUNK)
+                self.index.add_with_ids(np.ascontiguousarray(packed[rows]), np.ascontiguousarray(ids[rows]))
 
     @renamed_arguments(model="model_id")
     def train(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
@@ -165,12 +204,13 @@ class FaissIndex:
         """
         if self.kind != "ivf":
             raise ValueError(f"an index of kind {self.kind!r} needs no training, only 'ivf' does")
-        if self.index is not None:
-            raise ValueError("the index is trained already: train a new one before adding codes")
         packed, _ = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             raise ValueError("codes is empty: training needs codes like those to come")
-        self._train(packed)
+        with self._lock.writing():
+            if self.index is not None:
+                raise ValueError("the index is trained already: train a new one before adding codes")
+            self._train(packed)
 
     def tune(
         self, *, nprobe: int | None = None, ef_search: int | None = None, nflip: int | None = None
@@ -182,9 +222,10 @@ class FaissIndex:
         """
         options = {"nprobe": nprobe, "ef_search": ef_search, "nflip": nflip}
         given = {name: value for name, value in options.items() if value is not None}
-        self._options = _checked_options(self.bits, self.kind, {**self._options, **given})
-        if self.index is not None:
-            self._apply_options()
+        with self._lock.writing():
+            self._options = _checked_options(self.bits, self.kind, {**self._options, **given})
+            if self.index is not None:
+                self._apply_options()
 
     @renamed_arguments(k="top_k", model="model_id")
     def search(
@@ -197,7 +238,8 @@ class FaissIndex:
                 have other bits or another model.
         """
         query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
-        distances, ids = self.index.search(query, result_count(top_k, len(self)))
+        with self._lock.reading():
+            distances, ids = self.index.search(query, result_count(top_k, len(self)))
         return nearest_first(distances, ids, self.bits)
 
     @renamed_arguments(model="model_id")
@@ -214,10 +256,11 @@ class FaissIndex:
         """
         query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
-        if self.kind == "hnsw":
-            return as_ranges([self._within(row, radius) for row in query], self.bits)
-        # FAISS means "nearer than", we mean "at most".
-        limits, distances, ids = self.index.range_search(query, radius + 1)
+        with self._lock.reading():
+            if self.kind == "hnsw":
+                return as_ranges([self._within(row, radius) for row in query], self.bits)
+            # FAISS means "nearer than", we mean "at most".
+            limits, distances, ids = self.index.range_search(query, radius + 1)
         parts = [slice(start, stop) for start, stop in pairwise(limits)]
         return as_ranges([(distances[part], ids[part]) for part in parts], self.bits)
 
@@ -250,7 +293,7 @@ class FaissIndex:
         file = folder / f"index-{secrets.token_hex(8)}.faiss"
         digest = hashlib.sha256()
         try:
-            with replacing(file) as temporary, open(temporary, "wb") as opened:
+            with self._lock.reading(), replacing(file) as temporary, open(temporary, "wb") as opened:
 
                 def write(block: bytes) -> int:
                     digest.update(block)
@@ -258,11 +301,12 @@ class FaissIndex:
 
                 # By a Python file, because FAISS's own does not report an error on closing it.
                 faiss.write_index_binary(self.index, faiss.PyCallbackIOWriter(write))
+                count = len(self)
             manifest = {
                 "file": file.name,
                 "bytes": file.stat().st_size,
                 "sha256": digest.hexdigest(),
-                "count": len(self),
+                "count": count,
                 "bits": self.bits,
                 "kind": self.kind,
                 "model_id": self.model_id,

@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -262,6 +263,19 @@ def test_numbers_for_codes_without_ids_never_take_an_id_twice():
 def test_ids_of_queries_do_not_matter():
     query = HashCodes.from_codes(codes(2), ids=torch.tensor([-1, -1]))
     assert _filled().search(query, 3)[1].shape == (2, 3)
+
+
+def test_threads_add_and_search_at_the_same_time():
+    index = _filled(rows=50)
+    parts = [codes(20, seed=seed) for seed in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        added = [pool.submit(index.add, part) for part in parts]
+        searched = [pool.submit(index.search, codes(4), 5) for _ in range(100)]
+        for future in added + searched:
+            future.result()
+    assert len(index) == 2050
+    assert sorted(index.search(codes(1), None)[1][0].tolist()) == list(range(2050))
+    assert (index.search(torch.cat(parts), 1)[0] == 0).all()
 
 
 # Bad input --------------------------------------------------------------------------------------------------
