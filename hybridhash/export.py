@@ -1,15 +1,15 @@
-"""Export models for other runtimes: images in, packed codes out, and in the file what a reader must know.
+"""Export models for other runtimes.
 
-The network, the normalisation of the images and the packing of the bits become one graph with a free batch
-size. It runs without this package: in onnxruntime, in torch, or compiled in C++. The file carries the name of
-the model, its bits, how images are prepared, and the SHA-256 of the weights; :func:`read_metadata` reads it.
+The exported file maps images to packed codes and carries its own metadata. The network, the normalisation of
+the images and the packing of the bits become one graph with a free batch size. It runs without this package:
+in onnxruntime, in torch, or compiled in C++. The metadata are the name of the model, its bits, how images are
+prepared, and the SHA-256 of the weights; :func:`read_metadata` reads them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,10 +23,18 @@ from timm.data import resolve_data_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from hybridhash._files import replacing
+from hybridhash._checks import check_choice
+from hybridhash._files import check_parent, replacing_files
 from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
-from hybridhash._inference import check_hash_model, eval_mode, forward_packed, input_device
+from hybridhash._inference import (
+    PREPROCESSING,
+    check_hash_model,
+    check_preprocessing,
+    eval_mode,
+    forward_packed,
+    input_device,
+)
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
 
@@ -34,7 +42,6 @@ Input = Literal["uint8", "float"]
 
 _PREFIX = "hybridhash."  # of the keys in the metadata of ONNX files and AOTInductor packages
 _EXTRA = "hybridhash.json"  # torch.export's extra file with the metadata
-_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 # Metadata that are words; the others are JSON.
 _TEXTS = frozenset(
     {"name", "input", "interpolation", "crop_mode", "weights_sha256", "hybridhash_version", "quantization"}
@@ -55,35 +62,36 @@ def export_onnx(
     """Write an ONNX file that maps images to packed codes (extra ``export``).
 
     The input is ``images``, uint8 RGB of 0 to 255 or float32 normalised, ``(batch, C, H, W)``. The outputs
-    are ``packed``, uint8 ``(batch, ceil(bits / 8))`` as :func:`hybridhash.pack_codes` gives them (big-endian,
-    padded on the right with zeros, a code of exactly 0 is bit 0; so is NaN, which a graph cannot raise), and
-    if wanted ``codes``, float32 ``(batch, bits)``. The batch size is free, height and width are fixed.
+    are ``packed``, uint8 ``(batch, ceil(bits / 8))`` as :func:`hybridhash.pack_codes` gives them, and with
+    ``real_codes`` also ``codes``, float32 ``(batch, bits)``. A code of exactly 0 is bit 0, and so is NaN,
+    because a graph cannot raise. The batch size is free; height and width are fixed.
 
-    The model is exported in eval mode as float32, and is left as it is: its mode, its weights, its device.
+    The model is exported in eval mode as float32. Its mode, its weights and its device are not changed.
 
     Args:
-        model: a hash model: ``hybridhash_*``, one of :func:`hybridhash.create_hash_model`, or any module that
+        model: A hash model: ``hybridhash_*``, one of :func:`hybridhash.create_hash_model`, or any module that
             maps images to codes ``(B, bits)`` of 1 to 512 bits. Wrappers of DDP and ``torch.compile`` are
             taken off.
-        path: the file, ``*.onnx``; one that is there is replaced once the new one is complete. Weights of
-            2 GiB and more go to a second file beside it, ``<name>.<weights' sha256, 8 digits>.data``.
-        input: ``"uint8"`` puts the normalisation, ``(images / 255 - mean) / std``, into the graph;
+        path: The file to write, ``*.onnx``. An older file is replaced once the new one is complete. Weights
+            of 2 GiB and more go to a second file beside it, ``<name>.<8 digits of their SHA-256>.data``.
+        input: ``"uint8"`` puts the normalisation, ``(images / 255 - mean) / std``, into the graph.
             ``"float"`` expects normalised images.
-        real_codes: give the real-valued codes too.
-        image_size: height and width; by default the size that the model was built for.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` of the images that
-            the model was trained on, where they differ from ``model.pretrained_cfg``.
-        opset_version: of ONNX; torch's default if None.
+        real_codes: Whether to return the real-valued codes too.
+        image_size: Height and width. None takes the size that the model was built for.
+        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` of the training
+            images, where they differ from ``model.pretrained_cfg``.
+        opset_version: The version of ONNX's operators. None takes torch's default.
 
     Returns:
         The path.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        IsADirectoryError, FileNotFoundError, OSError: the path is a folder, its folder does not exist, or the
-            file cannot be written; nothing is left and what was there is unchanged.
-        TypeError, ValueError: no module, no hash layer (``num_classes=0``), other weights than float32, an
-            output that is no codes, an unknown ``input`` or key of ``preprocessing``, or no known ``mean``.
+        IsADirectoryError, FileNotFoundError, OSError: The path is a folder, its folder does not exist, or the
+            file cannot be written. Nothing is left behind, and older files are unchanged.
+        TypeError, ValueError: The model is no module, has no hash layer (``num_classes=0``), has weights
+            other than float32 or returns no codes; ``input`` or a key of ``preprocessing`` is unknown; or
+            the ``mean`` of the images is not known.
         RuntimeError: torch cannot trace the model, or not with a free batch size.
 
     Example:
@@ -130,14 +138,15 @@ def export_program(
     image_size: int | tuple[int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a program of ``torch.export``, which ``torch.export.load(path).module()`` gives back.
+    """Write a program of ``torch.export``, which ``torch.export.load(path).module()`` loads.
 
-    It runs on the device where the model is now, and gives ``packed`` or ``(packed, codes)``. Metadata are in
-    the extra file ``hybridhash.json``. All else, and what is raised, is as in :func:`export_onnx`.
+    It runs on the device where the model is now, and returns ``packed`` or ``(packed, codes)``. The metadata
+    are in the extra file ``hybridhash.json``. Everything else, and what is raised, is as in
+    :func:`export_onnx`.
 
     Args:
-        model: see :func:`export_onnx`, as for ``input``, ``real_codes``, ``image_size``, ``preprocessing``.
-        path: the file, ``*.pt2``.
+        model: The model; see :func:`export_onnx` for it and for the arguments after ``path``.
+        path: The file to write, ``*.pt2``.
 
     Returns:
         The path.
@@ -168,22 +177,22 @@ def export_aoti(
     preprocessing: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Compile the model ahead of time to a package of AOTInductor, for Python and C++ without Python.
+    """Compile the model ahead of time to a package of AOTInductor, for Python, and for C++ without Python.
 
-    ``torch._inductor.aoti_load_package(path)`` loads it. It is machine code: for the device where the model
-    is now, the processor that it was compiled on, and the same version of torch. Compiling takes minutes.
-    All else is as in :func:`export_onnx`.
+    ``torch._inductor.aoti_load_package(path)`` loads it. It is machine code for the device where the model is
+    now, the processor that compiled it, and this version of torch. Compiling takes minutes. Everything else
+    is as in :func:`export_onnx`.
 
     Args:
-        model: see :func:`export_onnx`, as for ``input``, ``real_codes``, ``image_size``, ``preprocessing``.
-        path: the file, ``*.pt2``.
-        options: settings of the compiler, ``torch._inductor.config``'s names.
+        model: The model; see :func:`export_onnx` for it and for the arguments up to ``preprocessing``.
+        path: The file to write, ``*.pt2``.
+        options: Settings of the compiler, by their names in ``torch._inductor.config``.
 
     Returns:
         The path.
 
     Raises:
-        RuntimeError: no C++ compiler, or the compilation failed; as :func:`export_onnx` beside that.
+        RuntimeError: There is no C++ compiler, or the compilation failed; otherwise as :func:`export_onnx`.
     """
     compile_package = getattr(torch._inductor, "aoti_compile_and_package", None)
     if compile_package is None:
@@ -210,27 +219,27 @@ def quantize_onnx(
     *,
     batch_size: int = 16,
 ) -> float:
-    """Write an 8-bit version of a file of :func:`export_onnx`, and tell how many bits it flips.
+    """Quantise a file of :func:`export_onnx` to 8 bits; return the share of code bits that change.
 
-    Weights of matrix products and convolutions become uint8, activations are quantised while it runs
-    (onnxruntime's dynamic quantisation); the packing of the bits is not touched. The metadata are kept, with
-    ``quantization`` ``"int8-dynamic"``.
+    Weights of matrix products and convolutions become uint8, and activations are quantised at run time
+    (onnxruntime's dynamic quantisation). The packing of the bits is not touched. The metadata are kept, and
+    ``quantization`` is ``"int8-dynamic"``.
 
     Args:
-        path: a file of :func:`export_onnx`.
-        out: the file to write, ``*.onnx``, not ``path`` itself.
-        images: ``(N, C, H, W)`` as the graph takes them, to compare the two on: images of the kind that it is
-            made for, 100 or more, because the share moves with them.
-        batch_size: images that are compared at a time.
+        path: A file of :func:`export_onnx`.
+        out: The file to write, ``*.onnx``, not ``path`` itself.
+        images: Images ``(N, C, H, W)`` as the graph takes them, on which both files are compared. Give 100 or
+            more of the kind that the model is made for, because the share depends on them.
+        batch_size: The number of images that are compared at a time.
 
     Returns:
-        Share of bits of all images that differ between the two files, 0 to 1.
+        The share of bits of all images that differ between the two files, 0 to 1.
 
     Raises:
         ImportError: onnxruntime or onnx is not installed.
-        ValueError: not a file of :func:`export_onnx`, ``out`` is ``path``, images of another shape or dtype,
-            or none.
-        OSError: as :func:`export_onnx`; the old file is unchanged.
+        ValueError: ``path`` is no file of :func:`export_onnx`, ``out`` is ``path``, or ``images`` are empty
+            or have another shape or dtype.
+        OSError: ``out`` cannot be written. An older file is unchanged.
     """
     _require("onnx", "onnxruntime")
     import onnx
@@ -256,16 +265,17 @@ def quantize_onnx(
         graph.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
         # QUInt8, because onnxruntime has no convolution of int8 weights on the CPU.
         quantize_dynamic(graph, built, weight_type=QuantType.QUInt8)
-        before, after = (_packed_codes(file, images, batch_size) for file in (path, built))
+        before = _packed_codes(path, images, batch_size)
+        after = _packed_codes(built, images, batch_size)
         flipped = np.bitwise_count(before ^ after).sum(dtype=np.int64)
     return float(flipped) / (len(images) * int(metadata["bits"]))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file of this module says about itself; nothing in it is run.
+    """Read the metadata of an exported file, without running any of it.
 
     Args:
-        path: a file of :func:`export_onnx`, :func:`export_program`, :func:`export_aoti` or
+        path: A file of :func:`export_onnx`, :func:`export_program`, :func:`export_aoti` or
             :func:`quantize_onnx`.
 
     Returns:
@@ -275,9 +285,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``hybridhash_version``, and ``quantization`` for an 8-bit file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: an ONNX file, and onnx is not installed.
-        ValueError: a file of another kind, or one that this package did not export.
+        FileNotFoundError: The file does not exist.
+        ImportError: It is an ONNX file, and onnx is not installed.
+        ValueError: It is of another kind, or was not exported by this package.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
@@ -290,7 +300,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Hashing(nn.Module):
-    """Images to packed codes, all of it in operations that every runtime has."""
+    """Map images to packed codes, with operations that every runtime has."""
 
     weights: Tensor
     mean: Tensor
@@ -299,7 +309,8 @@ class _Hashing(nn.Module):
     def __init__(self, model: nn.Module, bits: int, metadata: Mapping[str, Any], device: torch.device):
         super().__init__()
         self.model = model
-        self.raw, self.real_codes = metadata["input"] == "uint8", metadata["real_codes"]
+        self.normalises = metadata["input"] == "uint8"
+        self.real_codes = metadata["real_codes"]
         # The byte that each bit alone gives. A sum of products, not a shift, which runtimes lack, nor a
         # matrix product, which quantisation would round.
         self.register_buffer("weights", pack_bits(torch.eye(bits, dtype=torch.bool)).float().to(device))
@@ -307,7 +318,7 @@ class _Hashing(nn.Module):
             self.register_buffer(name, torch.tensor(metadata[name], device=device).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if self.raw:
+        if self.normalises:
             images = (images.float() / 255 - self.mean) / self.std
         codes = self.model(images)
         packed = ((codes > 0).float().unsqueeze(2) * self.weights).sum(1).to(torch.uint8)
@@ -321,12 +332,11 @@ def _traced(
     image_size: int | tuple[int, int] | None,
     preprocessing: Mapping[str, Any] | None,
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
-    """The program of a model with a free batch size, and its metadata."""
+    """Trace a model with a free batch size; return the program and its metadata."""
     from hybridhash import __version__
 
     check_hash_model(model)
-    if input not in ("uint8", "float"):
-        raise ValueError(f'input must be "uint8" or "float", got {input!r}')
+    check_choice("input", input, ("uint8", "float"))
     model = unwrap_model(model)
     others = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     if others - {torch.float32}:
@@ -368,10 +378,8 @@ def _traced(
 def _transform_of(
     model: nn.Module, image_size: int | tuple[int, int] | None, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """``input_size``, ``mean``, ``std`` and so on: what was given, else what the model says."""
-    unknown = sorted(set(preprocessing or ()) - set(_PREPROCESSING))
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
+    """Return ``input_size``, ``mean``, ``std`` and so on: as given, else as the model has them."""
+    check_preprocessing(preprocessing)
     cfg = getattr(model, "pretrained_cfg", None)
     cfg = cfg or getattr(getattr(model, "backbone", None), "pretrained_cfg", None) or {}
     known = {**cfg, **(preprocessing or {})}
@@ -387,7 +395,7 @@ def _transform_of(
     sides = (size, size) if isinstance(size, int) else tuple(size)
     channels = int(getattr(model, "in_chans", len(known["mean"])))
     transform = resolve_data_config({"input_size": (channels, *sides)}, pretrained_cfg=known)
-    transform = {key: transform[key] for key in ("input_size", *_PREPROCESSING)}
+    transform = {key: transform[key] for key in ("input_size", *PREPROCESSING)}
     for key in ("mean", "std"):
         transform[key] = tuple(map(float, known[key]))  # timm's default for one channel is not the model's
         if len(transform[key]) != channels:
@@ -400,32 +408,20 @@ def _transform_of(
 
 @contextmanager
 def _building(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Where to build a file, under its own name in a folder beside it; it moves in if all went well."""
+    """Yield where to build a file, under its own name; it moves to ``path`` when the block ends."""
     file = Path(os.path.realpath(path))
     if file.suffix != suffix:
         raise ValueError(f"path must end in {suffix}, got {os.fspath(path)!r}")
     if file.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder: give a file in it")
+    check_parent(file)
     # In a folder, since formats write the name of their file into it, and some of them several files.
-    aside, new = tempfile.TemporaryDirectory, []
-    try:
-        with replacing(file) as temporary, aside(prefix=f".{file.name}.", dir=file.parent) as folder:
-            built = Path(folder, file.name)
-            yield built
-            os.replace(built, temporary)
-            # Weights come before the graph that names them; those of another version have another name.
-            for part in Path(folder).glob("*.data"):
-                target = file.with_name(part.name)
-                if not target.exists():
-                    new.append(target)
-                os.replace(part, target)
-    except BaseException:
-        for target in new:
-            target.unlink(missing_ok=True)
-        raise
+    with replacing_files(file.parent) as folder:
+        yield folder / file.name
 
 
 def _require(*modules: str) -> None:
+    """Raise ImportError, with the command to install it, if a module is missing."""
     for module in modules:
         try:
             import_module(module)
@@ -434,7 +430,7 @@ def _require(*modules: str) -> None:
 
 
 def _check_compiler() -> None:
-    """Before the model is traced, which takes long."""
+    """Raise RuntimeError if there is no C++ compiler, before the model is traced, which takes long."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -448,6 +444,7 @@ def _check_compiler() -> None:
 
 
 def _packed_codes(path: str | os.PathLike[str], images: Any, batch_size: int) -> Any:
+    """Run an ONNX file on images and return the packed codes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
@@ -456,20 +453,20 @@ def _packed_codes(path: str | os.PathLike[str], images: Any, batch_size: int) ->
 
 
 def _read_archive(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Metadata in the zip archive of a program or of a compiled package."""
+    """Read the metadata of the zip archive of a program or of a compiled package."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(f"/extra/{_EXTRA}"):
                 return dict(json.loads(archive.read(name)))
             if name.endswith("_metadata.json"):
-                texts = _own(json.loads(archive.read(name)))
+                texts = _unprefixed(json.loads(archive.read(name)))
                 if texts:
                     return texts
     return {}
 
 
 def _read_props(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Metadata of an ONNX file."""
+    """Read the metadata of an ONNX file."""
     _require("onnx")
     import onnx
     from google.protobuf.message import DecodeError
@@ -480,8 +477,9 @@ def _read_props(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ValueError(
             f"{os.fspath(path)!r} is neither an ONNX file nor a .pt2 archive: {error}"
         ) from error
-    return _own({prop.key: prop.value for prop in graph.metadata_props})
+    return _unprefixed({prop.key: prop.value for prop in graph.metadata_props})
 
 
-def _own(properties: Mapping[str, str]) -> dict[str, str]:
+def _unprefixed(properties: Mapping[str, str]) -> dict[str, str]:
+    """Return the properties of this package, without the prefix of their keys."""
     return {k.removeprefix(_PREFIX): v for k, v in properties.items() if k.startswith(_PREFIX)}

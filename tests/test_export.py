@@ -310,7 +310,7 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, missing):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input": "int8"}, 'input must be "uint8" or "float"'),
+        ({"input": "int8"}, "input must be one of 'uint8', 'float', got 'int8'"),
         ({"preprocessing": {"size": 3}}, r"unknown keys \['size'\]"),
         ({"preprocessing": {"mean": (0.5,)}}, "mean has 1 values for 3 channels"),
         ({"model": Plain(8).half()}, r"torch.float16 weights, and only float32.*copy.deepcopy\(model\)"),

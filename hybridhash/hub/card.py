@@ -18,6 +18,32 @@ __all__ = ["model_card", "slug"]
 
 _TASK = "image-feature-extraction"  # the Hub's name of the task
 _DEFINITION = ("top_k", "ties", "denominator", "empty", "exclude_self", "radius", "queries", "database")
+_CARD = """\
+---
+{metadata}
+---
+
+# {name}
+
+{description}
+
+{summary}
+
+{table}
+
+## Use
+
+{usage}
+
+## Retrieval metrics
+
+{metrics}
+"""
+_SUMMARY = (
+    "A deep hashing model for image retrieval. It turns an image into a code of **{bits} bits**, and images "
+    "with a common label into codes at a small Hamming distance."
+)
+_EMBEDDING_SUMMARY = "The embedding of a deep hashing network for image retrieval, without its hash layer."
 _USAGE = """\
 ```python
 import timm
@@ -25,12 +51,15 @@ import hybridhash  # registers the models
 
 model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-packed = hybridhash.pack_codes(model(transform(image).unsqueeze(0)))  # of a PIL image: uint8 (1, {size})
+packed = hybridhash.pack_codes(model(transform(image).unsqueeze(0)))  # of a PIL image: uint8 (1, {width})
 ```
 
 Codes are compared by Hamming distance (`hybridhash.hamming_topk`): the fewer bits differ, the more alike the
-images. `num_classes=0` gives the embedding before the hash layer. `hybridhash.hub.load("{source}")` loads
-the model too, and says what to do if that fails."""
+images are. `num_classes=0` gives the embedding before the hash layer. `hybridhash.hub.load("{source}")` loads
+the model too, and its errors say what to do."""
+_EMBEDDING_USAGE = '`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.'
+_METRICS = "Measured on {dataset}. The numbers hold for exactly this definition:\n\n{report}"
+_NO_METRICS = "No retrieval metric was reported with these weights."
 
 
 def model_card(
@@ -43,22 +72,22 @@ def model_card(
     description: str = "",
     license: str = "apache-2.0",
 ) -> str:
-    """Text of the card, with the metrics in words and as the Hub's model index.
+    """Write the text of a model card, with the metrics as a table and as the Hub's model index.
 
     Args:
-        model: a network of ``timm.create_model("hybridhash_...")``.
-        source: what loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
-        report: the measured metrics, or their ``to_dict()``; None if there are none.
-        dataset: name of the dataset trained and measured on; required with a ``report``.
-        training: how it was trained.
-        description: first paragraph.
-        license: identifier of the licence on the Hub.
+        model: A network of ``timm.create_model("hybridhash_...")``.
+        source: The name that loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
+        report: The measured metrics, or their ``to_dict()``. None if nothing was measured.
+        dataset: The name of the data set trained and measured on. It is required with a ``report``.
+        training: A sentence on how the model was trained.
+        description: The first paragraph.
+        license: The identifier of the licence on the Hub.
 
     Returns:
         Markdown below a YAML block.
 
     Raises:
-        ValueError: a report without ``dataset``, of other bits than the model's, or that is none.
+        ValueError: The report has no ``dataset`` or other bits than the model, or is no report.
     """
     if isinstance(report, Mapping):
         from hybridhash.eval.report import RetrievalReport
@@ -72,8 +101,7 @@ def model_card(
             f"the report is of {report.bits}-bit codes, the model has {bits}: measure this model"
         )
     name = source.rpartition(":")[2].rpartition("/")[2]
-    architecture = model.pretrained_cfg["architecture"]
-    data = ModelCardData(
+    metadata = ModelCardData(
         library_name="timm",
         license=license,
         pipeline_tag=_TASK,
@@ -81,41 +109,41 @@ def model_card(
         model_name=name,
         eval_results=_eval_results(report, dataset) if report is not None else None,
     )
-    sections = [
-        f"# {name}",
-        description,
-        f"A deep hashing model for image retrieval: it turns an image into a code of **{bits} bits**, and "
-        "images with a common label into codes at a small Hamming distance."
-        if bits
-        else "The embedding of a deep hashing network for image retrieval, without its hash layer.",
-        _table(
-            {
-                "architecture": f"`{architecture}`"
-                + (f" on `{model.model_args['backbone']}`" if architecture == "hash_model" else ""),
-                "code length": f"{bits} bits" if bits else "none (embedding)",
-                "input": _input_size(model),
-                "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-                "dataset": dataset or "not stated",
-                "training": training or "not stated",
-                "licence": license,
-                "SHA-256 of the weights": f"`{weights_sha256(model)}`",
-            }
-        ),
-        "## Use",
-        _USAGE.format(source=source, size=math.ceil(bits / 8))
-        if bits
-        else f'`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.',
-        "## Retrieval metrics",
-        f"Measured on {dataset}. The numbers hold for exactly this definition:\n\n{report.to_markdown()}"
-        if report is not None
-        else "No retrieval metric was reported with these weights.",
-    ]
-    text = "\n\n".join(section.strip() for section in sections if section)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+    metrics = _NO_METRICS
+    if report is not None:
+        metrics = _METRICS.format(dataset=dataset, report=report.to_markdown())
+    text = _CARD.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        description=description.strip(),
+        summary=(_SUMMARY if bits else _EMBEDDING_SUMMARY).format(bits=bits),
+        table=_table(_properties(model, dataset, training, license)),
+        usage=(_USAGE if bits else _EMBEDDING_USAGE).format(source=source, width=math.ceil(bits / 8)),
+        metrics=metrics,
+    )
+    return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"))  # no gaps where a part is empty
+
+
+def _properties(model: Any, dataset: str, training: str, license: str) -> dict[str, str]:
+    """Return the rows of the card's table."""
+    architecture = f"`{model.pretrained_cfg['architecture']}`"
+    if architecture == "`hash_model`":
+        architecture += f" on `{model.model_args['backbone']}`"
+    bits = model.num_classes
+    return {
+        "architecture": architecture,
+        "code length": f"{bits} bits" if bits else "none (embedding)",
+        "input": _input_size(model),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "dataset": dataset or "not stated",
+        "training": training or "not stated",
+        "licence": license,
+        "SHA-256 of the weights": f"`{weights_sha256(model)}`",
+    }
 
 
 def slug(text: str) -> str:
-    """Lower-case letters and digits, with underscores between: ``"CIFAR-10"`` is ``"cifar_10"``."""
+    """Return lower-case letters and digits with underscores between: ``"cifar_10"`` for ``"CIFAR-10"``."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 

@@ -1,4 +1,4 @@
-"""Failures of the Hub in words that help, and a cache without damaged files."""
+"""Readable Hub errors; removal of corrupt cache entries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def explained(
 def _uncovered(
     error: Exception, repository: str, revision: str | None, cache_dir: str | Path | None
 ) -> Exception:
-    """What timm hides: if the Hub fails at the safetensors, it reports that there is no pickle either."""
+    """Return the error that timm hides when it reports a missing pickle after a failed safetensors."""
     if isinstance(error, EntryNotFoundError) and _PICKLE in str(error):
         try:
             hf_hub_download(repository, WEIGHTS, revision=revision, cache_dir=cache_dir)
@@ -57,6 +57,7 @@ def _uncovered(
 
 
 def _explanation(error: Exception, repository: str, revision: str | None) -> OSError:
+    """Return an error that names the repository and says what to do."""
     login = "log in with `hf auth login` or set HF_TOKEN"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError):
@@ -98,6 +99,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def damaged(repository: str) -> OSError:
+    """Return the error for a download that was damaged."""
     return OSError(
         f"the download of {repository} was damaged and is deleted from the cache: load it again; if that "
         "fails too, the file in the repository is broken, so tell its owner"
@@ -107,7 +109,7 @@ def damaged(repository: str) -> OSError:
 def discard_damaged(
     repository: str, revision: str | None, cache_dir: str | Path | None, *, all_files: bool = False
 ) -> bool:
-    """Delete from the cache what differs from the Hub's checksum, or all files; whether there was any."""
+    """Delete damaged files, or all, of a repository from the cache; return whether there were any."""
     blobs = set()
     for filename in (CONFIG, WEIGHTS, _PICKLE):
         path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
@@ -129,7 +131,7 @@ def discard_damaged(
 
 
 def _is_intact(blob: Path) -> bool:
-    """Whether a cached file is what the Hub announced: it names large files by their SHA-256."""
+    """Return whether a cached file has the SHA-256 that the Hub names large files by."""
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return True
     digest = hashlib.sha256()

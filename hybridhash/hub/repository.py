@@ -14,9 +14,8 @@ import inspect
 import json
 import os
 import pickle
-import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +28,8 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from hybridhash._files import replacing_files
+from hybridhash._inference import check_preprocessing
 from hybridhash.hub.card import model_card, slug
 from hybridhash.hub.errors import CARD, CONFIG, WEIGHTS, damaged, discard_damaged, explained
 
@@ -37,9 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "push_to_hub", "save_pretrained"]
 
-# Where weights came from is not where they go to.
+# Fields of pretrained_cfg that say where the weights came from, which is not where they go to.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
-_PREPROCESSING = {"mean", "std", "interpolation", "crop_pct", "crop_mode"}
 
 
 def save_pretrained(
@@ -104,12 +104,10 @@ def save_pretrained(
         saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in ours else None
         _check_free(str(folder), ours, saved, model)
 
-    def write(target: Path) -> None:
-        _write_model(model, config, target)
-        (target / CARD).write_text(card, encoding="utf-8")
-
     try:
-        _write_all_or_nothing(folder, write)
+        with replacing_files(folder) as temporary:
+            _write_model(model, config, temporary)
+            (temporary / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         message = f"the model was not saved to {folder}, what was there is unchanged: {error}"
         raise OSError(getattr(error, "errno", None), message) from error
@@ -326,9 +324,7 @@ def _model_config(
     model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Arguments of timm's ``save_for_hf`` that describe the model as it is now."""
-    unknown = sorted(set(preprocessing or ()) - _PREPROCESSING)
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
+    check_preprocessing(preprocessing)
     args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
     shape: dict[str, Any] = {}
@@ -376,20 +372,18 @@ def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> N
 
 
 def _check_free(where: str, names: Collection[str], config: str | None, model: Any) -> None:
-    """Refuse a place that holds anything but an earlier version of the same model."""
+    """Raise if a folder or repository holds anything but an earlier version of the same model."""
     architecture = model.pretrained_cfg["architecture"]
     try:
-        there = json.loads(config)["architecture"] if config is not None else None
+        stored = json.loads(config)["architecture"] if config is not None else None
     except (ValueError, KeyError, TypeError):
-        there = None
-    if names and there != architecture:
-        what = (
-            f"a {there}, not a {architecture}"
-            if there
-            else f"no saved model, but {', '.join(sorted(names)[:5])}"
-        )
+        stored = None
+    if names and stored != architecture:
+        content = f"no saved model, but {', '.join(sorted(names)[:5])}"
+        if stored:
+            content = f"a {stored}, not a {architecture}"
         raise FileExistsError(
-            f"{where} holds {what}: choose another place, or replace it with overwrite=True"
+            f"{where} holds {content}: choose another place, or replace it with overwrite=True"
         )
 
 
@@ -405,46 +399,3 @@ def _write_model(model: Any, config: Mapping[str, Any], folder: Path) -> None:
         written = json.loads(path.read_text(encoding="utf-8"))
         written["pretrained_cfg"]["first_conv"] = None
         path.write_text(json.dumps(written, indent=2), encoding="utf-8")
-
-
-def _write_all_or_nothing(folder: Path, write: Callable[[Path], None]) -> None:
-    """Files that ``write(aside)`` makes replace those of ``folder``; if anything fails, none of them does."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # On the same file system, for os.replace.
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder, ignore_cleanup_errors=True) as aside:
-            new, old = Path(aside, "new"), Path(aside, "old")
-            new.mkdir()
-            old.mkdir()
-            write(new)
-            _replace_files(new, folder, old)
-    except BaseException:
-        if made:
-            folder.rmdir()
-        raise
-
-
-def _replace_files(new: Path, folder: Path, old: Path) -> None:
-    replaced = []
-    try:
-        for file in sorted(new.iterdir()):
-            target = folder / file.name
-            if target.exists():
-                _link_or_copy(target, old / file.name)
-            os.replace(file, target)
-            replaced.append(target)
-    except OSError:
-        for target in replaced:
-            if (old / target.name).exists():
-                os.replace(old / target.name, target)
-            else:
-                target.unlink()
-        raise
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

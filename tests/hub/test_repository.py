@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -298,7 +299,7 @@ def fail_at_the_second_file():
 
 FAILURES = {
     "writing": (repository, "save_for_hf", write_half),
-    "making files": (repository.tempfile, "mkdtemp", refuse),
+    "making files": (tempfile, "mkdtemp", refuse),
     "moving in": (os, "replace", fail_at_the_second_file),
 }
 
