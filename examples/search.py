@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridhash import HashCodes, encode, hamming_topk
-from hybridhash._fingerprint import weights_sha256
+from hybridhash.hub import weights_sha256
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.search import FaissIndex, MilvusIndex
 

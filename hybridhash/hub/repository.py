@@ -55,35 +55,35 @@ def save_pretrained(
     preprocessing: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Save a model to a folder that ``load(folder)`` and timm's ``local-dir:`` give back exactly.
+    """Save a model to a folder that :func:`load` and timm's ``local-dir:`` load exactly.
 
-    Written are ``model.safetensors``, ``config.json`` and ``README.md``, all or none: they are built aside
-    and then moved in, and if anything fails the files that were there stay as they were.
+    It writes ``model.safetensors``, ``config.json`` and ``README.md``, all or none: if anything fails, the
+    files that were there are unchanged.
 
     Args:
-        model: a network made by ``timm.create_model("hybridhash_...")``; wrappers of DDP and
-            ``torch.compile`` are taken off. It is not written to.
-        folder: where to; made if it does not exist.
-        report: the measured metrics, a :class:`hybridhash.eval.RetrievalReport`, or a mapping of the form of
-            its ``to_dict()``. None writes a card that says that nothing was measured.
-        dataset: name of the dataset that the model was trained and measured on; required with a ``report``.
-        training: how it was trained, in a sentence or more: images, loss, epochs.
-        description: anything else that the card should say first.
-        tag: name of these weights, kept in ``pretrained_cfg``; by default made of ``dataset``.
-        license: licence of the weights, by its identifier on the Hub.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` of the images that
-            the model was trained on, where they differ from ``model.pretrained_cfg``.
-        overwrite: replace a model of another architecture, or files that are no saved model.
+        model: A network made by ``timm.create_model("hybridhash_...")``. Wrappers of DDP and
+            ``torch.compile`` are taken off. It is not changed.
+        folder: The folder to write to. It is made if it does not exist.
+        report: The measured metrics, a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. None
+            writes a card that says that nothing was measured.
+        dataset: The name of the data set trained and measured on. It is required with a ``report``.
+        training: A sentence or more on the training: images, loss, epochs.
+        description: The first paragraph of the card.
+        tag: The name of these weights, kept in ``pretrained_cfg``. By default it is made of ``dataset``.
+        license: The identifier of the licence of the weights on the Hub.
+        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` of the training
+            images, where they differ from ``model.pretrained_cfg``.
+        overwrite: Whether to replace a model of another architecture, or files that are no saved model.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: a model that timm did not make.
-        ValueError: a model that its arguments do not rebuild (pruned layers, modules replaced by hand), a
-            report without ``dataset`` or of other bits, or an unknown key of ``preprocessing``.
-        FileExistsError: the folder holds something else, and ``overwrite`` is False.
-        OSError: the folder cannot be written; the old files are unchanged.
+        TypeError: timm did not make the model.
+        ValueError: The arguments of the model do not rebuild it (pruned layers, modules replaced by hand),
+            the report has no ``dataset`` or other bits, or a key of ``preprocessing`` is unknown.
+        FileExistsError: The folder holds something else, and ``overwrite`` is False.
+        OSError: The folder cannot be written. The old files are unchanged.
 
     Example:
         >>> import hybridhash, tempfile, timm
@@ -138,26 +138,27 @@ def push_to_hub(
     model card that is there is replaced, since its numbers belong to the old weights.
 
     Args:
-        model: see :func:`save_pretrained`, as for ``report``, ``dataset``, ``training``, ``description``,
-            ``tag``, ``license`` and ``preprocessing``.
-        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in; made if it does not exist.
-        private: make the repository private. One that exists keeps its visibility; if it is public, nothing
-            is pushed.
-        token: a token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``.
-        revision: branch to commit to, ``main`` by default.
-        create_pr: open a pull request instead of committing.
-        commit_message: of the commit.
-        overwrite: commit to a repository that holds another architecture, or no model.
+        model: The model; see :func:`save_pretrained` for it, and for ``report``, ``dataset``, ``training``,
+            ``description``, ``tag``, ``license`` and ``preprocessing``.
+        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in. It is made if it does not
+            exist.
+        private: Whether to make the repository private. An existing one keeps its visibility; if it is
+            public, nothing is pushed.
+        token: A token that may write. By default it is that of ``hf auth login`` or ``HF_TOKEN``.
+        revision: The branch to commit to, ``main`` by default.
+        create_pr: Whether to open a pull request instead of committing.
+        commit_message: The message of the commit.
+        overwrite: Whether to commit to a repository that holds another architecture, or no model.
 
     Returns:
-        URL of the commit, or of the pull request.
+        The URL of the commit or of the pull request.
 
     Raises:
-        TypeError, ValueError: as :func:`save_pretrained`; ``private`` for a repository that is public.
-        FileExistsError: the repository holds something else, and ``overwrite`` is False.
-        PermissionError: no token, or one without the right to write.
-        FileNotFoundError: no such branch.
-        ConnectionError: the Hub cannot be reached or fails.
+        TypeError, ValueError: As :func:`save_pretrained`; or ``private`` is True for a public repository.
+        FileExistsError: The repository holds something else, and ``overwrite`` is False.
+        PermissionError: There is no token, or it may not write.
+        FileNotFoundError: The branch does not exist.
+        ConnectionError: The Hub cannot be reached or fails.
     """
     model = _unwrapped(model)
     config = _model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
@@ -197,30 +198,30 @@ def push_to_hub(
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
-    """``timm.create_model(source, pretrained=True, ...)`` whose errors name the repository and what to do.
+    """Load a model as ``timm.create_model(source, pretrained=True, ...)`` does, with readable errors.
 
-    Weights from the Hub are compared with the SHA-256 that the Hub gave for them. Damaged files are deleted
+    Weights from the Hub are compared with the SHA-256 that the Hub gives for them. Damaged files are deleted
     from the cache, so that the next call fetches them again.
 
     Args:
         source: ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of :func:`save_pretrained`; or
             the name of a registered model, with or without tag, for its backbone.
-        cache_dir: the Hub's cache, by default that of ``HF_HOME``.
-        kwargs: arguments of ``timm.create_model`` that change the model: ``num_classes``, ``img_size``,
+        cache_dir: The Hub's cache, by default that of ``HF_HOME``.
+        kwargs: Arguments of ``timm.create_model`` that change the model: ``num_classes``, ``img_size``,
             ``in_chans``, ``device``, ``dtype`` and so on.
 
     Returns:
-        The model, in training mode as from ``timm.create_model``; call ``eval()`` before encoding.
+        The model, in training mode as from ``timm.create_model``; call ``eval()`` before you use it by hand.
 
     Raises:
-        FileNotFoundError: no such repository, revision, folder, or no model in it.
-        PermissionError: private or gated repository without a token that opens it.
-        ConnectionError: the Hub cannot be reached or fails, or is not to be asked (``HF_HUB_OFFLINE``) for
+        FileNotFoundError: The repository, revision or folder does not exist, or has no model.
+        PermissionError: The repository is private or gated, and no token opens it.
+        ConnectionError: The Hub cannot be reached or fails, or ``HF_HUB_OFFLINE`` forbids to ask it for
             something that is not in the cache.
-        OSError: a damaged download, or a cache that cannot be written.
-        ValueError: an unknown name or tag, a file that is no checkpoint, one of another architecture, or one
-            that does not fit the arguments.
-        TypeError: an unknown argument.
+        OSError: The download is damaged, or the cache cannot be written.
+        ValueError: The name or tag is unknown, or the file is no checkpoint, of another architecture, or does
+            not fit the arguments.
+        TypeError: An argument is unknown.
 
     Example:
         >>> import hybridhash
@@ -259,7 +260,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
 
 
 def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
-    """timm's name of a source, and the repository and revision that it is downloaded from."""
+    """Return timm's name of a source, and the repository and revision that it is downloaded from."""
     text = os.fspath(source)
     if isinstance(source, str) and timm.is_model(text.partition(".")[0]):
         try:
@@ -285,7 +286,7 @@ def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
 
 
 def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with which timm before 1.0.26 loads a folder as later versions do.
+    """Return arguments with which timm before 1.0.26 loads a folder as later versions do.
 
     It would unpickle whatever is there: safetensors, which fails, and code, which runs.
     """
@@ -310,7 +311,7 @@ def _split_revision(hub_id: str) -> tuple[str, str | None]:
 
 
 def _unwrapped(model: nn.Module) -> Any:
-    """Without wrappers; untyped, since timm's builder adds attributes."""
+    """Take off wrappers; the result is untyped, because timm's builder adds attributes."""
     model = unwrap_model(model)
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "model_args"):
         raise TypeError(
@@ -323,7 +324,7 @@ def _unwrapped(model: nn.Module) -> Any:
 def _model_config(
     model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Arguments of timm's ``save_for_hf`` that describe the model as it is now."""
+    """Return arguments of timm's ``save_for_hf`` that describe the model as it is now."""
     check_preprocessing(preprocessing)
     args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
@@ -352,7 +353,7 @@ def _model_config(
 
 
 def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
-    """Saved weights must fit a network that is built from the saved arguments."""
+    """Raise unless the saved weights fit a network that is built from the saved arguments."""
     for key, value in args.items():
         try:
             json.dumps(value)

@@ -46,26 +46,27 @@ _RANGES = {"links": (2, None), "hash_bits": (1, 64), "nflip": (0, None)}
 class FaissIndex:
     """Codes in a binary index of FAISS (extra ``faiss``); a :class:`SearchIndex`.
 
-    ``flat`` is exact: the distances are those of :func:`hybridhash.hamming_topk`. The others look at a part
-    of the codes; how much they miss depends on the codes: measure it on yours (``benchmarks/search.py`` shows
-    how). FAISS uses all cores; ``faiss.omp_set_num_threads`` limits it.
+    ``flat`` is exact: the distances are those of :func:`hybridhash.hamming_topk`. The other kinds search a
+    part of the codes. How much they miss depends on the codes, so measure it on yours, as
+    ``benchmarks/search.py`` does. FAISS uses all cores; ``faiss.omp_set_num_threads`` limits it.
 
-    Codes of any length are padded with zero bits to whole bytes, queries likewise, which changes no distance.
-    Ids of 64 bits are kept. An id occurs once: adding one that the index holds raises, and adds nothing.
+    Codes and queries are padded with zero bits to whole bytes, which changes no distance. Ids have 64 bits.
+    Each id occurs once: adding one that the index holds raises, and adds nothing.
 
     Args:
-        bits: code length, 1 to 512.
+        bits: The code length, 1 to 512.
         kind: ``"flat"``, ``"ivf"`` (inverted lists around trained centres), ``"hnsw"`` (a graph of
             neighbours) or ``"multihash"`` (tables of substrings of the codes).
         model_id: A string that identifies the model of the codes. It is kept in the manifest and compared.
-        nlist: ivf: number of lists; by default 4 times the square root of the number of training codes.
-        nprobe: ivf: lists looked at for each query; by default a 32nd of them, but at least 16.
-        links: hnsw: neighbours of each code in the graph (FAISS's ``M``).
-        ef_construction: hnsw: candidates kept while the graph is built.
-        ef_search: hnsw: candidates kept while it is searched; never fewer than ``top_k``.
-        nhash: multihash: number of tables; by default as many as fit, ``bits // hash_bits``.
-        hash_bits: multihash: bits of the substring of each table; by default 16, or as many as there are.
-        nflip: multihash: substrings up to this many bits from the query's are looked at.
+        nlist: The number of lists of ``ivf``, by default 4 times the square root of the number of training
+            codes.
+        nprobe: The number of lists that ``ivf`` searches for each query, by default a 32nd, but at least 16.
+        links: The number of neighbours of each code in the graph of ``hnsw`` (FAISS's ``M``).
+        ef_construction: The number of candidates that ``hnsw`` keeps while it builds the graph.
+        ef_search: The number of candidates that ``hnsw`` keeps while it searches, at least ``top_k``.
+        nhash: The number of tables of ``multihash``, by default as many as fit, ``bits // hash_bits``.
+        hash_bits: The length of the substring of each table of ``multihash``, by default at most 16.
+        nflip: ``multihash`` searches substrings that differ from the query's in up to this many bits.
 
     Attributes:
         index: the FAISS index, an ``IndexBinaryIDMap`` around the index of the kind; None before training.
@@ -156,7 +157,7 @@ class FaissIndex:
     def tune(
         self, *, nprobe: int | None = None, ef_search: int | None = None, nflip: int | None = None
     ) -> None:
-        """Change how much an approximate index looks at: more finds more and takes longer.
+        """Change how much of an approximate index is searched: more finds more and takes longer.
 
         Raises:
             TypeError, ValueError: an option of another kind, or out of range.
@@ -187,8 +188,8 @@ class FaissIndex:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Find all codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
 
-        What an approximate index does not look at is missing. FAISS's ``hnsw`` has no such search: here it is
-        asked for more and more neighbours, until they are farther than ``radius``.
+        An approximate index misses what it does not search. FAISS's ``hnsw`` has no range search, so it is
+        asked for more and more neighbours until they are farther than ``radius``.
 
         Raises:
             TypeError, ValueError: ``radius`` below 0, otherwise as :meth:`search`.
@@ -252,7 +253,7 @@ class FaissIndex:
     def load(
         cls, folder: str | os.PathLike[str], *, bits: int | None = None, model_id: str | None = None
     ) -> FaissIndex:
-        """Read what :meth:`save` wrote.
+        """Read the files of :meth:`save`.
 
         Args:
             folder: The folder that it was saved to.

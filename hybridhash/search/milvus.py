@@ -320,7 +320,7 @@ class MilvusIndex:
         )
 
     def _check_collection(self) -> None:
-        """That a collection which exists holds such codes as are expected."""
+        """Raise unless an existing collection holds codes of the expected bits, kind and model."""
         described = self._request("describe_collection", self.collection)["description"]
         try:
             about = json.loads(described)
@@ -353,7 +353,7 @@ class MilvusIndex:
         return np.arange(start, start + len(packed))
 
     def _missing(self, ids: Array) -> int:
-        """How many of the ids the collection does not have."""
+        """Count the ids that the collection does not have."""
         if (np.diff(ids) == 1).all():
             return len(ids) - self._count(f"id >= {ids[0]} and id <= {ids[-1]}")
         return len(ids) - self._count(f"id in {ids.tolist()}")
@@ -365,7 +365,7 @@ class MilvusIndex:
     def _hits(
         self, query: Array, limit: int, radius: int | None = None, where: str = ""
     ) -> Iterator[tuple[Array, Array]]:
-        """Distances and ids that Milvus finds for each query."""
+        """Yield the distances and ids that Milvus finds for each query."""
         params: dict[str, int] = {"nprobe": self._nprobe} if self.kind == "ivf" else {}
         if radius is not None:
             params["radius"] = radius + 1  # Milvus means "nearer than", we mean "at most"
@@ -386,7 +386,7 @@ class MilvusIndex:
     def _halves(
         self, query: Array, radius: int, low: int, high: int, some: Array
     ) -> Iterator[tuple[Array, Array]]:
-        """What one query finds among ids ``low..high``, in parts; ``some`` of these ids show where to cut."""
+        """Yield what a query finds among ids ``low..high``, in parts; ``some`` of the ids say where to cut."""
         middle = int(np.partition(some, len(some) // 2)[len(some) // 2])
         for first, last in ((low, middle - 1), (middle, high)):
             ((distances, ids),) = self._hits(query, _LIMIT, radius, f"id >= {first} and id <= {last}")

@@ -1,4 +1,4 @@
-"""The way to Milvus: addresses, Milvus Lite, and requests that are repeated."""
+"""The connection to Milvus: addresses, Milvus Lite, and requests that are repeated."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Connection:
 
 
 def _address(uri: str | os.PathLike[str]) -> tuple[str, bool]:
-    """The address as pymilvus takes it, and whether it is a file of Milvus Lite."""
+    """Return the address as pymilvus takes it, and whether it is a file of Milvus Lite."""
     text = os.fspath(uri)
     if re.match(r"[a-z]+://|unix:", text):
         return text, False
@@ -111,7 +111,7 @@ def _address(uri: str | os.PathLike[str]) -> tuple[str, bool]:
 
 
 def _check_lite(file: Path) -> None:
-    """That Milvus Lite can serve the file: its version, what it needs, the folder."""
+    """Raise unless Milvus Lite can serve the file: its version, its dependencies, the folder."""
     advice = f"pip install milvus-lite=={_LITE} 'setuptools<81'"
     try:
         version = metadata.version("milvus-lite")

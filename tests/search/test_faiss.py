@@ -336,7 +336,7 @@ def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
     index.save(tmp_path / "index")
     loaded = FaissIndex.load(tmp_path / "index", bits=24, model_id="m")
     assert same(loaded.search(codes(3), 20), index.search(codes(3), 20))
-    assert (repr(loaded), loaded.model) == (repr(index), "m")
+    assert (repr(loaded), loaded.model_id) == (repr(index), "m")
     more = codes(30, seed=4)
     loaded.add(more)
     assert len(loaded) == 230

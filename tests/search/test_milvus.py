@@ -179,7 +179,7 @@ def test_a_collection_that_exists_is_opened_and_must_hold_such_codes(lite):
     name = next(NAMES)
     MilvusIndex(lite, name, 24, model_id="m").add(codes(9))
     again = MilvusIndex(lite, name, 24)
-    assert (len(again), again.model) == (9, "m")
+    assert (len(again), again.model_id) == (9, "m")
     with pytest.raises(ValueError, match="holds codes of 24 bits in an index of kind 'flat', not of 23"):
         MilvusIndex(lite, name, 23)
     with pytest.raises(ValueError, match="the index holds codes of the model 'm', these are of 'n'"):
