@@ -34,8 +34,8 @@ from torch.utils.data import TensorDataset
 
 import hybridhash
 from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
-from hybridhash.data.images import IMAGE_ENDINGS, read_image
-from hybridhash.encoding.reader import model_transform
+from hybridhash.data import IMAGE_ENDINGS, read_image
+from hybridhash.encoding import model_transform
 from hybridhash.models import fit_hash_head
 
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what read_image raises

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import hybridhash
-from hybridhash.data.images import read_image
+from hybridhash.data import read_image
 from hybridhash.export import (
     export_aoti,
     export_onnx,

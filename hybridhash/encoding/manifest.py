@@ -1,4 +1,4 @@
-"""What a folder of shards holds: the manifest, and the rows of one shard or part."""
+"""The manifest of a folder of shards, and the rows of one shard or part."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds, and what made it.
+    """The content of a folder of shards, and what made it.
 
     Attributes:
         model: The name of the architecture.
