@@ -386,7 +386,7 @@ class MilvusIndex:
     def _halves(
         self, query: Array, radius: int, low: int, high: int, some: Array
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield what a query finds among ids ``low..high``, in parts; ``some`` of the ids say where to cut."""
+        """Yield what a query finds among ids ``low..high`` in parts; ``some`` of the ids say where to cut."""
         middle = int(np.partition(some, len(some) // 2)[len(some) // 2])
         for first, last in ((low, middle - 1), (middle, high)):
             ((distances, ids),) = self._hits(query, _LIMIT, radius, f"id >= {first} and id <= {last}")
