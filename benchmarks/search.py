@@ -1,6 +1,6 @@
 """Speed, recall and memory of search engines on codes that a trained hash layer gives, in one run.
 
-    python benchmarks/search.py                       # 1,000,000 codes of 64 bits, k = 100, one core
+    python benchmarks/search.py                       # 1,000,000 codes of 64 bits, top 100, one core
     python benchmarks/search.py --items 100000 --only flat ivf
     python benchmarks/search.py --threads 2
     python benchmarks/search.py --cpu-time            # on a machine that is busy with other work
@@ -55,7 +55,7 @@ class Rival:
 
     name: str
     queries: int
-    search: Callable[[HashCodes], Tensor]  # distances (Nq, k)
+    search: Callable[[HashCodes], Tensor]  # distances (Nq, top_k)
     build: float = 0.0
     memory: float = 0.0
 
@@ -146,19 +146,19 @@ def built(name: str, make: Callable[[], Callable[[HashCodes], Tensor]], clock: C
     return Rival(title, queries, search, seconds, resident() - before)
 
 
-def make_usearch(database: HashCodes, k: int, threads: int) -> Callable[[HashCodes], Tensor]:
+def make_usearch(database: HashCodes, top_k: int, threads: int) -> Callable[[HashCodes], Tensor]:
     from usearch.index import Index
 
     index = Index(ndim=database.bits, metric="hamming", dtype="b1", expansion_search=128)
     index.add(np.arange(len(database)), database.packed.numpy(), threads=threads)
 
     def search(query: HashCodes) -> Tensor:
-        return torch.from_numpy(index.search(query.packed.numpy(), k, threads=threads).distances)
+        return torch.from_numpy(index.search(query.packed.numpy(), top_k, threads=threads).distances)
 
     return search
 
 
-def make_duckdb(database: HashCodes, k: int, threads: int) -> Callable[[HashCodes], Tensor]:
+def make_duckdb(database: HashCodes, top_k: int, threads: int) -> Callable[[HashCodes], Tensor]:
     import duckdb
     import pyarrow as pa
 
@@ -172,36 +172,39 @@ def make_duckdb(database: HashCodes, k: int, threads: int) -> Callable[[HashCode
 
     def search(query: HashCodes) -> Tensor:
         packed = query.packed.numpy()
-        found = [connection.execute(nearest, [row.tobytes(), k]).fetchall() for row in packed]
+        found = [connection.execute(nearest, [row.tobytes(), top_k]).fetchall() for row in packed]
         return torch.tensor([[distance for distance, _ in rows] for rows in found])
 
     return search
 
 
-def make_index(index: FaissIndex | MilvusIndex, database: HashCodes, k: int) -> Callable[[HashCodes], Tensor]:
+def make_index(
+    index: FaissIndex | MilvusIndex, database: HashCodes, top_k: int
+) -> Callable[[HashCodes], Tensor]:
     index.add(database)
-    return lambda query: index.search(query, k)[0]
+    return lambda query: index.search(query, top_k)[0]
 
 
 def rivals(database: HashCodes, options: argparse.Namespace, folder: str) -> list[Rival]:
     """All engines that are asked for, with the codes in them; ``hamming_topk`` has nothing to build."""
-    bits, k, threads, clock = database.bits, options.k, options.threads, options.clock
+    bits, top_k = database.bits, options.top_k
+    threads, clock = options.threads, options.clock
     found: list[Rival] = []
     for name in options.only:
         if name == "hamming_topk":
-            found.append(Rival(*RIVALS[name], lambda query: hamming_topk(query, database, k)[0]))
+            found.append(Rival(*RIVALS[name], lambda query: hamming_topk(query, database, top_k)[0]))
         elif name == "usearch":
-            found.append(built(name, lambda: make_usearch(database, k, threads), clock))
+            found.append(built(name, lambda: make_usearch(database, top_k, threads), clock))
         elif name == "duckdb":
-            found.append(built(name, lambda: make_duckdb(database, k, threads), clock))
+            found.append(built(name, lambda: make_duckdb(database, top_k, threads), clock))
         elif name == "milvus":
             index = MilvusIndex(f"{folder}/codes.db", "codes", bits, timeout=600)
-            found.append(built(name, lambda index=index: make_index(index, database, k), clock))
+            found.append(built(name, lambda index=index: make_index(index, database, top_k), clock))
         else:
             index = FaissIndex(bits, name)
-            found.append(built(name, lambda index=index: make_index(index, database, k), clock))
+            found.append(built(name, lambda index=index: make_index(index, database, top_k), clock))
             print(index, file=sys.stderr)
-            found += [again(found[-1], index, option, k) for option in more_of(index)]
+            found += [again(found[-1], index, option, top_k) for option in more_of(index)]
     return found
 
 
@@ -214,7 +217,7 @@ def more_of(index: FaissIndex) -> list[dict[str, int]]:
     }.get(index.kind, [])
 
 
-def again(rival: Rival, index: FaissIndex, option: dict[str, int], k: int) -> Rival:
+def again(rival: Rival, index: FaissIndex, option: dict[str, int], top_k: int) -> Rival:
     """The same index, with an option changed for the time of its searches."""
     ((name, value),) = option.items()
     usual = index.options[name]
@@ -222,7 +225,7 @@ def again(rival: Rival, index: FaissIndex, option: dict[str, int], k: int) -> Ri
     def search(query: HashCodes) -> Tensor:
         index.tune(**option)
         try:
-            return index.search(query, k)[0]
+            return index.search(query, top_k)[0]
         finally:
             index.tune(**{name: usual})
 
@@ -232,7 +235,7 @@ def again(rival: Rival, index: FaissIndex, option: dict[str, int], k: int) -> Ri
 
 def run(options: argparse.Namespace) -> None:
     query, database = trained_codes(options.items, max(q for _, q in RIVALS.values()), options.bits)
-    exact, _ = hamming_topk(query, database, options.k)
+    exact, _ = hamming_topk(query, database, options.top_k)
     print(describe(query, database, exact), "\n")
     with tempfile.TemporaryDirectory() as folder:
         found = rivals(database, options, folder)
@@ -261,7 +264,7 @@ def run(options: argparse.Namespace) -> None:
             ]
         )
     header = ["engine", "queries/s", f"against {base.name}", "ms, one query alone"]
-    print(table([*header, f"recall@{options.k} by distance", "build, s", "memory, MiB"], rows))
+    print(table([*header, f"recall@{options.top_k} by distance", "build, s", "memory, MiB"], rows))
 
 
 def timed(search: Callable[[HashCodes], Tensor], query: HashCodes, clock: Callable[[], float]) -> float:
@@ -276,7 +279,7 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--bits", type=int, default=64)
-    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(RIVALS), default=list(RIVALS))
@@ -291,7 +294,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = "CPU time" if options.cpu_time else "wall time"
     print(machine(), "\n")
-    print(f"{options.items:,} codes of {options.bits} bits, k = {options.k}, {threads} thread(s), {clock}.")
+    print(
+        f"{options.items:,} codes of {options.bits} bits, k = {options.top_k}, {threads} thread(s), {clock}."
+    )
     run(options)
 
 

@@ -1,4 +1,4 @@
-"""A page in the browser: drop an image or draw a digit, and see what lies near it in Hamming space.
+"""A page in the browser: drop an image or draw a digit, and see its neighbours in Hamming space.
 
     python examples/demo.py                     # scanned digits; trains a small network first
     python examples/demo.py --images photos     # your images, folders within folders too
@@ -34,8 +34,8 @@ from torch.utils.data import TensorDataset
 
 import hybridhash
 from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
-from hybridhash.data.images import IMAGE_ENDINGS, read_image
-from hybridhash.encoding.reader import model_transform
+from hybridhash.data import IMAGE_ENDINGS, read_image
+from hybridhash.encoding import model_transform
 from hybridhash.models import fit_hash_head
 
 BAD_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what read_image raises
@@ -63,7 +63,7 @@ CSS = """
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is searched: images in memory or paths of files, with a caption each; queries to begin with."""
+    """The images that are searched, in memory or as paths, with their captions, and example queries."""
 
     sources: list[Image.Image | Path]
     captions: list[str]
@@ -82,7 +82,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Space:
-    """A model, how a PIL image becomes its input, and the codes of all pictures."""
+    """A model, the transform from a PIL image to its input, and the codes of all pictures."""
 
     model: nn.Module
     transform: Callable[[Image.Image], torch.Tensor]
@@ -90,7 +90,7 @@ class Space:
 
 
 def read_folder(folder):
-    """The images below a folder; files that end like an image but cannot be decoded are ``broken``."""
+    """Return the images below a folder; files named like images that cannot be decoded are ``broken``."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
     paths, broken = [], []
@@ -109,7 +109,7 @@ def read_folder(folder):
 
 
 def read_digits():
-    """The digits of scikit-learn as dark ink on white paper; the last 300 are no part of the database."""
+    """Return scikit-learn's digits as dark ink on white paper, all but the last 300, and their labels."""
     digits = load_digits()
     grey = np.pad(np.rint(255 - digits.images * (255 / 16)), ((0, 0), (1, 1), (1, 1)), constant_values=255)
     images = [
@@ -122,7 +122,7 @@ def read_digits():
 
 
 def digit_tensor(picture):
-    """A digit of any size as the network of digits sees it: cropped to its ink, (1, 32, 32) in [-1, 1]."""
+    """Return a picture of a digit as the network's input: cropped to its ink, (1, 32, 32) in [-1, 1]."""
     ink = picture.convert("L")
     if ImageStat.Stat(ink).median[0] >= 128:
         ink = ImageOps.invert(ink)
@@ -133,7 +133,7 @@ def digit_tensor(picture):
 
 
 def digit_network(pictures, labels, epochs):
-    """A small network, trained as ``examples/quickstart.py`` does, without its hash layer."""
+    """Train a small network as ``examples/quickstart.py`` does, and return it without its hash layer."""
     from quickstart import train
 
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ def digit_network(pictures, labels, epochs):
 
 
 def load_spaces(pictures, name, bits, pretrained):
-    """Spaces of a trained hash model; or of a timm model whose features are hashed to each length."""
+    """Return the space of a trained hash model, or of a timm model one for each code length."""
     if Path(name).exists() or ":" in name or "/" in name:
         model = hybridhash.load(name).eval()
         transform = model_transform(model)
@@ -169,7 +169,7 @@ def load_spaces(pictures, name, bits, pretrained):
 
 
 def hash_features(pictures, backbone, transform, name, bits):
-    """A hash of each length for the features of a network: ITQ, which needs more images than bits, or LSH."""
+    """Hash a network's features to each length, by ITQ if there are more images than bits, else by LSH."""
     backbone.eval()
     with torch.no_grad():
         features = torch.cat([backbone(images) for images in pictures.batches(transform)])
@@ -183,14 +183,14 @@ def hash_features(pictures, backbone, transform, name, bits):
 
 
 def rank(space, picture):
-    """The code of a picture, and all images by their distance to it: ``(query, distances, rows)``."""
+    """Rank all images by their distance to a picture; return its code, the distances and the rows."""
     query = encode(space.model, [space.transform(picture)[None]], progress=False)
     distances, rows = hamming_topk(query, space.codes, top_k=None)
     return query, distances[0], rows[0]
 
 
 def code_pixels(code, query):
-    """Bits (B,) as RGBA (CELL, B * CELL, 4): dark is 1, light is 0, red where the query's bit differs."""
+    """Draw bits (B,) as RGBA (CELL, B * CELL, 4): dark is 1, light is 0, red differs from the query."""
     pixels = np.zeros((CELL, len(code), CELL, 4), dtype=np.uint8)
     pixels[:, :, 1:-1] = BIT_COLOURS[(code != query).astype(int), code.astype(int)][:, None]
     return pixels.reshape(CELL, -1, 4)
@@ -203,7 +203,7 @@ def thumbnail(picture, size):
 
 
 def inline(picture, name, alt):
-    """A picture as an HTML element that carries it."""
+    """Return a picture as an HTML element that contains it."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     content = base64.b64encode(file.getvalue()).decode()
@@ -211,7 +211,7 @@ def inline(picture, name, alt):
 
 
 def histogram(distances, bits, radius):
-    """How many images lie at each distance; those within the radius in red."""
+    """Plot the number of images at each distance, those within the radius in red."""
     counts = torch.bincount(distances.long(), minlength=bits + 1).tolist()
     figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     axes = figure.subplots()
@@ -226,7 +226,7 @@ def histogram(distances, bits, radius):
 
 
 def bits_table(lines):
-    """Codes under one another as HTML: lines of picture, title and bits; the first is the query."""
+    """Return codes as an HTML table of pictures, titles and bits, one below the other, the query first."""
     cells = ""
     for picture, title, bits in lines:
         code = Image.fromarray(code_pixels(bits, lines[0][2]))
@@ -235,8 +235,8 @@ def bits_table(lines):
     return f"<table>{cells}</table>"
 
 
-def show(pictures, spaces, picture, name, k, radius):
-    """What the page shows of a query: picture, text, gallery, codes, histogram."""
+def show(pictures, spaces, picture, name, top_k, radius):
+    """Return the outputs of the page for a query: picture, text, gallery, codes, histogram."""
     if picture is None:
         return None, "Drop an image, draw one, or choose one of the examples.", [], "", None
     codes = spaces[name].codes
@@ -244,7 +244,7 @@ def show(pictures, spaces, picture, name, k, radius):
     text = f"**{int((distances <= radius).sum()):,}** of {len(rows):,} images lie within radius {radius:g}; "
     text += f"the nearest at distance {distances[0]}, the farthest at {distances[-1]} of {codes.bits} bits."
     lines, hits = [(picture, "query", unpack_codes(query.packed, codes.bits)[0].numpy() > 0)], []
-    for row, distance in zip(rows[:k].tolist(), distances[:k].tolist(), strict=True):
+    for row, distance in zip(rows[:top_k].tolist(), distances[:top_k].tolist(), strict=True):
         hit = thumbnail(pictures.read(row), 320)
         hits.append((hit, f"d = {distance} · {pictures.captions[row]}"))
         lines.append((hit, f"d = {distance}", unpack_codes(codes.packed[[row]], codes.bits)[0].numpy() > 0))
@@ -252,7 +252,7 @@ def show(pictures, spaces, picture, name, k, radius):
 
 
 def open_file(path):
-    """The query in a file, and what is wrong with it."""
+    """Return the query in a file, and a message if there is none."""
     try:
         return read_image(Path(path).read_bytes()), ""  # bytes, so that no message has the path
     except BAD_IMAGE as error:
@@ -260,7 +260,7 @@ def open_file(path):
 
 
 def open_drawing(drawing):
-    """The query of the drawing board, on white paper, and what is wrong with it."""
+    """Return the query of the drawing board, on white paper, and a message if there is none."""
     ink = drawing and drawing["composite"]
     if ink is None or ink.convert("RGBA").getchannel("A").getbbox() is None:
         return None, "The paper is empty: draw something first."
@@ -301,7 +301,7 @@ def build_page(pictures, spaces):
                 problem = gr.Markdown(elem_id="problem")
                 shown = gr.Image(label="Query", height=170, interactive=False, format="png", buttons=[])
                 space = gr.Radio(list(spaces), value=list(spaces)[-1], label="Model and code length")
-                k = gr.Slider(1, most, min(10, most), step=1, label="Nearest images", elem_id="k")
+                top_k = gr.Slider(1, most, min(10, most), step=1, label="Nearest images", elem_id="k")
                 radius = gr.Slider(0, longest, 2, step=1, label="Radius", elem_id="radius")
             with gr.Column(scale=3, min_width=300):
                 text = gr.Markdown(elem_id="text")
@@ -319,7 +319,7 @@ def build_page(pictures, spaces):
 
         results = {
             "fn": update,
-            "inputs": [query, space, k, radius],
+            "inputs": [query, space, top_k, radius],
             "outputs": [shown, text, hits, codes, plot],
         }
         opened = [
@@ -329,7 +329,7 @@ def build_page(pictures, spaces):
         ]
         for event in opened:
             event.then(**results)
-        live = [page.load, space.change, k.change, radius.change]
+        live = [page.load, space.change, top_k.change, radius.change]
         gr.on(live, **results, trigger_mode="always_last", show_progress="hidden")
     return page
 

@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder
 
 import hybridhash
 from hybridhash import HashCodes
-from hybridhash.data.images import read_image
+from hybridhash.data import read_image
 
 
 def transform_of(model):

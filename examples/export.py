@@ -1,8 +1,9 @@
 """Export a hash model: ONNX, torch.export, AOTInductor, and ONNX of 8 bits, each compared with PyTorch.
 
-The model is a name of timm (``hybridhash_tiny_64``, or any backbone, ``resnet50``, which gets a hash head of
-``--bits``), a repository of the Hub (``hf-hub:user/repo``) or a folder of ``hybridhash.hub.save_pretrained``.
-It is compared on the images of a folder (``--images``), else on made-up ones. Needs
+The model is a name of timm, a repository of the Hub (``hf-hub:user/repo``) or a folder of
+``hybridhash.hub.save_pretrained``. The name is a hash model, such as ``hybridhash_tiny_64``, or any backbone,
+such as ``resnet50``, which gets a hash head of ``--bits``.
+It is compared on the images of a folder (``--images``), or on synthetic ones. Needs
 ``pip install hybridhash[export]``. Run it with ``--help`` for the options.
 """
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import hybridhash
-from hybridhash.data.images import read_image
+from hybridhash.data import read_image
 from hybridhash.export import (
     export_aoti,
     export_onnx,
@@ -28,9 +29,11 @@ from hybridhash.export import (
     read_metadata,
 )
 
+FORMATS = ["onnx", "int8", "program", "aoti"]
+
 
 def create(name, bits, image_size, pretrained):
-    """The model that a name means, in eval mode; without ``pretrained`` of random weights."""
+    """Return the model of a name in eval mode, with random weights unless ``pretrained``."""
     size = {} if image_size is None or not name.startswith("hybridhash") else {"img_size": image_size}
     if name.startswith("hf-hub:") or Path(name).is_dir():
         return hybridhash.load(name).eval()
@@ -41,7 +44,7 @@ def create(name, bits, image_size, pretrained):
 
 
 def load_images(folder, count, shape):
-    """uint8 (count, C, H, W): of the folder, else smooth blobs of random colours with noise on them."""
+    """Return images, uint8 (count, C, H, W): those of the folder, or smooth random colours with noise."""
     channels, height, width = shape
     if folder is None:
         generator = torch.Generator().manual_seed(0)
@@ -55,20 +58,43 @@ def load_images(folder, count, shape):
 
 
 def reference(model, images, metadata):
-    """Packed codes of the model in PyTorch, as ``hybridhash.encode`` gives them."""
-    mean, std = (torch.tensor(metadata[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    """Return the packed codes of the model in PyTorch, as ``hybridhash.encode`` gives them."""
+    mean = torch.tensor(metadata["mean"]).view(1, -1, 1, 1)
+    std = torch.tensor(metadata["std"]).view(1, -1, 1, 1)
     with torch.no_grad():
         batches = [(batch / 255 - mean) / std for batch in images.split(8)]
         return hybridhash.pack_codes(torch.cat([model(batch) for batch in batches]))
 
 
+def export(model, kind, folder, image_size):
+    """Write the file of a kind and return its path."""
+    if kind == "onnx":
+        return export_onnx(model, folder / "model.onnx", image_size=image_size)
+    if kind == "program":
+        return export_program(model, folder / "model.pt2", image_size=image_size)
+    return export_aoti(model, folder / "model.aoti.pt2", image_size=image_size)
+
+
+def load(kind, path):
+    """Load an exported file and return a function from a batch of images to packed codes."""
+    if kind == "program":
+        return torch.export.load(path).module()
+    if kind == "aoti":
+        return torch._inductor.aoti_load_package(str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(["packed"], {"images": batch.numpy()})[0]
+
+
 def equal_bits(packed, wanted, bits):
+    """Return the share of bits that agree."""
     different = np.bitwise_count(np.asarray(packed) ^ np.asarray(wanted)).sum()
     return 1 - different / (len(wanted) * bits)
 
 
 def ratio(call, baseline, repeats):
-    """Median time of one over that of the other, taking turns so that a busy machine hits both alike."""
+    """Return the median time of a call over that of the baseline; they take turns on a busy machine."""
     seconds = [[], []]
     for _ in range(repeats + 1):
         for times, function in zip(seconds, (call, baseline), strict=True):
@@ -95,40 +121,20 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = create(args.model, args.bits, args.image_size, args.pretrained)
-    onnx, int8 = args.out / "model.onnx", args.out / "model.int8.onnx"
-
-    def session(path):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    size = {"image_size": args.image_size}
     images = wanted = None
-    for kind in sorted(set(args.formats), key=["onnx", "int8", "program", "aoti"].index):
-        flipped = None
-        if kind == "onnx":
-            path = export_onnx(model, onnx, **size)
-        elif kind == "program":
-            path = export_program(model, args.out / "model.pt2", **size)
-        elif kind == "aoti":
-            path = export_aoti(model, args.out / "model.aoti.pt2", **size)
+    for kind in sorted(set(args.formats), key=FORMATS.index):
+        if kind == "int8":
+            source, path = args.out / "model.onnx", args.out / "model.int8.onnx"
+            if not source.exists():
+                parser.error("int8 needs onnx before it")
         else:
-            path = int8 if onnx.exists() else parser.error("int8 needs onnx before it")
-        metadata = read_metadata(onnx if kind == "int8" else path)
+            source = path = export(model, kind, args.out, args.image_size)
+        metadata = read_metadata(source)
         if images is None:
             images = load_images(args.images, args.count, metadata["input_size"])
             wanted = reference(model, images, metadata)
-        if kind == "int8":
-            flipped = quantize_onnx(onnx, int8, images)
-        if kind in ("onnx", "int8"):
-            loaded = session(path)
-
-            def run(batch, loaded=loaded):
-                return loaded.run(["packed"], {"images": batch.numpy()})[0]
-        elif kind == "program":
-            run = torch.export.load(path).module()
-        else:
-            run = torch._inductor.aoti_load_package(str(path))
+        flipped = quantize_onnx(source, path, images) if kind == "int8" else None
+        run = load(kind, path)
         packed = np.concatenate([np.asarray(run(batch)) for batch in images.split(8)])
         equal = equal_bits(packed, wanted, metadata["bits"])
         line = f"{kind:8} {path.stat().st_size / 1e6:8.2f} MB  equal bits {equal:.6f}"

@@ -1,9 +1,9 @@
 """From images to search: train a hash, encode, put the codes into an index, save it, load it, search.
 
-The data are the digits that ship with scikit-learn: 300 queries, and 1,497 images to find. The index is one
-of FAISS; with ``--milvus`` the same calls go to a Milvus server (``http://host:19530``), or to a file
-(``codes.db``, Milvus Lite). Needs ``pip install hybridhash[examples,faiss]``, or ``[examples,milvus]``. Run
-it with ``--help`` for the options.
+The data are the digits that ship with scikit-learn: 300 queries, and a database of 1,497 images. The index is
+one of FAISS. With ``--milvus`` the same calls go to a Milvus server (``http://host:19530``) or to a file
+(``codes.db``, Milvus Lite). Needs ``pip install hybridhash[examples,faiss]`` or ``[examples,milvus]``. Run it
+with ``--help`` for the options.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridhash import HashCodes, encode, hamming_topk
-from hybridhash._fingerprint import weights_sha256
+from hybridhash.hub import weights_sha256
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.search import FaissIndex, MilvusIndex
 
@@ -25,7 +25,7 @@ NUM_QUERIES = 300
 
 
 def load_images(seed):
-    """Queries and database: images (N, 1, 32, 32) in [-1, 1], labels, ids: rows of the data set."""
+    """Return queries and database: images (N, 1, 32, 32) in [-1, 1], labels, and rows as ids."""
     digits = load_digits()
     images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     images = F.interpolate(images, size=(32, 32), mode="bilinear")
@@ -36,7 +36,7 @@ def load_images(seed):
 
 
 def train(bits, dataset, epochs):
-    """A small network and a plain training loop; ``examples/quickstart.py`` explains it."""
+    """Train a small network with a plain loop; ``examples/quickstart.py`` explains it."""
     model = timm.create_model(
         "hybridhash_16",
         num_classes=bits,
@@ -79,19 +79,19 @@ def main():
         encode(model, DataLoader(part, batch_size=256), progress=False) for part in (queries, items)
     )
 
-    # The name of the model guards against codes of another one, also after the index was saved.
-    name = weights_sha256(model)
+    # The index refuses codes of another model, also after it was saved and loaded.
+    model_id = weights_sha256(model)
     if args.milvus:
-        index = MilvusIndex(args.milvus, f"digits_{name[:8]}", args.bits, model=name)
+        index = MilvusIndex(args.milvus, f"digits_{model_id[:8]}", args.bits, model_id=model_id)
     else:
-        index = FaissIndex(args.bits, args.kind, model=name)
+        index = FaissIndex(args.bits, args.kind, model_id=model_id)
     index.add(database)
     index.save(args.out / "index")
-    index = type(index).load(args.out / "index", model=name)
+    index = type(index).load(args.out / "index", model_id=model_id)
     print(f"indexed {len(index)} codes: {index}")
 
     start = time.perf_counter()
-    distances, ids = index.search(query, k=10)
+    distances, ids = index.search(query, top_k=10)
     seconds = time.perf_counter() - start
     exact, _ = hamming_topk(query, database, 10)
     labels = torch.as_tensor(load_digits().target)

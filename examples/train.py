@@ -29,15 +29,17 @@ from torchvision.datasets import ImageFolder
 
 from hybridhash import HashCodes, create_hash_model, encode
 from hybridhash._files import replacing
-from hybridhash.data import LabelledImages, Split, balanced_batches
-from hybridhash.data.images import read_image
-from hybridhash.data.protocols import (
+from hybridhash.data import (
+    LabelledImages,
+    Split,
+    balanced_batches,
     cifar10,
+    custom_protocol,
     digits,
     get_protocol,
     list_protocols,
-    own_protocol,
     read_csv,
+    read_image,
 )
 from hybridhash.eval import evaluate, mean_average_precision
 from hybridhash.hub import save_pretrained
@@ -129,7 +131,7 @@ def check_args(parser, args):
     return args
 
 
-def own_images(args):
+def user_images(args):
     if args.protocol == "digits":
         return digits()
     if args.csv:
@@ -144,10 +146,10 @@ def load_parts(args):
     protocol = get_protocol(args.protocol) if args.protocol not in (None, "digits") else None
     if protocol is not None and protocol.draw is None:
         return protocol, protocol.load_lists(args.data_dir, args.root, strip_prefix=args.strip_prefix)
-    images = own_images(args)
+    images = user_images(args)
     if protocol is None:
         name = args.protocol or (args.csv or args.data_dir.resolve()).stem
-        protocol = own_protocol(name, images.labels, query_per_class=args.query_per_class)
+        protocol = custom_protocol(name, images.labels, query_per_class=args.query_per_class)
     path = args.split or args.out / "split.safetensors"
     if path.exists():
         split = Split.load(path, images.labels)
@@ -245,10 +247,10 @@ class Run:
 
     def load(self, path):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        there, here = content["settings"], self.settings
-        differing = [key for key in here if there.get(key) != here[key]]
+        stored = content["settings"]
+        differing = [key for key, value in self.settings.items() if stored.get(key) != value]
         if differing:
-            other = [f"{key} is {there.get(key)} there, {here[key]} here" for key in differing]
+            other = [f"{key} is {stored.get(key)} there, {self.settings[key]} here" for key in differing]
             sys.exit(f"{path} is of another run: {'; '.join(other)}")
         for key, part in self.parts.items():
             part.load_state_dict(content.pop(key))

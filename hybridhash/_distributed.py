@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Ranks"]
 
@@ -15,40 +18,72 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of ``torch.distributed``, or this one alone."""
+    """The processes of ``torch.distributed``, or this one alone; a context manager.
+
+    Attributes:
+        rank: The number of this process.
+        size: The number of processes.
+
+    Raises:
+        RuntimeError: torchrun started several processes that have not joined a process group.
+
+    Example:
+        >>> with Ranks() as ranks:
+        ...     ranks.collect(lambda: ranks.rank), ranks.first(lambda: "done")
+        ([0], 'done')
+    """
 
     def __init__(self) -> None:
-        self.group: Any = None
-        self.rank, self.size = 0, 1
+        self._group: Any = None
+        self.rank = 0
+        self.size = 1
         if dist.is_available() and dist.is_initialized():
-            # One process may be done long before the others.
-            self.group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
-            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            # One process may finish long before the others.
+            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+            self.rank = dist.get_rank()
+            self.size = dist.get_world_size()
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError(
                 f"this is one of {os.environ['WORLD_SIZE']} processes of torchrun (WORLD_SIZE), which would "
                 'all do the same: call torch.distributed.init_process_group("gloo") first'
             )
 
-    def together(self, step: Callable[[], T]) -> list[T]:
-        """What a step returns in each process; if it fails in one, all of them raise."""
-        if self.group is None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the processes."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def collect(self, step: Callable[[], T]) -> list[T]:
+        """Run a step in every process and return the results of all, by rank; if one fails, all raise.
+
+        Args:
+            step: A function whose result can be pickled.
+        """
+        if self._group is None:
             return [step()]
-        result, error = None, None
+        result = None
+        error = None
         try:
             result = step()
         except Exception as caught:
             error = caught
+        message = None if error is None else f"{type(error).__name__}: {error}"
         outcomes: list[Any] = [None] * self.size
-        said = None if error is None else f"{type(error).__name__}: {error}"
-        dist.all_gather_object(outcomes, (result, said), group=self.group)
+        dist.all_gather_object(outcomes, (result, message), group=self._group)
         if error is not None:
             raise error
-        for rank, (_, said) in enumerate(outcomes):
-            if said is not None:
-                raise RuntimeError(f"process {rank} of {self.size} failed: {said}")
+        for rank, (_, message) in enumerate(outcomes):
+            if message is not None:
+                raise RuntimeError(f"process {rank} of {self.size} failed: {message}")
         return [result for result, _ in outcomes]
 
-    def close(self) -> None:
-        if self.group is not None:
-            dist.destroy_process_group(self.group)
+    def first(self, step: Callable[[], T]) -> T:
+        """Run a step in process 0 only and return its result in all; if it fails, all raise."""
+        results = self.collect(lambda: step() if self.rank == 0 else None)
+        return results[0]  # type: ignore[return-value]

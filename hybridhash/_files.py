@@ -1,31 +1,36 @@
-"""Writing files so that a failure leaves what was there before."""
+"""Atomic file writes: a failure at any step leaves the files that were there before."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "replacing_files", "resolved_path"]
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place once the block is left without an error.
+    """Write one file: yield a temporary path beside it that takes its place at the end.
 
     Links are followed. If the block raises, the temporary file is removed and ``path`` stays as it was.
+    Readers see the old file or the new one, never a part of it. The mode of the new file is what the umask
+    allows, whatever mode the block gives it.
 
     Args:
-        path: the file to write or replace.
+        path: The file to write or replace. Its folder must exist.
 
     Yields:
         Where to write: a path in the same folder.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        OSError: the file cannot be written or replaced.
+        FileNotFoundError: The folder does not exist.
+        OSError: The file cannot be written or replaced.
 
     Example:
         >>> import tempfile
@@ -35,14 +40,111 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     print([file.name for file in Path(folder).iterdir()])
         ['notes.txt']
     """
-    file = Path(os.path.realpath(path))
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {file}: the folder {file.parent} does not exist, create it")
+    file = resolved_path(path)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
+        mode = _mode_of_new(temporary)
         yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
+        _finish(temporary, mode)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) -> Iterator[Path]:
+    """Write several files of a folder, all or none: yield an empty folder whose files move in at the end.
+
+    They replace the files of the same names; other files of ``folder`` stay. If the block raises, or a file
+    cannot be moved, those already replaced come back, new ones are removed, and so is ``folder`` if it was
+    made here. The files move one after the other, so a reader may meet new files beside old ones.
+
+    Args:
+        folder: Where the files go. It is made, with its parents, if it does not exist.
+        last: Name of the file that is moved last, for a format in which one file names the others.
+
+    Yields:
+        Where to write: a folder on the same file system, so that its files keep their own names.
+
+    Raises:
+        OSError: The folder cannot be made, or a file cannot be written or replaced.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     with replacing_files(f"{root}/model") as temporary:
+        ...         _ = (temporary / "weights.bin").write_bytes(b"weights")
+        ...         _ = (temporary / "config.json").write_text("{}")
+        ...     print(sorted(file.name for file in Path(root, "model").iterdir()))
+        ['config.json', 'weights.bin']
+    """
+    folder = Path(os.path.realpath(folder))
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the folder, since os.replace moves within one file system only.
+        with tempfile.TemporaryDirectory(
+            prefix=".saving-", dir=folder, ignore_cleanup_errors=True
+        ) as temporary:
+            new = Path(temporary, "new")
+            old = Path(temporary, "old")
+            new.mkdir()
+            old.mkdir()
+            mode = _mode_of_new(Path(temporary, "empty"))
+            yield new
+            for file in new.iterdir():
+                _finish(file, mode)
+            _move_in(new, folder, old, last)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # not made yet, or no longer empty
+                path.rmdir()
+        raise
+
+
+def resolved_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a file to write, links followed; raise if its folder does not exist."""
+    file = Path(os.path.realpath(path))
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {file}: the folder {file.parent} does not exist, create it")
+    return file
+
+
+def _move_in(new: Path, folder: Path, old: Path, last: str | None) -> None:
+    """Move the files of ``new`` to ``folder``, keeping those they replace in ``old`` until all are moved."""
+    replaced = []
+    try:
+        for file in sorted(new.iterdir(), key=lambda file: (file.name == last, file.name)):
+            target = folder / file.name
+            if target.exists():
+                _link_or_copy(target, old / file.name)
+            os.replace(file, target)
+            replaced.append(target)
+    except BaseException:
+        for target in replaced:
+            if (old / target.name).exists():
+                os.replace(old / target.name, target)
+            else:
+                target.unlink()
+        raise
+
+
+def _mode_of_new(file: Path) -> int:
+    """Make an empty file and return its mode, which the umask limits; Python cannot only read the umask."""
+    file.touch()
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def _finish(file: Path, mode: int) -> None:
+    """Set the mode of a file and have the operating system write it to the disk."""
+    # safetensors makes files that nobody else may read.
+    file.chmod(mode)
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""What names a model and its preprocessing in files: two that agree give the same codes."""
+"""Fingerprints of models and transforms for files: weights' SHA-256, architecture, transform."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["describe", "model_name", "weights_sha256"]
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of the weights of a model, parameters and buffers, as a safetensors file without metadata.
+    """Return the SHA-256 of a model's parameters and buffers, as a safetensors file without metadata.
 
-    It is what ``sha256sum model.safetensors`` prints after :func:`hybridhash.hub.save_pretrained`, and what
-    the Hub shows for that file. Wrappers of DDP and ``torch.compile`` are taken off. The device and the
-    memory format do not change it, the dtype does.
+    ``sha256sum model.safetensors`` prints the same after :func:`hybridhash.hub.save_pretrained`, and the Hub
+    shows it for that file. Wrappers of DDP and ``torch.compile`` are removed. The device and the memory
+    format do not change the digest, the dtype does.
 
     Args:
-        model: any module whose weights fit into memory once more.
+        model: Any module whose weights fit into memory once more.
 
     Returns:
         64 hexadecimal digits.
@@ -44,7 +44,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def model_name(model: nn.Module) -> str:
-    """Name of the architecture: timm's where there is one, else that of the class.
+    """Return the name of the architecture: timm's if it has one, else that of the class.
 
     Example:
         >>> model_name(nn.Linear(2, 2))
@@ -56,7 +56,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def describe(transform: object) -> str:
-    """A transform in words that are the same in every process: its ``repr``, or the name of a function.
+    """Describe a transform by a text that is the same in every process: its ``repr``, or a function's name.
 
     Example:
         >>> describe(weights_sha256), describe(nn.ReLU())

@@ -35,6 +35,13 @@ def pack_bits(bits: Tensor) -> Tensor:
         >>> pack_bits(torch.tensor([[True, False, True]]))
         tensor([[160]], dtype=torch.uint8)
     """
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
+    return _pack_by_shifts(bits)
+
+
+def _pack_by_shifts(bits: Tensor) -> Tensor:
+    """:func:`pack_bits` in PyTorch, for devices that NumPy does not reach."""
     packed = bits.new_zeros((bits.shape[0], -(-bits.shape[1] // 8)), dtype=torch.uint8)
     for offset in range(min(8, bits.shape[1])):
         column = bits[:, offset::8].to(torch.uint8)
@@ -43,24 +50,29 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, width: int) -> Tensor:
-    """Inverse of :func:`pack_bits`: uint8 ``(N, ceil(width / 8))`` to uint8 ``(N, width)`` of 0 and 1.
+    """Unpack uint8 ``(N, ceil(width / 8))`` to uint8 ``(N, width)`` of 0 and 1; the inverse of pack_bits.
 
     Example:
         >>> unpack_bits(torch.tensor([[160]], dtype=torch.uint8), 3)
         tensor([[1, 0, 1]], dtype=torch.uint8)
     """
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=width))
+    return _unpack_by_shifts(packed, width)
+
+
+def _unpack_by_shifts(packed: Tensor, width: int) -> Tensor:
+    """:func:`unpack_bits` in PyTorch, for devices that NumPy does not reach."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width]
 
 
 def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -> Tensor:
-    """Hamming distances of a chunk of packed queries to a chunk of packed database items, exactly.
+    """Compute the Hamming distances of packed queries to packed database items.
 
-    The kernel behind distances and rankings; metrics, which need no distance of a certain item, count long
-    rows with :class:`hybridhash.eval.lanes.DistanceLanes`. On the CPU it counts the bits of the exclusive or
-    of machine words, in ``torch.get_num_threads()`` threads; elsewhere it multiplies ±1 matrices in half
-    precision, which is exact because all sums are whole numbers up to 512. The whole result is held in
-    memory: the caller chunks.
+    On the CPU the bits of the exclusive or of machine words are counted, in ``torch.get_num_threads()``
+    threads. Elsewhere ±1 matrices are multiplied in half precision, which is exact because all sums are whole
+    numbers up to 512. The whole result is held in memory, so callers with many items pass them in chunks.
 
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
@@ -84,7 +96,7 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
 def packed_topk(
     query_packed: Tensor, database_packed: Tensor, bits: int, top_k: int, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The ``top_k`` nearest database items of each query, by distance, equal distances by index.
+    """Find the ``top_k`` nearest database items of each query, by distance and then by index.
 
     Args:
         query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.

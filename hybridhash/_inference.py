@@ -1,4 +1,4 @@
-"""Run a model over images: device, precision and eval mode; batches read and codes packed."""
+"""Run a model over images: read batches, choose device, precision and mode, pack the codes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hybridhash._code_checks import MAX_BITS, as_ids
 from hybridhash._hamming import pack_bits
-from hybridhash.codes import MAX_BITS, as_ids
 from hybridhash.labels import as_labels
 
 __all__ = [
+    "PREPROCESSING",
+    "PackedBatch",
     "as_tensor",
     "autocast_of",
-    "check_model",
+    "check_hash_model",
+    "check_preprocessing",
     "eval_mode",
+    "forward_packed",
     "input_device",
-    "launch",
     "multiplies_natively",
     "named_fields",
     "read_batch",
     "to_device",
 ]
 
+# How the images of a model are prepared, in the words of timm's pretrained_cfg.
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _KEYS = {
     "images": ("image", "images", "pixel_values"),
     "labels": ("label", "labels"),
@@ -40,8 +45,22 @@ _INSTRUCTIONS = {
 }
 
 
-def check_model(model: object) -> None:
-    """That ``model`` is a module with a hash layer, as far as it says."""
+class PackedBatch(NamedTuple):
+    """Packed codes of a batch of images, perhaps still being computed on the device.
+
+    Attributes:
+        packed: uint8 ``(B, ceil(bits / 8))``.
+        nan: bool ``(B,)``, the images whose codes contain NaN.
+        bits: The code length.
+    """
+
+    packed: Tensor
+    nan: Tensor
+    bits: int
+
+
+def check_hash_model(model: object) -> None:
+    """Raise unless ``model`` is a module that may have a hash layer."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if getattr(model, "num_classes", None) == 0:
@@ -51,34 +70,49 @@ def check_model(model: object) -> None:
         )
 
 
-def launch(
-    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], name: str
-) -> tuple[Tensor, Tensor, int]:
-    """Packed codes of images and which of the rows are NaN, perhaps still being computed; and the bits.
+def check_preprocessing(preprocessing: Mapping[str, Any] | None) -> None:
+    """Raise unless all keys are in ``PREPROCESSING``."""
+    unknown = sorted(set(preprocessing or ()) - set(PREPROCESSING))
+    if unknown:
+        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(PREPROCESSING)}")
 
-    ``name`` is what an error calls the batch.
+
+def forward_packed(
+    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], name: str
+) -> PackedBatch:
+    """Run a model on a batch and pack the signs of its output, without waiting for the device.
+
+    Args:
+        model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``.
+        images: The images, on the device of the model.
+        autocast: The context of :func:`autocast_of`.
+        name: The name of the batch in error messages.
+
+    Raises:
+        TypeError, ValueError: The output is not a tensor of codes ``(B, bits)``.
     """
     # Not inference_mode: what a module caches in it could never again be part of training.
     with torch.no_grad(), autocast:
         codes = model(images)
-    _check_output(codes, images.shape[0], name)
-    return pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1]
-
-
-def _check_output(codes: Any, rows: int, name: str) -> None:
-    """That a model gave codes ``(rows, bits)``."""
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8 or codes.dtype.is_complex:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise TypeError(f"the model must return a tensor of real-valued codes (B, bits), got {got}")
+    rows = images.shape[0]
     if codes.ndim != 2 or codes.shape[0] != rows or not 1 <= codes.shape[1] <= MAX_BITS:
         raise ValueError(
             f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
             f"{name}, got shape {tuple(codes.shape)}"
         )
+    return PackedBatch(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1])
 
 
 def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:
-    """The fields of a dict under the names of ``_KEYS``; ``name`` is what an error calls the dict."""
+    """Return the images, labels and ids of a dict under these names.
+
+    Args:
+        content: A batch or an item of a data set, with keys of ``_KEYS``.
+        name: The name of the dict in error messages.
+    """
     known = {key: field for field, keys in _KEYS.items() for key in keys}
     unknown = [key for key in content if key not in known]
     if unknown:
@@ -92,6 +126,7 @@ def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
+    """Return ``torch.as_tensor(values)``; errors call it ``name``."""
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -101,7 +136,12 @@ def as_tensor(values: Any, name: str) -> Tensor:
 
 
 def read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Images, labels and indices of what a loader yields, the latter two checked and on the CPU."""
+    """Return images, labels and indices of what a loader yields, the latter two checked and on the CPU.
+
+    Args:
+        content: Images, ``(images, labels)``, ``(images, labels, indices)`` or a dict with keys of ``_KEYS``.
+        number: The number of the batch, for error messages.
+    """
     if isinstance(content, Tensor):
         fields: dict[str, Any] = {"images": content}
     elif isinstance(content, Mapping):
@@ -129,17 +169,26 @@ def read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tensor
 
 
 def input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    """Where images go: the device of the first parameter, or the one asked for if the model is there."""
-    places = list(dict.fromkeys(t.device for t in itertools.chain(model.parameters(), model.buffers())))
+    """Return the device that images go to.
+
+    Args:
+        model: The model, which is never moved.
+        device: A device where the model has weights, or None for the device of its first parameter.
+
+    Raises:
+        ValueError: The model has weights, but none on ``device``.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    model_devices = list(dict.fromkeys(tensor.device for tensor in tensors))
     if device is None:
-        return places[0] if places else torch.device("cpu")
+        return model_devices[0] if model_devices else torch.device("cpu")
     device = torch.device(device)
-    for place in places:
-        if place.type == device.type and device.index in (None, place.index):
-            return place
-    if places:
+    for candidate in model_devices:
+        if candidate.type == device.type and device.index in (None, candidate.index):
+            return candidate
+    if model_devices:
         raise ValueError(
-            f"the model is on {places[0]}, but device={str(device)!r} was given: move it with "
+            f"the model is on {model_devices[0]}, but device={str(device)!r} was given: move it with "
             f"model.to({str(device)!r}) first, encode does not"
         )
     return device
@@ -187,7 +236,7 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """A copy from pinned memory does not block; that matters for CUDA only."""
+    """Move images to a device; a copy to CUDA goes through pinned memory and does not block."""
     if device.type == "cuda" and images.device.type == "cpu":
         return images.pin_memory().to(device, non_blocking=True)
     return images.to(device)
@@ -195,7 +244,7 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, afterwards the mode that each module was in."""
+    """Put a model into eval mode, and afterwards each module back into the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Binary codes: bits and how they are packed, exact Hamming distances and top-k, and the HashCodes container.
+"""Binary codes: packing, exact Hamming distances and top-k, and the HashCodes container.
 
 Everywhere in the package ``packed`` codes are ``uint8 (N, ceil(bits / 8))``: big-endian inside a byte as
 :func:`numpy.packbits` writes them, padded on the right with zero bits. Bit 1 means ``code > 0``; a code of
@@ -12,13 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import (
+    MAX_BITS,
+    as_ids,
+    as_rows,
+    check_not_nan,
+    check_packed,
+    check_unpacked,
+    check_width,
+)
 from hybridhash._files import replacing
 from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
 from hybridhash.labels import as_labels
@@ -29,42 +37,41 @@ __all__ = [
     "as_packed",
     "as_packed_pair",
     "binarize",
-    "check_packed",
-    "check_width",
+    "check_joinable",
     "hamming_distance",
     "hamming_topk",
     "pack_codes",
+    "read_codes",
     "sign",
     "straight_through_sign",
     "unpack_codes",
+    "write_codes",
 ]
-
-MAX_BITS = 512
 
 _FORMAT, _VERSION = "hybridhash.codes", "1"
 _KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
 
 
 def binarize(codes: Tensor) -> Tensor:
-    """Binary codes: +1 where ``code > 0``, -1 elsewhere. So 0 gives -1, and an infinity its sign.
+    """Return +1 where ``code > 0`` and -1 elsewhere: 0 gives -1, and an infinity its sign.
 
     Args:
         codes: ``(..., bits)`` of any real dtype except uint8, which means packed codes here.
 
     Returns:
-        A new tensor of the same shape with values -1 and +1: in the dtype of ``codes`` if that is floating,
-        else int8. It carries no gradient.
+        A new tensor of the same shape with values -1 and +1. It has the dtype of ``codes`` if that is
+        floating, else int8, and carries no gradient.
 
     Raises:
-        TypeError: not a tensor, complex, or uint8.
-        ValueError: a code is NaN.
+        TypeError: ``codes`` is not a tensor, or is complex or uint8.
+        ValueError: A code is NaN.
 
     Example:
         >>> binarize(torch.tensor([[0.3, -2.0, 0.0, 0.1]]))
         tensor([[ 1., -1., -1.,  1.]])
     """
-    _check_unpacked(codes)
-    _check_not_nan(codes, "codes")
+    check_unpacked(codes)
+    check_not_nan(codes, "codes")
     dtype = codes.dtype if codes.dtype.is_floating_point else torch.int8
     return (codes.detach() > 0).to(dtype).mul_(2).sub_(1)
 
@@ -106,42 +113,42 @@ def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:
     """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
 
     Args:
-        codes: ``(N, bits)`` real-valued or ±1, any real dtype except uint8; 1 to 512 bits.
-        name: how an error message calls ``codes``.
+        codes: Real-valued or ±1 codes ``(N, bits)`` of any real dtype except uint8, 1 to 512 bits.
+        name: The name of ``codes`` in error messages.
 
     Returns:
         uint8 ``(N, ceil(bits / 8))`` on the device of ``codes``.
 
     Raises:
-        TypeError: not a tensor, complex, or uint8 (packed already).
-        ValueError: not ``(N, bits)``, too few or too many bits, or a code is NaN.
+        TypeError: ``codes`` is not a tensor, or is complex or uint8 (packed already).
+        ValueError: The shape is not ``(N, bits)``, there are too few or too many bits, or a code is NaN.
 
     Example:
         >>> pack_codes(torch.tensor([[1.0, -1, -1, -1, -1, -1, -1, 1, 1]]))
         tensor([[129, 128]], dtype=torch.uint8)
     """
-    _check_unpacked(codes, name)
+    check_unpacked(codes, name)
     if codes.ndim != 2:
         raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
     check_integer(f"the number of columns of {name}", codes.shape[1], 1, MAX_BITS)
-    _check_not_nan(codes, name)
+    check_not_nan(codes, name)
     return pack_bits(codes.detach() > 0)
 
 
 def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The ±1 codes that packed bits stand for; inverse of :func:`pack_codes`.
+    """Unpack bits to ±1 codes; the inverse of :func:`pack_codes`.
 
     Args:
         packed: uint8 ``(N, ceil(bits / 8))`` with zero padding bits.
-        bits: code length, 1 to 512.
-        dtype: dtype of the result: floating, or a signed integer.
+        bits: The code length, 1 to 512.
+        dtype: The dtype of the result, floating or a signed integer.
 
     Returns:
         ``(N, bits)`` of ``dtype`` with values -1 and +1, on the device of ``packed``.
 
     Raises:
         TypeError: ``packed`` is not a uint8 tensor, ``bits`` not an integer, or ``dtype`` cannot hold -1.
-        ValueError: the shape does not fit ``bits``, or a padding bit is set.
+        ValueError: The shape does not fit ``bits``, or a padding bit is set.
 
     Example:
         >>> unpack_codes(torch.tensor([[0b10100000]], dtype=torch.uint8), 3)
@@ -156,21 +163,21 @@ def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float3
 def as_packed(
     codes: Tensor | HashCodes, *, bits: int | None = None, name: str = "codes"
 ) -> tuple[Tensor, int]:
-    """Codes of any accepted form as packed bits and their number: the one check of codes in the package.
+    """Check codes of any accepted form and return them packed, with the code length.
 
     Args:
-        codes: real-valued or ±1 ``(N, bits)``, packed uint8 ``(N, ceil(bits / 8))``, or :class:`HashCodes`.
-        bits: code length; required for a packed tensor, elsewhere it must agree if it is given.
-        name: how an error message calls ``codes``.
+        codes: Real-valued or ±1 ``(N, bits)``, packed uint8 ``(N, ceil(bits / 8))``, or :class:`HashCodes`.
+        bits: The code length. It is required for a packed tensor; elsewhere it must agree if it is given.
+        name: The name of ``codes`` in error messages.
 
     Returns:
         ``(packed, bits)``: uint8 ``(N, ceil(bits / 8))`` on the device of ``codes`` (not a copy if it was
         packed), and the code length. ``N`` may be 0.
 
     Raises:
-        TypeError: neither a tensor nor HashCodes, a complex tensor, or ``bits`` is not an integer.
-        ValueError: packed without ``bits``, a shape that does not fit, set padding bits, NaN, or ``bits``
-            that differ from those of ``codes``.
+        TypeError: ``codes`` is neither a real tensor nor HashCodes, or ``bits`` is not an integer.
+        ValueError: ``codes`` are packed and ``bits`` is missing, the shape does not fit, a padding bit is
+            set, a code is NaN, or ``bits`` differs from that of ``codes``.
 
     Example:
         >>> as_packed(torch.tensor([[0.3, -2.0, 0.7]]))
@@ -200,28 +207,30 @@ def as_packed(
 def as_packed_pair(
     query_codes: Tensor | HashCodes, database_codes: Tensor | HashCodes, *, bits: int | None = None
 ) -> tuple[Tensor, Tensor, int]:
-    """Both sides of a retrieval as packed bits: :func:`as_packed` on each, and whether they fit together.
+    """Check both sides of a retrieval, and that they fit together, and return them packed.
 
     Args:
-        query_codes: codes of any form that :func:`as_packed` takes.
-        database_codes: the same; may be of another form than ``query_codes``.
-        bits: code length; needed only if no side tells it (both are packed tensors).
+        query_codes: Codes of any form that :func:`as_packed` takes.
+        database_codes: Codes of any form, which may be another one.
+        bits: The code length. It is needed only if both sides are packed tensors.
 
     Returns:
         ``(query_packed, database_packed, bits)``.
 
     Raises:
-        TypeError, ValueError: as :func:`as_packed`; different bits, different devices, or an empty side.
+        TypeError, ValueError: As :func:`as_packed`; or the sides have different bits or devices, or one is
+            empty.
 
     Example:
         >>> as_packed_pair(torch.tensor([[1.0, -1.0]]), torch.tensor([[0], [64]], dtype=torch.uint8))[2]
         2
     """
     if bits is None:
-        known = [_known_bits(codes) for codes in (query_codes, database_codes)]
-        if None not in known and known[0] != known[1]:
-            raise ValueError(f"query_codes have {known[0]} bits but database_codes have {known[1]}")
-        bits = known[0] or known[1]
+        query_bits = _known_bits(query_codes)
+        database_bits = _known_bits(database_codes)
+        if query_bits and database_bits and query_bits != database_bits:
+            raise ValueError(f"query_codes have {query_bits} bits but database_codes have {database_bits}")
+        bits = query_bits or database_bits
     query, bits = as_packed(query_codes, bits=bits, name="query_codes")
     database, bits = as_packed(database_codes, bits=bits, name="database_codes")
     for side, name in ((query, "query_codes"), (database, "database_codes")):
@@ -237,21 +246,21 @@ def as_packed_pair(
 def hamming_distance(
     query_codes: Tensor | HashCodes, database_codes: Tensor | HashCodes, *, bits: int | None = None
 ) -> Tensor:
-    """Hamming distance of each query to each database item: the number of bits that differ.
+    """Compute the Hamming distance of each query to each database item: the number of bits that differ.
 
     ``d(a, b) = (bits - <a, b>) / 2`` for ±1 codes ``a`` and ``b``. The result holds all ``Nq * Nd`` pairs;
-    :func:`hamming_topk` gives the nearest only.
+    :func:`hamming_topk` returns only the nearest.
 
     Args:
-        query_codes: real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`.
-        database_codes: the same for ``Nd`` items; may be of another form than ``query_codes``.
-        bits: code length; needed only if both sides are packed tensors.
+        query_codes: Real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`.
+        database_codes: Codes of ``Nd`` items in any of these forms, which may be another one.
+        bits: The code length. It is needed only if both sides are packed tensors.
 
     Returns:
         int16 ``(Nq, Nd)`` with values 0..bits.
 
     Raises:
-        TypeError, ValueError: see :func:`as_packed_pair`.
+        TypeError, ValueError: As :func:`as_packed_pair`.
 
     Example:
         >>> query, database = torch.tensor([[0.9, 0.2, -0.1]]), torch.tensor([[1, 1, 1], [-1, -1, 1]])
@@ -269,24 +278,26 @@ def hamming_topk(
     bits: int | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The nearest database items of each query: by Hamming distance, equal distances by database index.
+    """Find the nearest database items of each query, by Hamming distance and then by database index.
 
-    Streams over the database in chunks: no ``(Nq, Nd)`` tensor is kept.
+    It streams over the database in chunks, so no ``(Nq, Nd)`` tensor is kept. It needs no further package and
+    is about as fast as ``faiss.knn_hamming``; for other engines see :mod:`hybridhash.search`.
 
     Args:
-        query_codes: real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`.
-        database_codes: the same for ``Nd`` items; may be of another form than ``query_codes``.
-        top_k: number of neighbours ``k >= 1``; None, or more than ``Nd``, means the whole database.
-        bits: code length; needed only if both sides are packed tensors.
-        chunk_size: largest number of database items that are compared at a time (at least ``top_k`` are);
-            None chooses one. It changes memory and speed, never the result.
+        query_codes: Real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`. Only the signs of
+            real-valued codes count.
+        database_codes: Codes of ``Nd`` items in any of these forms, which may be another one.
+        top_k: The number of neighbours, at least 1. None, or more than ``Nd``, means the whole database.
+        bits: The code length. It is needed only if both sides are packed tensors.
+        chunk_size: The largest number of database items that are compared at a time, though never fewer than
+            ``top_k``. None chooses one. It changes memory and speed, not the result.
 
     Returns:
         ``(distances, indices)``: int16 and int64, both ``(Nq, min(top_k, Nd))``, nearest first.
 
     Raises:
-        TypeError: ``top_k`` or ``chunk_size`` is not an integer; see also :func:`as_packed_pair`.
-        ValueError: ``top_k`` or ``chunk_size`` is below 1; see also :func:`as_packed_pair`.
+        TypeError: ``top_k`` or ``chunk_size`` is not an integer, or as :func:`as_packed_pair`.
+        ValueError: ``top_k`` or ``chunk_size`` is below 1, or as :func:`as_packed_pair`.
 
     Example:
         >>> database = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
@@ -296,18 +307,16 @@ def hamming_topk(
     """
     query, database, bits = as_packed_pair(query_codes, database_codes, bits=bits)
     size = database.shape[0]
-    top_k = (
-        size
-        if top_k is None
-        else min(check_integer("top_k", top_k, 1, advice="use None for the whole database"), size)
-    )
+    if top_k is None:
+        top_k = size
+    top_k = min(check_integer("top_k", top_k, 1, advice="use None for the whole database"), size)
     if chunk_size is not None:
         check_integer("chunk_size", chunk_size, 1, advice="use None for the default")
     return packed_topk(query, database, bits, top_k, chunk_size)
 
 
 def _known_bits(codes: object) -> int | None:
-    """The code length that codes tell by themselves: None for packed tensors."""
+    """Return the length of codes that tell it by themselves, None for packed tensors."""
     if isinstance(codes, HashCodes):
         return codes.bits
     if isinstance(codes, Tensor) and codes.dtype != torch.uint8 and codes.ndim == 2:
@@ -317,21 +326,21 @@ def _known_bits(codes: object) -> int | None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HashCodes:
-    """Packed binary codes of images, with their labels and ids where known; all tensors on one device.
+    """Packed binary codes of images, with labels and ids where known; all tensors are on one device.
 
     ``codes[index]`` takes an int, a slice, a list, a bool mask or an integer tensor and always gives
-    HashCodes (an int gives one row); ``len(codes)`` is the number of images, ``==`` compares the content.
+    HashCodes (an int gives one row). ``len(codes)`` is the number of images, and ``==`` compares the content.
 
     Attributes:
         packed: uint8 ``(N, ceil(bits / 8))``.
-        bits: code length, 1 to 512.
-        labels: None, or class ids int64 ``(N,)`` or multi-hot bool ``(N, C)``, as
-            :func:`hybridhash.labels.as_labels` makes them of what is given.
-        ids: None, or int64 ``(N,)``: which image each row is, a row number of the data set, say.
+        bits: The code length, 1 to 512.
+        labels: Class ids int64 ``(N,)``, multi-hot bool ``(N, C)``, or None. All forms that
+            :func:`hybridhash.labels.as_labels` takes may be given.
+        ids: The id of each image, int64 ``(N,)``, such as its row in a data set; or None.
 
     Raises:
-        TypeError, ValueError: ``packed`` does not fit ``bits``, labels or ids of a wrong shape, dtype or
-            length, or on another device.
+        TypeError, ValueError: ``packed`` does not fit ``bits``; or labels or ids have a wrong shape, dtype or
+            length, or are on another device.
 
     Example:
         >>> codes = HashCodes.from_codes(torch.randn(5, 12), labels=torch.tensor([0, 1, 2, 0, 1]))
@@ -376,8 +385,8 @@ class HashCodes:
         """Join codes of equal bits, of one kind of labels, and all or none of them with ids.
 
         Raises:
-            TypeError: a part is not HashCodes.
-            ValueError: no part at all, or parts that do not fit: bits, labels, ids or devices differ.
+            TypeError: A part is not HashCodes.
+            ValueError: There is no part, or bits, labels, ids or devices of the parts differ.
 
         Example:
             >>> codes = HashCodes.from_codes(torch.ones(2, 8))
@@ -390,34 +399,38 @@ class HashCodes:
         for number, part in enumerate(parts):
             if not isinstance(part, HashCodes):
                 raise TypeError(f"HashCodes.cat takes HashCodes only, part {number} is {type(part).__name__}")
-            check_joinable(parts[0], part, ("part 0", f"part {number}"))
-        labels, ids = (
-            None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-            for name in ("labels", "ids")
-        )
-        return cls(torch.cat([part.packed for part in parts]), parts[0].bits, labels, ids)
+            if number > 0:
+                check_joinable(parts[0], part, ("part 0", f"part {number}"))
+        packed = torch.cat([part.packed for part in parts])
+        labels = None
+        if parts[0].labels is not None:
+            labels = torch.cat([part.labels for part in parts if part.labels is not None])
+        ids = None
+        if parts[0].ids is not None:
+            ids = torch.cat([part.ids for part in parts if part.ids is not None])
+        return cls(packed, parts[0].bits, labels, ids)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HashCodes:
-        """Read what :meth:`save` wrote, onto the CPU.
+        """Read a file of :meth:`save` onto the CPU.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated or no safetensors file, holds something else, is of another
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is truncated or no safetensors file, holds something else, is of another
                 version of the format, or its content does not fit together. The message names the file.
         """
         return read_codes(path)[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file; it replaces an older one only when it is complete on disk.
+        """Write a safetensors file atomically: it replaces an older one only when it is complete on disk.
 
-        Holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes are) and
-        ``ids``, and as metadata the format, its version, ``bits`` and the number of ``classes`` of multi-hot
-        labels. The device is not kept.
+        The file holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes are)
+        and ``ids``. Its metadata are the format, its version, ``bits`` and the number of ``classes`` of
+        multi-hot labels. The device is not kept.
 
         Raises:
-            FileNotFoundError: the folder does not exist.
-            OSError: the file cannot be written. An older file stays as it was, nothing else is left behind.
+            FileNotFoundError: The folder does not exist.
+            OSError: The file cannot be written. An older file is unchanged, and nothing else is left behind.
 
         Example:
             >>> import tempfile
@@ -430,22 +443,24 @@ class HashCodes:
         write_codes(path, self)
 
     def codes(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The codes as ±1 ``(N, bits)`` of ``dtype``; see :func:`unpack_codes`."""
+        """Return the codes as ±1 ``(N, bits)`` of ``dtype``, as :func:`unpack_codes` does."""
         return unpack_codes(self.packed, self.bits, dtype=dtype)
 
     def to(self, device: torch.device | str) -> HashCodes:
-        """The same with all tensors on ``device``; tensors that are there already are not copied."""
-        labels, ids = (None if t is None else t.to(device) for t in (self.labels, self.ids))
+        """Return the codes with all tensors on ``device``; tensors that are there are not copied."""
+        labels = None if self.labels is None else self.labels.to(device)
+        ids = None if self.ids is None else self.ids.to(device)
         return HashCodes(self.packed.to(device), self.bits, labels, ids)
 
     def __len__(self) -> int:
         return self.packed.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> HashCodes:
-        rows = _rows(index, len(self))
+        rows = as_rows(index, len(self))
         if isinstance(rows, Tensor):
             rows = rows.to(self.packed.device)
-        labels, ids = (None if t is None else t[rows] for t in (self.labels, self.ids))
+        labels = None if self.labels is None else self.labels[rows]
+        ids = None if self.ids is None else self.ids[rows]
         return HashCodes(self.packed[rows], self.bits, labels, ids)
 
     def __eq__(self, other: object) -> bool:
@@ -464,7 +479,7 @@ class HashCodes:
         return f"HashCodes({size}, labels={labels}, ids={ids}{where})"
 
     def _kinds(self) -> tuple[str, str, str, str]:
-        """What must agree to join codes, in words: in the order of ``_KINDS``."""
+        """Describe what must agree to join codes, in the order of ``_KINDS``."""
         labels = "None"
         if self.labels is not None:
             labels = "class ids" if self.labels.ndim == 1 else f"multi-hot of {self.labels.shape[1]} classes"
@@ -472,10 +487,12 @@ class HashCodes:
 
 
 def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[HashCodes, dict[str, str]]:
-    """Codes of a file of :func:`write_codes` and its metadata; raises as :meth:`HashCodes.load`.
+    """Read a file of :func:`write_codes` and its metadata; raises as :meth:`HashCodes.load`.
 
-    ``mapped`` tensors are views of the file on disk, except multi-hot labels, which are unpacked: they take
-    no memory of their own, and what is written to them is not written to the file, which must not change.
+    Args:
+        path: The file.
+        mapped: Whether the tensors are views of the file on disk, which take no memory of their own. Writing
+            to them does not change the file, and the file must not change. Multi-hot labels are unpacked.
     """
     file = Path(path)
     if not file.is_file():
@@ -519,7 +536,7 @@ def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[H
 def write_codes(
     path: str | os.PathLike[str], codes: HashCodes, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write codes as :meth:`HashCodes.save` describes, with further ``metadata`` if wanted."""
+    """Write codes as :meth:`HashCodes.save` does, with further ``metadata``."""
     tensors = {"packed": codes.packed}
     metadata = {**(metadata or {}), "format": _FORMAT, "version": _VERSION, "bits": str(codes.bits)}
     if codes.labels is not None and codes.labels.ndim == 2:
@@ -541,99 +558,7 @@ def write_codes(
 
 
 def check_joinable(first: HashCodes, other: HashCodes, names: tuple[str, str]) -> None:
-    """Raise a ValueError that names both if two HashCodes cannot be joined: bits, labels, ids or device."""
+    """Raise ValueError, with both names, if bits, kind of labels, ids or device of codes differ."""
     for what, one, two in zip(_KINDS, first._kinds(), other._kinds(), strict=True):
         if one != two:
             raise ValueError(f"{names[0]} and {names[1]} do not fit together: {what} {one} and {two}")
-
-
-def as_ids(ids: Tensor, *, length: int, name: str = "ids") -> Tensor:
-    """Check ids, ``length`` integers, and give them as int64 ``(length,)``.
-
-    Raises:
-        TypeError: not a tensor, or not integers.
-        ValueError: a wrong shape.
-
-    Example:
-        >>> as_ids(torch.tensor([7, 9], dtype=torch.int32), length=2)
-        tensor([7, 9])
-    """
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
-    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {ids.dtype}")
-    if ids.shape != (length,):
-        raise ValueError(f"{name} must be ({length},), one for each code, got shape {tuple(ids.shape)}")
-    return ids.to(torch.int64)
-
-
-def _rows(index: object, size: int) -> slice | Tensor:
-    """An index of any accepted kind as a slice with a positive step, or as row numbers, checked."""
-    if isinstance(index, slice):
-        start, stop, step = index.indices(size)
-        return slice(start, stop, step) if step > 0 else torch.arange(start, stop, step)
-    if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
-        index = [int(index)]
-    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool:
-        index = index[None]
-    if not isinstance(index, (list, range, np.ndarray, Tensor)):
-        raise TypeError(
-            f"index must be an int, slice, list, bool mask or integer tensor, got {type(index).__name__}"
-        )
-    rows = torch.as_tensor(index)
-    if rows.shape == (0,) and rows.dtype != torch.bool:
-        rows = rows.long()  # an empty list has no dtype of its own
-    if rows.ndim != 1 or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.uint8:
-        raise TypeError(
-            f"index must be one-dimensional, of bools or (not uint8) integers, got {rows.dtype} of shape "
-            f"{tuple(rows.shape)}"
-        )
-    if rows.dtype == torch.bool:
-        if rows.shape[0] != size:
-            raise IndexError(f"the mask has {rows.shape[0]} entries for {size} codes")
-        return rows.nonzero()[:, 0]
-    if rows.numel() and not -size <= int(rows.min()) <= int(rows.max()) < size:
-        outside = rows[(rows < -size) | (rows >= size)][0].item()
-        raise IndexError(f"index {outside} is out of range for {size} codes")
-    return rows.long()
-
-
-def _check_unpacked(codes: Tensor, name: str = "codes") -> None:
-    if not isinstance(codes, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
-    if codes.dtype == torch.uint8:
-        raise TypeError(
-            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
-        )
-    if codes.dtype.is_complex:
-        raise TypeError(f"{name} must be real, got {codes.dtype}")
-
-
-def _check_not_nan(codes: Tensor, name: str) -> None:
-    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
-        count = int(torch.isnan(codes).sum())
-        raise ValueError(
-            f"{name} has NaN in {count} of {codes.numel()} entries, which has no sign: did training diverge?"
-        )
-
-
-def check_packed(packed: Tensor, bits: int, name: str) -> None:
-    """Raise unless ``packed`` is a valid tensor of ``bits``-bit codes."""
-    check_integer("bits", bits, 1, MAX_BITS)
-    check_width(packed, bits, name)
-
-
-def check_width(packed: Tensor, bits: int, name: str) -> None:
-    """Raise unless ``packed`` holds rows of ``bits`` bits and zero padding."""
-    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
-        kind = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
-        raise TypeError(f"{name} must be a uint8 tensor of packed codes, got {kind}: use pack_codes")
-    width = -(-bits // 8)
-    if packed.ndim != 2 or packed.shape[1] != width:
-        raise ValueError(
-            f"{name} of {bits} bits must be (N, {width}), got shape {tuple(packed.shape)}: is bits right?"
-        )
-    if bits % 8 and bool((packed[:, -1] & (0xFF >> bits % 8)).any()):
-        raise ValueError(
-            f"{name} has bits set in the padding after bit {bits} of its last byte: is bits={bits} right?"
-        )

@@ -1,15 +1,15 @@
-"""Export models for other runtimes: images in, packed codes out, and in the file what a reader must know.
+"""Export models for other runtimes.
 
-The network, the normalisation of the images and the packing of the bits become one graph with a free batch
-size. It runs without this package: in onnxruntime, in torch, or compiled in C++. The file carries the name of
-the model, its bits, how images are prepared, and the SHA-256 of the weights; :func:`read_metadata` reads it.
+The exported file maps images to packed codes: the normalisation of the images, the network and the packing of
+the bits are one graph with a free batch size. It runs without this package: in onnxruntime, in torch, or
+compiled in C++. It carries its own metadata, which :func:`read_metadata` reads: the name of the model, its
+bits, how images are prepared, and the SHA-256 of the weights.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,10 +23,18 @@ from timm.data import resolve_data_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from hybridhash._files import replacing
+from hybridhash._checks import check_choice
+from hybridhash._files import replacing_files, resolved_path
 from hybridhash._fingerprint import model_name, weights_sha256
 from hybridhash._hamming import pack_bits
-from hybridhash._inference import check_model, eval_mode, input_device, launch
+from hybridhash._inference import (
+    PREPROCESSING,
+    check_hash_model,
+    check_preprocessing,
+    eval_mode,
+    forward_packed,
+    input_device,
+)
 
 __all__ = ["export_aoti", "export_onnx", "export_program", "quantize_onnx", "read_metadata"]
 
@@ -34,7 +42,6 @@ Input = Literal["uint8", "float"]
 
 _PREFIX = "hybridhash."  # of the keys in the metadata of ONNX files and AOTInductor packages
 _EXTRA = "hybridhash.json"  # torch.export's extra file with the metadata
-_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 # Metadata that are words; the others are JSON.
 _TEXTS = frozenset(
     {"name", "input", "interpolation", "crop_mode", "weights_sha256", "hybridhash_version", "quantization"}
@@ -54,37 +61,39 @@ def export_onnx(
 ) -> Path:
     """Write an ONNX file that maps images to packed codes (extra ``export``).
 
-    The input is ``images``, uint8 RGB of 0 to 255 or float32 normalised, ``(batch, C, H, W)``. The outputs
-    are ``packed``, uint8 ``(batch, ceil(bits / 8))`` as :func:`hybridhash.pack_codes` gives them (big-endian,
-    padded on the right with zeros, a code of exactly 0 is bit 0; so is NaN, which a graph cannot raise), and
-    if wanted ``codes``, float32 ``(batch, bits)``. The batch size is free, height and width are fixed.
+    The graph has one input, ``images``, of shape ``(batch, C, H, W)``: uint8 RGB of 0 to 255, or normalised
+    float32. Its output ``packed`` is uint8 ``(batch, ceil(bits / 8))``, as :func:`hybridhash.pack_codes`
+    packs: big-endian, padded on the right with zeros, a code of exactly 0 is bit 0. NaN is bit 0 too, because
+    a graph cannot raise. With ``real_codes`` there is a second output, ``codes``, float32 ``(batch, bits)``.
+    The batch size is free, height and width are fixed.
 
-    The model is exported in eval mode as float32, and is left as it is: its mode, its weights, its device.
+    The model is exported in eval mode as float32. Its own mode, weights and device do not change.
 
     Args:
-        model: a hash model: ``hybridhash_*``, one of :func:`hybridhash.create_hash_model`, or any module that
-            maps images to codes ``(B, bits)`` of 1 to 512 bits. Wrappers of DDP and ``torch.compile`` are
-            taken off.
-        path: the file, ``*.onnx``; one that is there is replaced once the new one is complete. Weights of
-            2 GiB and more go to a second file beside it, ``<name>.<weights' sha256, 8 digits>.data``.
+        model: A hash model: ``hybridhash_*``, one of :func:`hybridhash.create_hash_model`, or any module that
+            maps images to codes ``(B, bits)``. Wrappers of DDP and ``torch.compile`` are removed.
+        path: The file to write, ``*.onnx``. An existing file is replaced once the new one is complete.
+            Weights of 2 GiB and more go to a second file beside it, whose name ends in the first 8 digits of
+            their SHA-256 and ``.data``.
         input: ``"uint8"`` puts the normalisation, ``(images / 255 - mean) / std``, into the graph;
             ``"float"`` expects normalised images.
-        real_codes: give the real-valued codes too.
-        image_size: height and width; by default the size that the model was built for.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` of the images that
-            the model was trained on, where they differ from ``model.pretrained_cfg``.
-        opset_version: of ONNX; torch's default if None.
+        real_codes: Whether the graph also returns the real-valued codes.
+        image_size: Height and width of the images. By default the size that the model was built for.
+        preprocessing: The ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` that the model
+            was trained with, where they differ from ``model.pretrained_cfg``.
+        opset_version: Version of ONNX's operators. None means torch's default.
 
     Returns:
         The path.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        IsADirectoryError, FileNotFoundError, OSError: the path is a folder, its folder does not exist, or the
-            file cannot be written; nothing is left and what was there is unchanged.
-        TypeError, ValueError: no module, no hash layer (``num_classes=0``), other weights than float32, an
-            output that is no codes, an unknown ``input`` or key of ``preprocessing``, or no known ``mean``.
-        RuntimeError: torch cannot trace the model, or not with a free batch size.
+        IsADirectoryError, FileNotFoundError, OSError: The path is a folder, its folder does not exist, or the
+            file cannot be written. The files that were there are unchanged.
+        TypeError: ``model`` is not a module, or does not return codes.
+        ValueError: The model has no hash layer (``num_classes=0``) or weights other than float32, its
+            ``mean`` and ``std`` are not known, or ``input`` or a key of ``preprocessing`` is unknown.
+        RuntimeError: torch cannot trace the model with a free batch size.
 
     Example:
         >>> import hybridhash, tempfile
@@ -130,14 +139,19 @@ def export_program(
     image_size: int | tuple[int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a program of ``torch.export``, which ``torch.export.load(path).module()`` gives back.
+    """Write a program of ``torch.export``; ``torch.export.load(path).module()`` loads it.
 
-    It runs on the device where the model is now, and gives ``packed`` or ``(packed, codes)``. Metadata are in
-    the extra file ``hybridhash.json``. All else, and what is raised, is as in :func:`export_onnx`.
+    The program runs on the device where the model is now, and returns ``packed`` or ``(packed, codes)``. Its
+    extra file ``hybridhash.json`` holds the metadata. Inputs, outputs and errors are those of
+    :func:`export_onnx`.
 
     Args:
-        model: see :func:`export_onnx`, as for ``input``, ``real_codes``, ``image_size``, ``preprocessing``.
-        path: the file, ``*.pt2``.
+        model: A hash model, as in :func:`export_onnx`.
+        path: The file to write, ``*.pt2``.
+        input: As in :func:`export_onnx`.
+        real_codes: As in :func:`export_onnx`.
+        image_size: As in :func:`export_onnx`.
+        preprocessing: As in :func:`export_onnx`.
 
     Returns:
         The path.
@@ -168,22 +182,28 @@ def export_aoti(
     preprocessing: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Compile the model ahead of time to a package of AOTInductor, for Python and C++ without Python.
+    """Compile a model ahead of time to a package of AOTInductor, which C++ runs without Python.
 
-    ``torch._inductor.aoti_load_package(path)`` loads it. It is machine code: for the device where the model
-    is now, the processor that it was compiled on, and the same version of torch. Compiling takes minutes.
-    All else is as in :func:`export_onnx`.
+    ``torch._inductor.aoti_load_package(path)`` loads it in Python. The package is machine code: it runs on
+    the device where the model is now, on processors like this one, and with the same version of torch.
+    Compiling takes minutes. Inputs and outputs are those of :func:`export_onnx`.
 
     Args:
-        model: see :func:`export_onnx`, as for ``input``, ``real_codes``, ``image_size``, ``preprocessing``.
-        path: the file, ``*.pt2``.
-        options: settings of the compiler, ``torch._inductor.config``'s names.
+        model: A hash model, as in :func:`export_onnx`.
+        path: The file to write, ``*.pt2``.
+        input: As in :func:`export_onnx`.
+        real_codes: As in :func:`export_onnx`.
+        image_size: As in :func:`export_onnx`.
+        preprocessing: As in :func:`export_onnx`.
+        options: Settings of the compiler, by their names in ``torch._inductor.config``.
 
     Returns:
         The path.
 
     Raises:
-        RuntimeError: no C++ compiler, or the compilation failed; as :func:`export_onnx` beside that.
+        ImportError: torch is older than 2.6.
+        RuntimeError: There is no C++ compiler, or the compilation failed.
+        TypeError, ValueError, OSError: As in :func:`export_onnx`.
     """
     compile_package = getattr(torch._inductor, "aoti_compile_and_package", None)
     if compile_package is None:
@@ -210,27 +230,27 @@ def quantize_onnx(
     *,
     batch_size: int = 16,
 ) -> float:
-    """Write an 8-bit version of a file of :func:`export_onnx`, and tell how many bits it flips.
+    """Quantise a file of :func:`export_onnx` to 8 bits; return the share of code bits that change.
 
-    Weights of matrix products and convolutions become uint8, activations are quantised while it runs
-    (onnxruntime's dynamic quantisation); the packing of the bits is not touched. The metadata are kept, with
-    ``quantization`` ``"int8-dynamic"``.
+    Weights of matrix products and convolutions become uint8, and activations are quantised at run time
+    (onnxruntime's dynamic quantisation). The packing of the bits is not quantised. The metadata stay, with
+    ``quantization`` set to ``"int8-dynamic"``.
 
     Args:
-        path: a file of :func:`export_onnx`.
-        out: the file to write, ``*.onnx``, not ``path`` itself.
-        images: ``(N, C, H, W)`` as the graph takes them, to compare the two on: images of the kind that it is
-            made for, 100 or more, because the share moves with them.
-        batch_size: images that are compared at a time.
+        path: A file of :func:`export_onnx`.
+        out: The file to write, ``*.onnx``, other than ``path``.
+        images: Images ``(N, C, H, W)`` on which the two files are compared, as the graph takes them. Give 100
+            or more of the kind that the model will see, because the share depends on them.
+        batch_size: Number of images that are compared at a time.
 
     Returns:
-        Share of bits of all images that differ between the two files, 0 to 1.
+        Share of all code bits that differ between the two files, 0 to 1.
 
     Raises:
         ImportError: onnxruntime or onnx is not installed.
-        ValueError: not a file of :func:`export_onnx`, ``out`` is ``path``, images of another shape or dtype,
-            or none.
-        OSError: as :func:`export_onnx`; the old file is unchanged.
+        ValueError: ``path`` is not a file of :func:`export_onnx`, ``out`` is ``path``, or ``images`` is empty
+            or has another shape or dtype.
+        OSError: ``out`` cannot be written; an existing file is unchanged.
     """
     _require("onnx", "onnxruntime")
     import onnx
@@ -262,10 +282,10 @@ def quantize_onnx(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file of this module says about itself; nothing in it is run.
+    """Read the metadata of an exported file without running anything in it.
 
     Args:
-        path: a file of :func:`export_onnx`, :func:`export_program`, :func:`export_aoti` or
+        path: A file of :func:`export_onnx`, :func:`export_program`, :func:`export_aoti` or
             :func:`quantize_onnx`.
 
     Returns:
@@ -275,9 +295,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``hybridhash_version``, and ``quantization`` for an 8-bit file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: an ONNX file, and onnx is not installed.
-        ValueError: a file of another kind, or one that this package did not export.
+        FileNotFoundError: There is no such file.
+        ImportError: It is an ONNX file, and onnx is not installed.
+        ValueError: It is a file of another kind, or this package did not export it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {os.fspath(path)!r}")
@@ -290,7 +310,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Hashing(nn.Module):
-    """Images to packed codes, all of it in operations that every runtime has."""
+    """Map images to packed codes by operations that every runtime has."""
 
     weights: Tensor
     mean: Tensor
@@ -316,32 +336,20 @@ class _Hashing(nn.Module):
 
 def _traced(
     model: nn.Module,
-    input: str,
+    input: Input,
     real_codes: bool,
     image_size: int | tuple[int, int] | None,
     preprocessing: Mapping[str, Any] | None,
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
-    """The program of a model with a free batch size, and its metadata."""
-    from hybridhash import __version__
-
-    check_model(model)
-    if input not in ("uint8", "float"):
-        raise ValueError(f'input must be "uint8" or "float", got {input!r}')
-    model = unwrap_model(model)
-    others = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
-    if others - {torch.float32}:
-        got = ", ".join(sorted(map(str, others - {torch.float32})))
-        raise ValueError(
-            f"the model has {got} weights, and only float32 is exported: give copy.deepcopy(model).float(), "
-            "and let the runtime lower the precision"
-        )
+    """Return the program of a model with a free batch size, and its metadata as texts."""
+    check_choice("input", input, ("uint8", "float"))
+    model = _exportable(model)
     transform = _transform_of(model, image_size, preprocessing)
-    device = input_device(model, None)
     dtype = torch.uint8 if input == "uint8" else torch.float32
     # Two images, because torch.export takes a size of 1 for a constant.
-    example = torch.zeros((2, *transform["input_size"]), dtype=dtype, device=device)
+    example = torch.zeros((2, *transform["input_size"]), dtype=dtype, device=input_device(model, None))
     with eval_mode(model), torch.no_grad():
-        _, _, bits = launch(model, example.float(), nullcontext(), "the example")
+        bits = forward_packed(model, example.float(), nullcontext(), "the example").bits
         metadata = {
             "name": model_name(model),
             "bits": bits,
@@ -349,34 +357,51 @@ def _traced(
             "real_codes": bool(real_codes),
             **transform,
             "weights_sha256": weights_sha256(model),
-            "hybridhash_version": __version__,
+            "hybridhash_version": _version(),
         }
-        hashing = _Hashing(model, bits, metadata, device).eval()
-        batch = torch.export.Dim("batch", min=1)
-        try:
-            program = torch.export.export(
-                hashing, (example,), dynamic_shapes={"images": {0: batch}}, strict=False
-            )
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"torch.export cannot trace {metadata['name']} with a free batch size: {error}"
-            ) from error
+        program = _trace(_Hashing(model, bits, metadata, example.device).eval(), example, model_name(model))
     texts = {key: str(v) if key in _TEXTS else json.dumps(v) for key, v in metadata.items()}
     return program, texts
+
+
+def _exportable(model: nn.Module) -> nn.Module:
+    """Return a hash model without its wrappers; raise unless its weights are float32."""
+    check_hash_model(model)
+    model = unwrap_model(model)
+    dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    others = ", ".join(sorted(map(str, dtypes - {torch.float32})))
+    if others:
+        raise ValueError(
+            f"the model has {others} weights, and only float32 is exported: give "
+            "copy.deepcopy(model).float(), and let the runtime lower the precision"
+        )
+    return model
+
+
+def _trace(hashing: _Hashing, example: Tensor, name: str) -> torch.export.ExportedProgram:
+    """Trace a module with a free batch size; ``name`` is what an error calls it."""
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        return torch.export.export(hashing, (example,), dynamic_shapes={"images": {0: batch}}, strict=False)
+    except RuntimeError as error:
+        raise RuntimeError(f"torch.export cannot trace {name} with a free batch size: {error}") from error
+
+
+def _version() -> str:
+    from hybridhash import __version__  # not there yet while the package is imported
+
+    return __version__
 
 
 def _transform_of(
     model: nn.Module, image_size: int | tuple[int, int] | None, preprocessing: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """``input_size``, ``mean``, ``std`` and so on: what was given, else what the model says."""
-    unknown = sorted(set(preprocessing or ()) - set(_PREPROCESSING))
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
+    """Return ``input_size`` and the settings of ``PREPROCESSING``: those given, else those of the model."""
+    check_preprocessing(preprocessing)
     cfg = getattr(model, "pretrained_cfg", None)
     cfg = cfg or getattr(getattr(model, "backbone", None), "pretrained_cfg", None) or {}
     known = {**cfg, **(preprocessing or {})}
-    missing = [key for key in ("mean", "std") if known.get(key) is None]
-    if missing:
+    if known.get("mean") is None or known.get("std") is None:
         raise ValueError(
             f"{type(model).__name__} does not say how its images are normalised: give "
             "preprocessing={'mean': (...), 'std': (...)}"
@@ -384,10 +409,10 @@ def _transform_of(
     size = image_size or getattr(model, "img_size", None) or known.get("input_size", ())[-2:]
     if not size:
         raise ValueError(f"{type(model).__name__} does not say its image size: give image_size=224, or so")
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    height_width = (size, size) if isinstance(size, int) else tuple(size)
     channels = int(getattr(model, "in_chans", len(known["mean"])))
-    transform = resolve_data_config({"input_size": (channels, *sides)}, pretrained_cfg=known)
-    transform = {key: transform[key] for key in ("input_size", *_PREPROCESSING)}
+    resolved = resolve_data_config({"input_size": (channels, *height_width)}, pretrained_cfg=known)
+    transform = {key: resolved[key] for key in ("input_size", *PREPROCESSING)}
     for key in ("mean", "std"):
         transform[key] = tuple(map(float, known[key]))  # timm's default for one channel is not the model's
         if len(transform[key]) != channels:
@@ -400,32 +425,20 @@ def _transform_of(
 
 @contextmanager
 def _building(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Where to build a file, under its own name in a folder beside it; it moves in if all went well."""
-    file = Path(os.path.realpath(path))
+    """Yield where to write a file under its own name; it replaces ``path``, with any files beside it."""
+    file = resolved_path(path)
     if file.suffix != suffix:
         raise ValueError(f"path must end in {suffix}, got {os.fspath(path)!r}")
     if file.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder: give a file in it")
-    # In a folder, since formats write the name of their file into it, and some of them several files.
-    aside, new = tempfile.TemporaryDirectory, []
-    try:
-        with replacing(file) as temporary, aside(prefix=f".{file.name}.", dir=file.parent) as folder:
-            built = Path(folder, file.name)
-            yield built
-            os.replace(built, temporary)
-            # Weights come before the graph that names them; those of another version have another name.
-            for part in Path(folder).glob("*.data"):
-                target = file.with_name(part.name)
-                if not target.exists():
-                    new.append(target)
-                os.replace(part, target)
-    except BaseException:
-        for target in new:
-            target.unlink(missing_ok=True)
-        raise
+    # Formats write the name of their file into it. Weights move in before the graph that names them; those
+    # of another version have another name.
+    with replacing_files(file.parent, last=file.name) as folder:
+        yield folder / file.name
 
 
 def _require(*modules: str) -> None:
+    """Raise ImportError, naming the extra, unless all modules can be imported."""
     for module in modules:
         try:
             import_module(module)
@@ -434,7 +447,7 @@ def _require(*modules: str) -> None:
 
 
 def _check_compiler() -> None:
-    """Before the model is traced, which takes long."""
+    """Raise RuntimeError without a C++ compiler, before the model is traced, which takes long."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -448,6 +461,7 @@ def _check_compiler() -> None:
 
 
 def _packed_codes(path: str | os.PathLike[str], images: Any, batch_size: int) -> Any:
+    """Return the packed codes ``(N, bytes)`` that an ONNX file gives for images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
@@ -456,20 +470,20 @@ def _packed_codes(path: str | os.PathLike[str], images: Any, batch_size: int) ->
 
 
 def _read_archive(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Metadata in the zip archive of a program or of a compiled package."""
+    """Return the metadata in the zip archive of a program or of a compiled package."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(f"/extra/{_EXTRA}"):
                 return dict(json.loads(archive.read(name)))
             if name.endswith("_metadata.json"):
-                texts = _own(json.loads(archive.read(name)))
+                texts = _without_prefix(json.loads(archive.read(name)))
                 if texts:
                     return texts
     return {}
 
 
 def _read_props(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Metadata of an ONNX file."""
+    """Return the metadata of an ONNX file."""
     _require("onnx")
     import onnx
     from google.protobuf.message import DecodeError
@@ -480,8 +494,10 @@ def _read_props(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ValueError(
             f"{os.fspath(path)!r} is neither an ONNX file nor a .pt2 archive: {error}"
         ) from error
-    return _own({prop.key: prop.value for prop in graph.metadata_props})
+    return _without_prefix({prop.key: prop.value for prop in graph.metadata_props})
 
 
-def _own(properties: Mapping[str, str]) -> dict[str, str]:
-    return {k.removeprefix(_PREFIX): v for k, v in properties.items() if k.startswith(_PREFIX)}
+def _without_prefix(properties: Mapping[str, str]) -> dict[str, str]:
+    """Return our own entries among the metadata of a file, without their prefix."""
+    ours = {key: text for key, text in properties.items() if key.startswith(_PREFIX)}
+    return {key.removeprefix(_PREFIX): text for key, text in ours.items()}

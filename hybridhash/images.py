@@ -8,4 +8,5 @@ __getattr__ = moved(
         name: f"hybridhash.data.{name}"
         for name in ("IMAGE_ENDINGS", "ImageList", "TarImages", "read_image", "to_rgb")
     },
+    settings={"ImageList": {"check_files": False, "allow_duplicates": True}},
 )

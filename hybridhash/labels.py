@@ -17,19 +17,19 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
     """Check labels and bring them into one of the two canonical forms.
 
     Args:
-        labels: class ids, integers ``(N,)`` with values >= 0, or -1 for "no label"; or multi-hot rows
+        labels: Class ids, integers ``(N,)`` with values >= 0 or -1 for "no label"; or multi-hot rows
             ``(N, C)`` of any dtype with values 0 and 1.
-        length: the required number of rows ``N``, None if any.
-        name: how an error message calls the argument.
+        length: The required number of rows ``N``. None accepts any.
+        name: The name of the argument in error messages.
 
     Returns:
         int64 ``(N,)`` or bool ``(N, C)``, on the device of ``labels``; never the caller's tensor written to.
 
     Raises:
-        TypeError: not a tensor, or class ids that are not integers.
-        ValueError: wrong number of dimensions or rows, no class column, an id below -1, an entry that is
-            neither 0 nor 1. The values are not looked at under ``torch.compile``, where it would cost a copy
-            to the host in every step.
+        TypeError: Labels are not a tensor, or class ids are not integers.
+        ValueError: The number of dimensions or rows is wrong, there is no class column, an id is below -1, or
+            an entry is neither 0 nor 1. Values are not checked under ``torch.compile``, where that would copy
+            them to the host in every step.
 
     Example:
         >>> as_labels(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -60,23 +60,23 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
     if labels.dtype == torch.bool or torch.compiler.is_compiling():
         return hot
     if not torch.equal(hot.to(labels.dtype), labels):
-        odd = labels[hot.to(labels.dtype) != labels][0].item()
-        raise ValueError(f"{name} of shape (N, C) must be multi-hot (0 or 1), got the entry {odd}")
+        bad_value = labels[hot.to(labels.dtype) != labels][0].item()
+        raise ValueError(f"{name} of shape (N, C) must be multi-hot (0 or 1), got the entry {bad_value}")
     return hot
 
 
 def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
-    """Number of labels that each query shares with each database item.
+    """Count the labels that each query shares with each database item.
 
     Args:
-        query_labels: ``(Nq,)`` class ids or ``(Nq, C)`` multi-hot, as :func:`as_labels` returns them.
-        database_labels: ``(Nd,)`` or ``(Nd, C)``; may be of the other form than ``query_labels``.
+        query_labels: Class ids ``(Nq,)`` or multi-hot ``(Nq, C)``, as :func:`as_labels` returns them.
+        database_labels: Labels of ``Nd`` items in either form.
 
     Returns:
         float32 ``(Nq, Nd)``, whole numbers 0..C (0 or 1 if both sides are class ids).
 
     Raises:
-        ValueError: the two sides have different numbers of classes, or an id beyond the other side's columns.
+        ValueError: The sides have different numbers of classes, or an id is beyond the other side's columns.
 
     Example:
         >>> query = torch.tensor([[True, True, False]])
@@ -92,7 +92,7 @@ def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
 
 
 def similar(query_labels: Tensor, database_labels: Tensor) -> Tensor:
-    """Which pairs share at least one label: bool ``(Nq, Nd)``; arguments as :func:`shared_labels`.
+    """Tell which pairs share at least one label: bool ``(Nq, Nd)``; arguments as :func:`shared_labels`.
 
     Example:
         >>> similar(torch.tensor([0, 1, -1]), torch.tensor([0, 1, -1]))
@@ -104,18 +104,18 @@ def similar(query_labels: Tensor, database_labels: Tensor) -> Tensor:
 
 
 def to_multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels of either canonical form as multi-hot rows.
+    """Convert labels of either canonical form to multi-hot rows.
 
     Args:
         labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`as_labels` returns them.
-        num_classes: ``C``.
+        num_classes: The number of columns ``C``.
 
     Returns:
         bool ``(N, num_classes)``; a row of zeros where the id is -1. Rows that are multi-hot already are not
         copied.
 
     Raises:
-        ValueError: multi-hot rows of another number of classes, or an id that is too large.
+        ValueError: Multi-hot rows have another number of classes, or an id is too large.
 
     Example:
         >>> to_multi_hot(torch.tensor([1, -1]), 3)

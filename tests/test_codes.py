@@ -58,7 +58,7 @@ def forms(codes: torch.Tensor) -> dict[str, Any]:
 FORMS = list(forms(torch.ones(1, 1)))
 
 
-# as_packed --------------------------------------------------------------------------------------------------
+# As_packed
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,7 +138,7 @@ def test_sides_on_different_devices_raise() -> None:
         as_packed_pair(signs(2, 8), elsewhere)
 
 
-# distances and top-k ----------------------------------------------------------------------------------------
+# Distances and top-k
 
 
 @pytest.mark.parametrize("query_form", FORMS)
@@ -398,7 +398,7 @@ def test_parts_that_do_not_fit_raise(arguments: Any, error: type[Exception], mes
         HashCodes(**{"packed": torch.zeros(3, 2, dtype=torch.uint8), "bits": 12, **arguments})
 
 
-# files ------------------------------------------------------------------------------------------------------
+# Files
 
 
 @settings(max_examples=40, deadline=None)

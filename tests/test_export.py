@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 import zipfile
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import nn
 
 import hybridhash
 from hybridhash import export
-from hybridhash._fingerprint import weights_sha256
+from hybridhash._fingerprint import model_name
+from hybridhash._inference import eval_mode
 from hybridhash.export import (
     export_aoti,
     export_onnx,
@@ -20,24 +22,25 @@ from hybridhash.export import (
     quantize_onnx,
     read_metadata,
 )
+from hybridhash.hub import weights_sha256
 from hybridhash.models import list_heads
 
 SMALL = {"img_size": 32, "embed_dims": (16, 32, 64), "num_heads": (1, 2, 4), "depths": (1, 1, 1)}
 HALF = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}
 
 
-def images_of(count, size, seed=0):
+def _images_of(count, size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def normalised(images, metadata):
+def _normalised(images, metadata):
     mean, std = (torch.tensor(metadata[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     return (images / 255 - mean) / std
 
 
-def same_bits(packed, codes):
-    """Whether packed codes are those of PyTorch's real codes, where these are not within 1e-4 of 0."""
+def _same_bits(packed, codes):
+    """Return whether packed codes are PyTorch's wherever the real-valued codes are more than 1e-4 from 0."""
     wanted = np.packbits(codes.numpy() > 0, axis=1)
     sure = np.packbits(codes.abs().numpy() > 1e-4, axis=1)
     packed = np.asarray(packed)
@@ -49,7 +52,7 @@ def same_bits(packed, codes):
     return not ((packed ^ wanted) & sure).any()
 
 
-class Plain(nn.Module):
+class _Plain(nn.Module):
     """The smallest hash model: a linear map of the pixels, with real-valued codes on both sides of 0."""
 
     def __init__(self, bits, size=4):
@@ -62,7 +65,7 @@ class Plain(nn.Module):
         return self.fc(x.flatten(1))
 
 
-def session_of(path):
+def _session_of(path):
     onnxruntime = pytest.importorskip("onnxruntime")
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -93,36 +96,36 @@ def resnet(folder):
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_onnx_of_hybridhash_gives_the_bits_and_codes_of_pytorch(hybrid, count):
     model, path = hybrid
-    images = images_of(count, 32, seed=count)
-    packed, real = session_of(path).run(["packed", "codes"], {"images": images.numpy()})
-    with export.eval_mode(model), torch.no_grad():
-        codes = model(normalised(images, read_metadata(path)))
-    assert same_bits(packed, codes)
+    images = _images_of(count, 32, seed=count)
+    packed, real = _session_of(path).run(["packed", "codes"], {"images": images.numpy()})
+    with eval_mode(model), torch.no_grad():
+        codes = model(_normalised(images, read_metadata(path)))
+    assert _same_bits(packed, codes)
     torch.testing.assert_close(torch.from_numpy(real), codes, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_onnx_of_a_resnet_takes_normalised_images(resnet, count):
     model, path = resnet
-    images = normalised(images_of(count, 32, seed=count), read_metadata(path))
+    images = _normalised(_images_of(count, 32, seed=count), read_metadata(path))
     with torch.no_grad():
         codes = model(images)
-    session = session_of(path)
+    session = _session_of(path)
     assert [output.name for output in session.get_outputs()] == ["packed"]
-    assert same_bits(session.run(None, {"images": images.numpy()})[0], codes)
+    assert _same_bits(session.run(None, {"images": images.numpy()})[0], codes)
 
 
 @pytest.mark.parametrize("bits", [1, 16, 48])
 def test_onnx_packs_any_number_of_bits(tmp_path, bits):
     pytest.importorskip("onnxscript")
-    model = Plain(bits).eval()
+    model = _Plain(bits).eval()
     with torch.no_grad():
         model.fc.weight[0] = 0
         model.fc.bias[0] = 0  # exactly 0 is bit 0
-    session = session_of(export_onnx(model, tmp_path / "model.onnx"))
-    images = images_of(5, 4)
+    session = _session_of(export_onnx(model, tmp_path / "model.onnx"))
+    images = _images_of(5, 4)
     with torch.no_grad():
-        wanted = hybridhash.pack_codes(model(normalised(images, HALF)))
+        wanted = hybridhash.pack_codes(model(_normalised(images, HALF)))
     packed = session.run(None, {"images": images.numpy()})[0]
     assert packed.tolist() == wanted.tolist()
     assert (packed[:, 0] < 128).all()
@@ -130,7 +133,7 @@ def test_onnx_packs_any_number_of_bits(tmp_path, bits):
 
 def test_the_onnx_file_says_what_it_is(hybrid):
     model, path = hybrid
-    session = session_of(path)
+    session = _session_of(path)
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     texts = session.get_modelmeta().custom_metadata_map
     assert texts["hybridhash.bits"] == "65"
@@ -154,14 +157,14 @@ def test_the_onnx_file_says_what_it_is(hybrid):
 def test_the_flipped_share_of_8_bits_is_the_true_count(which, request, tmp_path):
     _, path = request.getfixturevalue(which)
     metadata = read_metadata(path)
-    images = images_of(21, 32)
-    images = images if which == "hybrid" else normalised(images, metadata)
+    images = _images_of(21, 32)
+    images = images if which == "hybrid" else _normalised(images, metadata)
     out = tmp_path / "int8.onnx"
     share = quantize_onnx(path, out, images, batch_size=8)
     # In the batches of the function: the scale of dynamic quantisation is that of the batch.
     runs = [
         np.concatenate([s.run(["packed"], {"images": batch.numpy()})[0] for batch in images.split(8)])
-        for s in (session_of(path), session_of(out))
+        for s in (_session_of(path), _session_of(out))
     ]
     bits = [np.unpackbits(packed, axis=1, count=metadata["bits"]) for packed in runs]
     assert share == (bits[0] != bits[1]).mean()
@@ -174,7 +177,7 @@ def test_the_flipped_share_of_8_bits_is_the_true_count(which, request, tmp_path)
 def test_quantisation_refuses_images_that_the_graph_does_not_take(resnet, tmp_path):
     _, path = resnet
     out = tmp_path / "int8.onnx"
-    for images in (images_of(2, 32), torch.zeros(2, 3, 16, 16), torch.zeros(0, 3, 32, 32)):
+    for images in (_images_of(2, 32), torch.zeros(2, 3, 16, 16), torch.zeros(0, 3, 32, 32)):
         with pytest.raises(ValueError, match=r"images must be float32 \(N, 3, 32, 32\)"):
             quantize_onnx(path, out, images)
     with pytest.raises(ValueError, match="another name"):
@@ -185,15 +188,15 @@ def test_quantisation_refuses_images_that_the_graph_does_not_take(resnet, tmp_pa
 def test_weights_too_large_for_one_onnx_file_go_beside_it(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(export, "_LARGEST", 1000)
-    model = Plain(64, size=8).eval()
+    model = _Plain(64, size=8).eval()
     path = export_onnx(model, tmp_path / "model.onnx")
     data = f"model.onnx.{weights_sha256(model)[:8]}.data"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", data]
     assert path.stat().st_size < 20_000 < (tmp_path / data).stat().st_size
-    images = images_of(2, 8)
+    images = _images_of(2, 8)
     with torch.no_grad():
-        codes = model(normalised(images, HALF))
-    assert same_bits(session_of(path).run(None, {"images": images.numpy()})[0], codes)
+        codes = model(_normalised(images, HALF))
+    assert _same_bits(_session_of(path).run(None, {"images": images.numpy()})[0], codes)
     assert read_metadata(path)["bits"] == 64
     path.unlink()
     (tmp_path / data).unlink()
@@ -210,28 +213,28 @@ def test_weights_too_large_for_one_onnx_file_go_beside_it(tmp_path, monkeypatch)
 @pytest.mark.parametrize(("input", "real_codes", "size"), [("uint8", True, 32), ("float", False, 4)])
 def test_a_program_is_the_model_after_it_was_loaded(tmp_path, input, real_codes, size):
     torch.manual_seed(2)
-    model = Plain(12)
+    model = _Plain(12)
     if size == 32:
         model = hybridhash.create_model("hybridhash_tiny_16", num_classes=12, **SMALL)
     path = export_program(model, tmp_path / "model.pt2", input=input, real_codes=real_codes)
     hashing, metadata = torch.export.load(path).module(), read_metadata(path)
     for count in (1, 2, 5):
-        images = images_of(count, size, seed=count)
-        with export.eval_mode(model), torch.no_grad():
-            codes = model(normalised(images, metadata))
-        given = images if input == "uint8" else normalised(images, metadata)
+        images = _images_of(count, size, seed=count)
+        with eval_mode(model), torch.no_grad():
+            codes = model(_normalised(images, metadata))
+        given = images if input == "uint8" else _normalised(images, metadata)
         result = hashing(given)
         packed = result[0] if real_codes else result
-        assert same_bits(packed, codes)
+        assert _same_bits(packed, codes)
         if real_codes:
             torch.testing.assert_close(result[1], codes, rtol=0, atol=1e-5)
     extra = {"hybridhash.json": ""}
     torch.export.load(path, extra_files=extra)
     assert json.loads(extra["hybridhash.json"])["weights_sha256"] == metadata["weights_sha256"]
-    assert (metadata["bits"], metadata["input"], metadata["name"]) == (12, input, export.model_name(model))
+    assert (metadata["bits"], metadata["input"], metadata["name"]) == (12, input, model_name(model))
 
 
-class Backbone(nn.Module):
+class _Backbone(nn.Module):
     """The least that ``create_hash_model`` takes."""
 
     num_features, num_classes, img_size = 48, 0, 4
@@ -251,18 +254,18 @@ class Backbone(nn.Module):
 @pytest.mark.parametrize("head", list_heads())
 def test_every_head_is_exported(tmp_path, head):
     torch.manual_seed(3)
-    model = hybridhash.create_hash_model(Backbone(), bits=12, head=head).eval()
-    images = images_of(3, 4)
+    model = hybridhash.create_hash_model(_Backbone(), bits=12, head=head).eval()
+    images = _images_of(3, 4)
     path = export_program(model, tmp_path / "model.pt2", image_size=4, real_codes=True)
     packed, real = torch.export.load(path).module()(images)
     with torch.no_grad():
-        codes = model(normalised(images, HALF))
-    assert same_bits(packed, codes)
+        codes = model(_normalised(images, HALF))
+    assert _same_bits(packed, codes)
     torch.testing.assert_close(real, codes, rtol=0, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), Plain(8))
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), _Plain(8))
     model[1].eval()
     modes = [module.training for module in model.modules()]
     before, gradients = weights_sha256(model), [p.requires_grad for p in model.parameters()]
@@ -274,21 +277,21 @@ def test_the_model_is_left_as_it_was(tmp_path):
 
 
 def test_a_compiled_wrapper_is_taken_off(tmp_path):
-    path = export_program(torch.compile(Plain(8)), tmp_path / "model.pt2")
+    path = export_program(torch.compile(_Plain(8)), tmp_path / "model.pt2")
     assert read_metadata(path)["name"] == "plain"
 
 
 @pytest.mark.skipif("HYBRIDHASH_AOTI" not in os.environ, reason="compiles for minutes: set HYBRIDHASH_AOTI=1")
 def test_a_compiled_package_gives_the_bits_of_pytorch(tmp_path):
-    model = Plain(12).eval()
+    model = _Plain(12).eval()
     path = export_aoti(model, tmp_path / "model.pt2", real_codes=True)
     compiled = torch._inductor.aoti_load_package(str(path))
     for count in (1, 5):
-        images = images_of(count, 4)
+        images = _images_of(count, 4)
         with torch.no_grad():
-            codes = model(normalised(images, HALF))
+            codes = model(_normalised(images, HALF))
         packed, real = compiled(images)
-        assert same_bits(packed, codes)
+        assert _same_bits(packed, codes)
         torch.testing.assert_close(real, codes, rtol=0, atol=1e-5)
     assert (read_metadata(path)["bits"], read_metadata(path)["name"]) == (12, "plain")
 
@@ -296,32 +299,32 @@ def test_a_compiled_package_gives_the_bits_of_pytorch(tmp_path):
 def test_a_package_without_a_compiler_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*CXX.*no-such-compiler"):
-        export_aoti(Plain(8), tmp_path / "model.pt2")
+        export_aoti(_Plain(8), tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, missing):
-    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"needs {missing}: pip install hybridhash\[export\]"):
-        export_onnx(Plain(8), tmp_path / "model.onnx")
+        export_onnx(_Plain(8), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input": "int8"}, 'input must be "uint8" or "float"'),
+        ({"input": "int8"}, "input must be one of 'uint8', 'float', got 'int8'"),
         ({"preprocessing": {"size": 3}}, r"unknown keys \['size'\]"),
         ({"preprocessing": {"mean": (0.5,)}}, "mean has 1 values for 3 channels"),
-        ({"model": Plain(8).half()}, r"torch.float16 weights, and only float32.*copy.deepcopy\(model\)"),
-        ({"model": Plain(8).bfloat16()}, "torch.bfloat16 weights"),
-        ({"model": Plain(600)}, "1 to 512 bits"),
+        ({"model": _Plain(8).half()}, r"torch.float16 weights, and only float32.*copy.deepcopy\(model\)"),
+        ({"model": _Plain(8).bfloat16()}, "torch.bfloat16 weights"),
+        ({"model": _Plain(600)}, "1 to 512 bits"),
         ({"model": nn.Flatten()}, "does not say how its images are normalised"),
         ({"path": "model.bin"}, "must end in .pt2"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path, change, message):
-    arguments = {"model": Plain(8), "path": "model.pt2", **change}
+    arguments = {"model": _Plain(8), "path": "model.pt2", **change}
     arguments["path"] = tmp_path / arguments["path"]
     with pytest.raises(ValueError, match=message):
         export_program(**arguments)
@@ -337,7 +340,7 @@ def test_a_model_without_a_hash_layer_is_refused(tmp_path):
 
 
 def test_a_network_that_cannot_be_traced_says_so(tmp_path):
-    class Fixed(Plain):
+    class Fixed(_Plain):
         def forward(self, x):
             return super().forward(x) if x.shape[0] == 2 else x
 
@@ -357,19 +360,19 @@ def test_a_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(OSError, match="No space left"):
-                export_program(Plain(8), path)
+                export_program(_Plain(8), path)
         assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
         assert path.read_bytes() == b"old"
-    export_program(Plain(8), path)
+    export_program(_Plain(8), path)
     assert read_metadata(path)["bits"] == 8
 
 
 def test_a_path_that_cannot_be_a_file_is_refused(tmp_path):
     (tmp_path / "model.pt2").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
-        export_program(Plain(8), tmp_path / "model.pt2")
+        export_program(_Plain(8), tmp_path / "model.pt2")
     with pytest.raises(FileNotFoundError, match="does not exist, create it"):
-        export_program(Plain(8), tmp_path / "nowhere" / "model.pt2")
+        export_program(_Plain(8), tmp_path / "nowhere" / "model.pt2")
 
 
 def test_metadata_of_a_foreign_file_are_an_error(tmp_path):

@@ -36,7 +36,7 @@ def ranked(distances: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Ten
     return distances.gather(1, order)[:, :top_k], order[:, :top_k]
 
 
-# binarize ---------------------------------------------------------------------------------------------------
+# Binarize
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -62,7 +62,7 @@ def test_binarize_takes_any_shape_leaves_its_input_alone_and_has_no_gradient() -
     assert torch.equal(codes.detach(), before)
 
 
-# pack and unpack --------------------------------------------------------------------------------------------
+# Pack and unpack
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +106,15 @@ def test_pack_bits_has_no_limit_of_width(width: int) -> None:
     assert torch.equal(unpack_bits(pack_bits(hot), width).bool(), hot)
 
 
-# distances --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("width", WIDTHS)
+def test_devices_without_numpy_pack_the_same(width: int) -> None:
+    hot = signs(5, width) > 0
+    packed = kernels._pack_by_shifts(hot)
+    assert torch.equal(packed, pack_bits(hot))
+    assert torch.equal(kernels._unpack_by_shifts(packed, width), unpack_bits(packed, width))
+
+
+# Distances
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -143,7 +151,7 @@ def test_distances_take_rows_that_are_not_contiguous_or_not_aligned() -> None:
     assert torch.equal(packed_distances(query, database, 64), expected)
 
 
-# top-k ------------------------------------------------------------------------------------------------------
+# Top-k
 
 
 @settings(max_examples=60, deadline=None)
@@ -238,7 +246,7 @@ def test_a_gpu_gives_what_the_cpu_gives(bits: int) -> None:
         assert torch.equal(gpu.cpu(), cpu)
 
 
-# bad input --------------------------------------------------------------------------------------------------
+# Bad input
 
 
 @pytest.mark.parametrize("function", [binarize, pack_codes])

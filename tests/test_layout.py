@@ -71,6 +71,7 @@ def test_imports_point_down_only():
         ("hybridhash.eval", "Split", "hybridhash.data"),
         ("hybridhash.eval", "read_csv", "hybridhash.data"),
         ("hybridhash.losses", "balanced_batches", "hybridhash.data"),
+        ("hybridhash.images", "to_rgb", "hybridhash.data"),
         ("hybridhash.models", "KSH", "hybridhash.shallow"),
         ("hybridhash.models", "itq_rotation", "hybridhash.shallow"),
     ],
@@ -79,3 +80,20 @@ def test_names_that_moved_are_found_with_a_warning(old, name, new):
     with pytest.deprecated_call(match=f"{old}.{name} is now {new}.{name}"):
         found = getattr(importlib.import_module(old), name)
     assert found is getattr(importlib.import_module(new), name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hybridhash.eval.Parts", "hybridhash.data.SplitDatasets"),
+        ("hybridhash.eval.own_protocol", "hybridhash.data.custom_protocol"),
+    ],
+)
+def test_names_that_changed_are_found_with_a_warning(old, new):
+    def find(path):
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    with pytest.deprecated_call(match=f"{old} is now {new}"):
+        found = find(old)
+    assert found is find(new)

@@ -114,3 +114,25 @@ def test_every_public_name_is_there():
     code = "import hybridhash\nprint([n for n in hybridhash.__all__ if getattr(hybridhash, n) is None])"
     assert run(code).stdout.strip() == "[]"
     assert "has no attribute 'no_such_name'" in run("import hybridhash; hybridhash.no_such_name").stderr
+
+
+ROOMS = ["data", "encoding", "eval", "export", "hub", "losses", "models", "search", "shallow"]
+
+
+def test_every_room_is_there_after_importing_the_package():
+    code = f"import hybridhash\nfor room in {ROOMS}: print(getattr(hybridhash, room).__name__)"
+    result = run(code)
+    assert result.stdout.split() == [f"hybridhash.{room}" for room in ROOMS], result.stderr
+
+
+def test_functions_and_modules_have_different_names():
+    code = (
+        "import importlib, inspect, pkgutil, hybridhash\n"
+        "modules = [module.name for module in pkgutil.walk_packages(hybridhash.__path__, 'hybridhash.')]\n"
+        "for module in modules: importlib.import_module(module)\n"
+        "for module in modules:\n"
+        "    parent, _, name = module.rpartition('.')\n"
+        "    if not inspect.ismodule(getattr(importlib.import_module(parent), name)): print(module)"
+    )
+    result = run(code)
+    assert (result.stdout, result.stderr) == ("", "")

@@ -1,4 +1,4 @@
-"""Benchmarks of the hashing literature: which images are queries, training set and database."""
+"""Protocols of the hashing literature: which images are queries, training set and database."""
 
 from __future__ import annotations
 
@@ -13,56 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_integer
 from hybridhash._tables import aligned
-from hybridhash.data.lists import (
-    ImageList,
-    LabelledImages,
-    check_disjoint,
-    cifar10,
-    digits,
-    labelled,
-    read_csv,
-)
-from hybridhash.data.splits import Draw, Parts, Split, draw_split
-from hybridhash.labels import as_labels
+from hybridhash.data.lists import ImageList, check_disjoint
+from hybridhash.data.splits import Split, SplitDatasets, SplitRule, draw_split
+from hybridhash.labels import as_labels, labelled
 
-__all__ = [
-    "Draw",
-    "ImageList",
-    "LabelledImages",
-    "Parts",
-    "Protocol",
-    "Split",
-    "check_disjoint",
-    "cifar10",
-    "describe_protocols",
-    "digits",
-    "get_protocol",
-    "list_protocols",
-    "own_protocol",
-    "read_csv",
-]
-
-_LISTS = ("test.txt", "train.txt", "database.txt")
+__all__ = ["Protocol", "custom_protocol", "describe_protocols", "get_protocol", "list_protocols"]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes and rules of a benchmark; ``str()`` shows them.
+    """The sizes and rules of a benchmark; ``str()`` shows them.
 
     Attributes:
-        name: what :func:`get_protocol` calls it.
-        dataset: the images.
-        num_classes: number of classes.
-        multi_label: whether an image may have several.
-        query: number of queries.
-        train: number of training images.
-        database: number of database images.
-        top_k: the cut of mAP in published tables; None is the whole database.
-        train_in_database: whether the training images are searched too.
-        draw: how the split is drawn; None if it is published as list files.
-        unverified: which of the fields above are not certain: sources differ or could not be read.
-        notes: what to know before comparing numbers.
+        name: The name that :func:`get_protocol` knows it by.
+        dataset: The name of the images.
+        num_classes: The number of classes.
+        multi_label: Whether an image may have several labels.
+        query: The number of queries.
+        train: The number of training images.
+        database: The number of database images.
+        top_k: The cut of mAP in published tables. None means the whole database.
+        train_in_database: Whether the training images are searched too.
+        draw: How the split is drawn. None if it is published as list files.
+        unverified: The names of the fields above that are not certain, because sources differ or could not
+            be read.
+        notes: What to know before comparing numbers.
     """
 
     name: str
@@ -74,13 +51,13 @@ class Protocol:
     database: int
     top_k: int | None
     train_in_database: bool
-    draw: Draw | None
+    draw: SplitRule | None
     unverified: tuple[str, ...] = ()
     notes: str = ""
 
     @property
     def images(self) -> int:
-        """Images in all."""
+        """Number of images in all."""
         return self.query + self.database + (0 if self.train_in_database else self.train)
 
     def __str__(self) -> str:
@@ -99,20 +76,21 @@ class Protocol:
     def split(self, labels: Tensor, generator: torch.Generator) -> Split:
         """Draw queries, training set and database.
 
-        The rows of each part ascend. Images without label are no queries and, unless the draw is ``"any"``,
-        not trained on; they stay in the database.
+        Images without label are neither queries nor, unless the rule is ``"any"``, training images; they stay
+        in the database.
 
         Args:
-            labels: of the whole data set, ``(N,)`` class ids or ``(N, C)`` multi-hot (needed if
-                ``multi_label``).
-            generator: of the random order. Save the split: another version of torch may draw another.
+            labels: The labels of the whole data set: class ids ``(N,)``, or multi-hot ``(N, C)``, which
+                ``multi_label`` protocols need.
+            generator: The source of the random order. Save the split, because another version of torch may
+                draw another one.
 
         Returns:
-            The rows of each part.
+            The rows of each part, in ascending order.
 
         Raises:
-            ValueError: the split is published as list files, labels of another kind or number of classes, or
-                a class with too few images (named). Another total number of images only warns.
+            ValueError: The split is published as list files, the labels are of another kind or number of
+                classes, or a class has too few images. Another total number of images only warns.
 
         Example:
             >>> split = get_protocol("cifar10").split(
@@ -123,7 +101,8 @@ class Protocol:
         """
         if self.draw is None:
             raise ValueError(
-                f"{self.name} is not drawn at random but published as {', '.join(_LISTS)}: use load_lists"
+                f"{self.name} is not drawn at random but published as test.txt, train.txt, database.txt: use "
+                "load_lists"
             )
         labels = as_labels(labels).cpu()
         self._check_labels(labels)
@@ -141,43 +120,48 @@ class Protocol:
         strip_prefix: str = "",
         check_files: bool = True,
         allow_duplicates: bool = False,
-    ) -> Parts:
+    ) -> SplitDatasets:
         """Read ``test.txt`` (the queries), ``train.txt`` and ``database.txt``, and check them.
 
         Args:
-            folder: where the lists are.
-            root: folder that the paths in them start from; ``folder`` by default.
-            transform: for queries and database.
-            train_transform: for training images; None takes ``transform``.
-            strip_prefix: see :class:`ImageList`, as for ``check_files`` and ``allow_duplicates``.
+            folder: The folder of the lists.
+            root: The folder that the paths in them start from. None takes ``folder``.
+            transform: A function applied to the images of queries and database.
+            train_transform: A function applied to training images. None takes ``transform``.
+            strip_prefix: A prefix of all paths that ``root`` replaces; see :class:`ImageList`.
+            check_files: Whether to look for each image; see :class:`ImageList`.
+            allow_duplicates: Whether a path may be listed twice; see :class:`ImageList`.
 
         Returns:
-            The three data sets. Labels of single-label benchmarks are class ids, also from one-hot lists.
+            The three data sets, whose items are ``(image, label, row)``. Single-label benchmarks have class
+            ids, also from one-hot lists.
 
         Raises:
-            FileNotFoundError: a list or an image is missing.
-            ValueError: what :class:`ImageList` refuses, or a query that is in the database or the training
-                set too; file and line are named. Sizes other than the published ones only warn.
+            FileNotFoundError: A list or an image is missing.
+            ValueError: :class:`ImageList` refuses a line, or a query is in the database or the training set
+                too. The message names file and line. Sizes other than the published ones only warn.
         """
-        parts = Parts(
-            *(
-                ImageList(
-                    Path(folder, name),
-                    folder if root is None else root,
-                    train_transform or transform if name == "train.txt" else transform,
-                    num_classes=self.num_classes,
-                    multi_label=self.multi_label,
-                    strip_prefix=strip_prefix,
-                    check_files=check_files,
-                    allow_duplicates=allow_duplicates,
-                )
-                for name in _LISTS
+
+        def read(name: str, transform: Callable[[Any], Any] | None) -> ImageList:
+            return ImageList(
+                Path(folder, name),
+                folder if root is None else root,
+                transform,
+                with_rows=True,
+                num_classes=self.num_classes,
+                multi_label=self.multi_label,
+                strip_prefix=strip_prefix,
+                check_files=check_files,
+                allow_duplicates=allow_duplicates,
             )
-        )
-        check_disjoint(parts.query, parts.database)
-        check_disjoint(parts.query, parts.train)
-        self._compare_sizes(f"the lists in {folder}", *parts)
-        return parts
+
+        query = read("test.txt", transform)
+        train = read("train.txt", train_transform or transform)
+        database = read("database.txt", transform)
+        check_disjoint(query, database)
+        check_disjoint(query, train)
+        self._compare_sizes(f"the lists in {folder}", query, train, database)
+        return SplitDatasets(query, train, database)
 
     def _compare_sizes(self, what: str, query: Sized, train: Sized, database: Sized) -> None:
         got = {"query": len(query), "train": len(train), "database": len(database)}
@@ -217,20 +201,20 @@ _PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "cifar10", "CIFAR-10", 10, False, 1000, 5000, 54_000, None, False, Draw("per class", 100, 500),
-            notes=_CIFAR,
+            "cifar10", "CIFAR-10", 10, False, 1000, 5000, 54_000, None, False,
+            SplitRule("per class", 100, 500), notes=_CIFAR,
         ),
         Protocol(
-            "cifar10-1", "CIFAR-10", 10, False, 1000, 5000, 59_000, None, True, Draw("per class", 100, 500),
-            notes=_CIFAR,
+            "cifar10-1", "CIFAR-10", 10, False, 1000, 5000, 59_000, None, True,
+            SplitRule("per class", 100, 500), notes=_CIFAR,
         ),
         Protocol(
             "cifar10-2", "CIFAR-10", 10, False, 10_000, 50_000, 50_000, None, True,
-            Draw("per class", 1000, 5000), notes=_CIFAR,
+            SplitRule("per class", 1000, 5000), notes=_CIFAR,
         ),
         Protocol(
             "nuswide_21", "NUS-WIDE, images of the 21 most frequent concepts", 21, True, 2100, 10_500,
-            193_734, 5000, True, Draw("greedy", 100, 500),
+            193_734, 5000, True, SplitRule("greedy", 100, 500),
             notes="Published code draws both sets in one pass over the images; here the queries come first.",
         ),
         Protocol(
@@ -255,23 +239,24 @@ _PROTOCOLS = {
             notes="130 training images of each class; the queries are the 50 of each class of ILSVRC's val.",
         ),
         Protocol(
-            "mirflickr", "MIRFLICKR-25k", 38, True, 1000, 4000, 20_000, None, False, Draw("any", 1000, 4000),
+            "mirflickr", "MIRFLICKR-25k", 38, True, 1000, 4000, 20_000, None, False,
+            SplitRule("any", 1000, 4000),
             notes="Some images have no label. Published code numbers the labels in the order of a folder, "
             "which differs by machine.",
         ),
         Protocol(
             "voc2012", "PASCAL VOC 2012 trainval", 20, True, 1000, 4000, 6540, None, False,
-            Draw("any", 1000, 4000),
+            SplitRule("any", 1000, 4000),
         ),
     )
 }  # fmt: skip
 
 
 def get_protocol(name: str) -> Protocol:
-    """A benchmark by name.
+    """Return a benchmark by name; the case does not matter.
 
     Raises:
-        ValueError: no benchmark of that name; the nearest are named.
+        ValueError: No benchmark has that name. The message names the nearest ones.
 
     Example:
         >>> print(get_protocol("voc2012"))
@@ -284,13 +269,13 @@ def get_protocol(name: str) -> Protocol:
         near = difflib.get_close_matches(key, _PROTOCOLS, n=3, cutoff=0.4) or list(_PROTOCOLS)
         raise ValueError(
             f"no protocol is called {name!r}; nearest: {', '.join(near)} (all: list_protocols()); for data "
-            "of your own, own_protocol"
+            "of your own, custom_protocol"
         )
     return _PROTOCOLS[key]
 
 
 def list_protocols() -> list[str]:
-    """Names that :func:`get_protocol` takes.
+    """List the names that :func:`get_protocol` takes.
 
     Example:
         >>> len(list_protocols())
@@ -300,7 +285,7 @@ def list_protocols() -> list[str]:
 
 
 def describe_protocols() -> str:
-    """All benchmarks as a table; ``?`` marks what is not certain.
+    """Return a table of all benchmarks; ``?`` marks what is not certain.
 
     Example:
         >>> print("\\n".join(describe_protocols().splitlines()[:2]))
@@ -330,7 +315,7 @@ def describe_protocols() -> str:
     return aligned(rows)
 
 
-def own_protocol(
+def custom_protocol(
     name: str,
     labels: Tensor,
     *,
@@ -339,40 +324,42 @@ def own_protocol(
     train_in_database: bool = True,
     top_k: int | None = None,
 ) -> Protocol:
-    """A protocol for data of your own, by so many images of each class.
+    """Make a protocol for your own data, with a number of images of each class.
 
     Args:
-        name: what to call it.
-        labels: of the whole data set, ``(N,)`` class ids or ``(N, C)`` multi-hot.
-        query_per_class: queries of each class.
-        train_per_class: training images of each class; None: all that are no queries and have a label.
-        train_in_database: whether the training images are searched too.
-        top_k: the cut of mAP; None is the whole database.
+        name: A name for it.
+        labels: The labels of the whole data set, class ids ``(N,)`` or multi-hot ``(N, C)``.
+        query_per_class: The number of queries of each class.
+        train_per_class: The number of training images of each class. None takes all labelled images that are
+            not queries.
+        train_in_database: Whether the training images are searched too.
+        top_k: The cut of mAP. None means the whole database.
 
     Returns:
         The protocol; ``split(labels, generator)`` draws it.
 
     Raises:
-        ValueError: a number below 1, a database that would be empty. Classes with too few images raise when
-            the split is drawn.
+        TypeError: A number is not an integer.
+        ValueError: A number is below 1, or the database would be empty. A class with too few images raises
+            when the split is drawn.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1])
-        >>> split = own_protocol("mine", labels, query_per_class=1).split(labels, torch.Generator())
+        >>> split = custom_protocol("mine", labels, query_per_class=1).split(labels, torch.Generator())
         >>> len(split.query), len(split.train), len(split.database)
         (2, 5, 5)
     """
-    for argument, value in (("query_per_class", query_per_class), ("train_per_class", train_per_class)):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_integer("query_per_class", query_per_class, 1)
+    if train_per_class is not None:
+        check_integer("train_per_class", train_per_class, 1)
     if train_per_class is None and not train_in_database:
         raise ValueError("the database would be empty: give train_per_class, or train_in_database=True")
     labels = as_labels(labels)
     multi_label = labels.ndim == 2
-    known = labelled(labels)
-    present = int(labels.any(0).sum()) if multi_label else len(torch.unique(labels[known]))
+    has_label = labelled(labels)
+    present = int(labels.any(0).sum()) if multi_label else len(torch.unique(labels[has_label]))
     query = query_per_class * present
-    train = int(known.sum()) - query if train_per_class is None else train_per_class * present
+    train = int(has_label.sum()) - query if train_per_class is None else train_per_class * present
     return Protocol(
         name=name,
         dataset="own data",
@@ -383,11 +370,11 @@ def own_protocol(
         database=len(labels) - query - (0 if train_in_database else train),
         top_k=top_k,
         train_in_database=train_in_database,
-        draw=Draw("greedy" if multi_label else "per class", query_per_class, train_per_class),
+        draw=SplitRule("greedy" if multi_label else "per class", query_per_class, train_per_class),
     )
 
 
-def _drawn(draw: Draw | None) -> str:
+def _drawn(draw: SplitRule | None) -> str:
     if draw is None:
         return "published as lists"
     if draw.kind == "any":

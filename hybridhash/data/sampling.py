@@ -1,14 +1,15 @@
-"""Batches that hold several images of each of several classes, as triplet losses need them."""
+"""Batches with several images of each of several classes, as triplet losses need them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hybridhash.labels import as_labels
+from hybridhash._checks import check_integer
+from hybridhash.labels import as_labels, labelled
 
 __all__ = ["BalancedBatches", "balanced_batches"]
 
@@ -19,29 +20,30 @@ def balanced_batches(
     images_per_class: int,
     generator: torch.Generator | None = None,
 ) -> BalancedBatches:
-    """A batch sampler: every batch has images of ``classes_per_batch`` classes, ``images_per_class`` of each.
+    """Make a batch sampler of ``classes_per_batch`` classes with ``images_per_class`` images of each.
 
-    Classes are dealt in shuffled rounds, so all come up equally often whatever their sizes; the images of a
-    class are dealt in shuffled rounds too, which go on in the next epoch. No image is twice in a batch: a
-    class with fewer images than asked gives all it has, and the batch is smaller by the rest. With multi-hot
-    labels an image belongs to every class it is labelled with, and counts for the class it was drawn for.
-    Images without label are never drawn.
+    Classes are dealt in shuffled rounds, so all come up equally often whatever their sizes. The images of a
+    class are dealt in shuffled rounds too, which continue in the next epoch. No image is twice in a batch: a
+    class with too few images gives all it has, and the batch is smaller. With multi-hot labels an image
+    belongs to each of its classes, and counts for the class it was drawn for. Images without label are never
+    drawn.
 
     Args:
-        labels: ``(N,)`` class ids or ``(N, C)`` multi-hot, of the whole data set; row = index of the image.
-        classes_per_batch: distinct classes in a batch.
-        images_per_class: images of each of them.
-        generator: of the random choices; its state advances, so every epoch is another one, and a fresh
-            generator of the same seed repeats the sequence. None is torch's global one. Under
-            ``torch.distributed`` give each rank its own seed.
+        labels: The labels of the whole data set, class ids ``(N,)`` or multi-hot ``(N, C)``.
+        classes_per_batch: The number of distinct classes in a batch.
+        images_per_class: The number of images of each of them.
+        generator: The source of randomness. Its state advances, so every epoch differs, and a fresh generator
+            of the same seed repeats the sequence. None takes torch's global one. Under ``torch.distributed``
+            give each rank its own seed.
 
     Returns:
-        For ``DataLoader(dataset, batch_sampler=...)``: an iterable of lists of indices with a length, the
+        An iterable of lists of indices for ``DataLoader(dataset, batch_sampler=...)``. Its length is the
         number of labelled images divided by the batch size, rounded up. It may be iterated any number of
         times.
 
     Raises:
-        ValueError: a number below 1, or fewer classes with images than ``classes_per_batch``.
+        TypeError: A number is not an integer.
+        ValueError: A number is below 1, or fewer classes than ``classes_per_batch`` have images.
 
     Example:
         >>> batches = balanced_batches(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]), 2, 2, torch.Generator())
@@ -61,12 +63,8 @@ class BalancedBatches(Sampler[list[int]]):
         images_per_class: int,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, number in (
-            ("classes_per_batch", classes_per_batch),
-            ("images_per_class", images_per_class),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        check_integer("classes_per_batch", classes_per_batch, 1)
+        check_integer("images_per_class", images_per_class, 1)
         labels = as_labels(labels).cpu()
         images = [members for members in _members(labels) if len(members)]
         if len(images) < classes_per_batch:
@@ -76,8 +74,7 @@ class BalancedBatches(Sampler[list[int]]):
             )
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class
-        labelled = labels >= 0 if labels.ndim == 1 else labels.any(1)
-        self.num_labelled = int(labelled.sum())
+        self.num_labelled = int(labelled(labels).sum())
         self._classes = _Deck(torch.arange(len(images)), generator)
         self._images = [_Deck(members, generator) for members in images]
 
@@ -88,21 +85,21 @@ class BalancedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for _ in range(len(self)):
             batch: dict[int, None] = {}
-            for label in self._classes.draw(self.classes_per_batch, taken={}):
+            for label in self._classes.draw(self.classes_per_batch, taken=()):
                 batch.update(dict.fromkeys(self._images[label].draw(self.images_per_class, taken=batch)))
             yield list(batch)
 
 
 class _Deck:
-    """Cards dealt in shuffled rounds: each comes up once before any comes up again."""
+    """Cards in shuffled rounds: each comes up once before any comes up again."""
 
     def __init__(self, cards: Tensor, generator: torch.Generator | None) -> None:
         self.cards = cards
         self.generator = generator
-        self.rest: list[int] = []
+        self.remaining: list[int] = []
 
-    def draw(self, number: int, taken: dict[int, None]) -> list[int]:
-        """Up to ``number`` distinct cards that are not ``taken``; fewer only if the deck has no more of them.
+    def draw(self, number: int, taken: Collection[int]) -> list[int]:
+        """Draw up to ``number`` distinct cards not in ``taken``; fewer only if the deck has no more of them.
 
         Cards that are passed over (taken, or drawn already at the turn of a round) stay for the next draw.
         """
@@ -110,17 +107,17 @@ class _Deck:
         passed: list[int] = []
         reshuffled = False
         while len(drawn) < number:
-            if not self.rest:
+            if not self.remaining:
                 if reshuffled:
                     break
                 reshuffled = True
-                self.rest = self._shuffled()
-            card = self.rest.pop()
+                self.remaining = self._shuffled()
+            card = self.remaining.pop()
             if card in taken or card in drawn:
                 passed.append(card)
             else:
                 drawn[card] = None
-        self.rest.extend(reversed(passed))
+        self.remaining.extend(reversed(passed))
         return list(drawn)
 
     def _shuffled(self) -> list[int]:
@@ -131,7 +128,7 @@ class _Deck:
 
 
 def _members(labels: Tensor) -> list[Tensor]:
-    """Images of each class."""
+    """Return the images of each class."""
     if labels.ndim == 2:
         return [column.nonzero()[:, 0] for column in labels.T]
     order = torch.argsort(labels, stable=True)

@@ -15,23 +15,23 @@ from torch import Tensor
 
 from hybridhash._files import replacing
 from hybridhash._tables import aligned
-from hybridhash.data.lists import LabelledImages
-from hybridhash.labels import as_labels
+from hybridhash.data.labelled import LabelledImages
+from hybridhash.labels import as_labels, class_ids
 
-__all__ = ["Draw", "Parts", "Split", "draw_split"]
+__all__ = ["Split", "SplitDatasets", "SplitRule", "draw_split"]
 
 _FORMAT = "hybridhash.split/1"
 
 
-class Draw(NamedTuple):
+class SplitRule(NamedTuple):
     """How a split is drawn.
 
     Attributes:
-        kind: ``"per class"``: so many images of each class. ``"greedy"``, for several labels an image: images
-            come in random order, and each counts for the first of its classes that is not full. ``"any"``: so
-            many images in all.
-        query: images of each class (of all classes for ``"any"``).
-        train: the same; None: all that are no queries.
+        kind: ``"per class"`` draws a number of images of each class. ``"greedy"``, for several labels per
+            image, takes images in random order, and each counts for the first of its classes that is not
+            full. ``"any"`` draws a number of images in all.
+        query: The number of queries of each class (in all for ``"any"``).
+        train: The number of training images, likewise. None takes all that are not queries.
     """
 
     kind: Literal["per class", "greedy", "any"]
@@ -44,15 +44,15 @@ class Split:
     """Which rows of a data set are queries, training set and database.
 
     Attributes:
-        protocol: name of the protocol that it was drawn by.
-        images: rows of the whole data set.
-        labels_sha256: digest of its labels in their order, by which another data set is recognised.
-        query: int64, rows in ascending order.
-        train: the same.
-        database: the same.
+        protocol: The name of the protocol that drew it.
+        images: The number of rows of the whole data set.
+        labels_sha256: The digest of its labels in their order, which tells other data sets apart.
+        query: Row numbers, int64, ascending.
+        train: Row numbers, likewise.
+        database: Row numbers, likewise.
 
     Raises:
-        ValueError: a row outside the data set or twice in a part, or a query that is in another part too.
+        ValueError: A row is outside the data set or twice in a part, or a query is in another part too.
     """
 
     protocol: str
@@ -90,35 +90,35 @@ class Split:
         *,
         transform: Callable[[Any], Any] | None = None,
         train_transform: Callable[[Any], Any] | None = None,
-    ) -> Parts:
-        """The three parts of a data set, each ``(image, label, index)``.
+    ) -> SplitDatasets:
+        """Return the three parts of a data set, whose items are ``(image, label, index)``.
 
         Args:
-            dataset: with ``labels`` or ``targets`` (see :class:`LabelledImages`), those of the split.
-            transform: for queries and database.
-            train_transform: for training images; None takes ``transform``.
+            dataset: The data set that the split was drawn for, with ``labels`` or ``targets`` (see
+                :class:`LabelledImages`).
+            transform: A function applied to the images of queries and database.
+            train_transform: A function applied to training images. None takes ``transform``.
 
         Raises:
-            ValueError: it is not the data set that the split was drawn for.
+            ValueError: It is not the data set that the split was drawn for.
         """
         whole = dataset if isinstance(dataset, LabelledImages) else LabelledImages(dataset)
         self.check(whole.labels)
-        return Parts(
-            *(
-                LabelledImages(
-                    whole,
-                    rows=rows,
-                    transform=train_transform or transform if name == "train" else transform,
-                )
-                for name, rows in self._rows().items()
-            )
+        return SplitDatasets(
+            query=LabelledImages(whole, rows=self.query, transform=transform),
+            train=LabelledImages(whole, rows=self.train, transform=train_transform or transform),
+            database=LabelledImages(whole, rows=self.database, transform=transform),
         )
 
     def check(self, labels: Tensor, name: str = "the split") -> None:
-        """That these are the labels the split was drawn for.
+        """Raise unless these are the labels that the split was drawn for.
+
+        Args:
+            labels: Class ids ``(N,)`` or multi-hot labels ``(N, C)`` of the whole data set.
+            name: The name of the split in error messages.
 
         Raises:
-            ValueError: another number of rows, or other labels. Two data sets with the same labels in the
+            ValueError: The number of rows or the labels differ. Two data sets with the same labels in the
                 same order cannot be told apart.
         """
         labels = as_labels(labels)
@@ -134,38 +134,40 @@ class Split:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the split (safetensors), in one step: a failure leaves what was there before.
+        """Write the split as safetensors, atomically: a failure leaves the old file unchanged.
 
         Raises:
-            OSError: the folder does not exist or cannot be written to.
+            OSError: The folder does not exist or cannot be written to.
         """
-        about = {
+        metadata = {
             "format": _FORMAT,
             "protocol": self.protocol,
             "images": str(self.images),
             "labels_sha256": self.labels_sha256,
         }
+        tensors = {name: rows.contiguous() for name, rows in self._rows().items()}
         with replacing(path) as temporary:
-            save_file({k: rows.contiguous() for k, rows in self._rows().items()}, temporary, metadata=about)
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], labels: Tensor) -> Split:
         """Read a split that :meth:`save` wrote, for the data set with these labels.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is no split, is damaged, or was drawn for another data set.
+            FileNotFoundError: The file does not exist.
+            ValueError: It is no split, is damaged, or was drawn for another data set.
         """
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is no split, or is damaged: {error}") from error
-        if about.get("format") != _FORMAT or set(rows) != {"query", "train", "database"}:
-            raise ValueError(f"{path} is no split: format is {about.get('format')!r}, expected {_FORMAT!r}")
+        if metadata.get("format") != _FORMAT or set(rows) != {"query", "train", "database"}:
+            found = metadata.get("format")
+            raise ValueError(f"{path} is no split: format is {found!r}, expected {_FORMAT!r}")
         try:
-            split = cls(about["protocol"], int(about["images"]), about["labels_sha256"], **rows)
+            split = cls(metadata["protocol"], int(metadata["images"]), metadata["labels_sha256"], **rows)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         split.check(labels, name=str(path))
@@ -175,7 +177,7 @@ class Split:
         return {"query": self.query, "train": self.train, "database": self.database}
 
 
-class Parts(NamedTuple):
+class SplitDatasets(NamedTuple):
     """Queries, training set and database: data sets of ``(image, label, index)``; ``str()`` is a table."""
 
     query: Any
@@ -183,7 +185,7 @@ class Parts(NamedTuple):
     database: Any
 
     def describe(self) -> str:
-        """Images, labels and images without label of each part, as a table."""
+        """Return a table of the images, labels and images without label of each part."""
         rows = [["", "images", "unlabelled", "labels per image", "images per class"]]
         for name, part in self._asdict().items():
             labels = part.labels
@@ -201,91 +203,106 @@ class Parts(NamedTuple):
 
 
 def draw_split(
-    protocol: str, labels: Tensor, draw: Draw, train_in_database: bool, generator: torch.Generator
+    protocol: str, labels: Tensor, rule: SplitRule, train_in_database: bool, generator: torch.Generator
 ) -> Split:
-    """Draw the rows of each part, which ascend; ``labels`` as ``as_labels`` gives them."""
-    query, train = _DRAWS[draw.kind](labels, draw, generator)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[query] = True
+    """Draw the rows of each part, in ascending order.
+
+    Args:
+        protocol: The name of the protocol.
+        labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`hybridhash.labels.as_labels` returns them.
+        rule: How to draw.
+        train_in_database: Whether the training images are part of the database.
+        generator: The source of the random order.
+    """
+    query, train = _RULES[rule.kind](labels, rule, generator)
+    in_database = torch.ones(len(labels), dtype=torch.bool)
+    in_database[query] = False
     if not train_in_database:
-        chosen[train] = True
-    database = (~chosen).nonzero()[:, 0]
-    return Split(protocol, len(labels), _sha256(labels), query.sort().values, train.sort().values, database)
+        in_database[train] = False
+    return Split(
+        protocol=protocol,
+        images=len(labels),
+        labels_sha256=_sha256(labels),
+        query=query.sort().values,
+        train=train.sort().values,
+        database=in_database.nonzero()[:, 0],
+    )
 
 
 def _sha256(labels: Tensor) -> str:
-    """Digest of labels and their order; class ids and multi-hot rows differ."""
+    """Return the digest of labels and their order; class ids and multi-hot rows differ."""
     labels = as_labels(labels).cpu().contiguous()
     digest = hashlib.sha256(f"{labels.dtype} {tuple(labels.shape)}".encode())
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _per_class(labels: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    if labels.ndim == 2:
-        labels = torch.where(labels.any(1), labels.int().argmax(1), -1)
+def _per_class(labels: Tensor, rule: SplitRule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    ids = class_ids(labels)
     query, train = [], []
-    for number in torch.unique(labels[labels >= 0]).tolist():
-        members = (labels == number).nonzero()[:, 0]
+    for number in torch.unique(ids[ids >= 0]).tolist():
+        members = (ids == number).nonzero()[:, 0]
         members = members[_shuffle(len(members), generator)]
-        stop = len(members) if draw.train is None else draw.query + draw.train
-        if len(members) < stop or len(members) <= draw.query:
-            _refuse_class(number, len(members), draw)
-        query.append(members[: draw.query])
-        train.append(members[draw.query : stop])
+        stop = len(members) if rule.train is None else rule.query + rule.train
+        if len(members) < stop or len(members) <= rule.query:
+            _refuse_class(number, len(members), rule)
+        query.append(members[: rule.query])
+        train.append(members[rule.query : stop])
     return torch.cat(query), torch.cat(train)
 
 
-def _greedy(labels: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _greedy(labels: Tensor, rule: SplitRule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     order = _shuffle(len(labels), generator)
     order = order[labels[order].any(1)]
-    query = _fill(labels, order, draw.query, draw)
-    rest = order[~torch.isin(order, query)]
-    return query, rest if draw.train is None else _fill(labels, rest, draw.train, draw)
+    query = _fill(labels, order, rule.query, rule)
+    others = order[~torch.isin(order, query)]
+    if rule.train is None:
+        return query, others
+    return query, _fill(labels, others, rule.train, rule)
 
 
-def _fill(labels: Tensor, order: Tensor, quota: int, draw: Draw) -> Tensor:
-    """Images in this order, each taken for the first of its classes that is not full, until all are."""
-    counts = labels.any(0).long().mul(quota).tolist()
-    open_classes = sum(count > 0 for count in counts)
+def _fill(labels: Tensor, order: Tensor, quota: int, rule: SplitRule) -> Tensor:
+    """Take images in this order, each for the first of its classes that is not full, until all are full."""
+    missing = labels.any(0).long().mul(quota).tolist()
+    open_classes = sum(count > 0 for count in missing)
     taken = []
     for row in order.tolist():
         if not open_classes:
             break
         for number in labels[row].nonzero()[:, 0].tolist():
-            if counts[number]:
-                counts[number] -= 1
-                open_classes -= counts[number] == 0
+            if missing[number]:
+                missing[number] -= 1
+                open_classes -= missing[number] == 0
                 taken.append(row)
                 break
-    for number, missing in enumerate(counts):
-        if missing:
-            _refuse_class(number, int(labels[:, number].sum()), draw)
+    for number, count in enumerate(missing):
+        if count:
+            _refuse_class(number, int(labels[:, number].sum()), rule)
     return torch.tensor(taken, dtype=torch.int64)
 
 
-def _any(labels: Tensor, draw: Draw, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    # Without a label a query has no relevant image; published code draws such queries all the same.
+def _any(labels: Tensor, rule: SplitRule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    # A query without a label has no relevant image; published code draws such queries all the same.
     order = _shuffle(len(labels), generator)
-    stop = draw.query + (draw.train or 0)
+    stop = rule.query + (rule.train or 0)
     if stop >= len(labels):
         raise ValueError(
-            f"{len(labels):,} images are too few for {draw.query:,} queries, {draw.train or 0:,} training "
+            f"{len(labels):,} images are too few for {rule.query:,} queries, {rule.train or 0:,} training "
             "images and a database"
         )
-    return order[: draw.query], order[draw.query : stop]
+    return order[: rule.query], order[rule.query : stop]
 
 
-_DRAWS = {"per class": _per_class, "greedy": _greedy, "any": _any}
+_RULES = {"per class": _per_class, "greedy": _greedy, "any": _any}
 
 
 def _shuffle(length: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(length, generator=generator, device=generator.device).cpu()
 
 
-def _refuse_class(number: int, images: int, draw: Draw) -> None:
-    wanted = f"{draw.query} queries and {draw.train if draw.train is not None else 'some'} training images"
+def _refuse_class(number: int, images: int, rule: SplitRule) -> None:
+    train = "some" if rule.train is None else rule.train
     raise ValueError(
-        f"class {number} has {images} images, too few for {wanted} of each class: ask for fewer, or leave "
-        "the class out"
+        f"class {number} has {images} images, too few for {rule.query} queries and {train} training images "
+        "of each class: ask for fewer, or leave the class out"
     )

@@ -1,8 +1,17 @@
-"""Images to codes: a loader in memory, or a data set of any size to shards on disk."""
+"""Encode images: a loader in memory, or a data set of any size into shards on disk."""
 
 from hybridhash.encoding.dataset import encode_dataset
 from hybridhash.encoding.loader import encode
+from hybridhash.encoding.manifest import Failure, Manifest
+from hybridhash.encoding.opening import open_codes, read_failures
 from hybridhash.encoding.reader import model_transform
-from hybridhash.encoding.shards import open_codes, read_failures
 
-__all__ = ["encode", "encode_dataset", "model_transform", "open_codes", "read_failures"]
+__all__ = [
+    "Failure",
+    "Manifest",
+    "encode",
+    "encode_dataset",
+    "model_transform",
+    "open_codes",
+    "read_failures",
+]

@@ -1,4 +1,4 @@
-"""Binary codes of data sets of any size: in shards, on several devices and processes, and through crashes."""
+"""Encode data sets of any size: in shards, on several devices and processes, and through crashes."""
 
 from __future__ import annotations
 
@@ -7,37 +7,33 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash._distributed import Ranks
 from hybridhash._fingerprint import describe, model_name, weights_sha256
 from hybridhash._inference import (
+    PackedBatch,
     autocast_of,
-    check_model,
+    check_hash_model,
     eval_mode,
+    forward_packed,
     input_device,
-    launch,
     to_device,
 )
 from hybridhash.codes import HashCodes, check_joinable
-from hybridhash.encoding.processes import Batches, only_writer
-from hybridhash.encoding.reader import (
-    Batch,
-    Reader,
-    Sample,
-    check_dataset,
-    collate,
-    model_transform,
-)
-from hybridhash.encoding.shards import Failure, Manifest, Rows, ShardFolder
+from hybridhash.encoding.manifest import Failure, Manifest, Rows
+from hybridhash.encoding.processes import RankBatches, write_lock
+from hybridhash.encoding.reader import ImageBatch, Reader, Sample, check_dataset, collate, model_transform
+from hybridhash.encoding.shards import ShardFolder
 
 __all__ = ["encode_dataset"]
 
@@ -58,54 +54,55 @@ def encode_dataset(
     save_seconds: float = 60.0,
     progress: bool = True,
 ) -> Manifest:
-    """Binary codes of all images of a data set, in a folder that :func:`hybridhash.open_codes` opens.
+    """Encode all images of a data set into a folder that :func:`hybridhash.open_codes` opens.
 
-    The work may end at any moment, also by ``kill -9``, a full disk or a power cut: the same call goes on
-    where it was, with no image lost and none twice, and at most ``save_seconds`` of work to do again. Batches
-    are made of the same rows however often and on however many processes that happens, so the codes are the
-    same to the byte.
+    The work may end at any moment, also by ``kill -9``, a full disk or a power cut. The same call resumes it:
+    no image is lost or encoded twice, and at most ``save_seconds`` of work is repeated. Batches consist of
+    the same rows however often and on however many processes that happens, so the codes are the same to the
+    byte.
 
     Where ``torch.distributed`` is initialised (``torchrun``), the processes share the rows without overlap
-    and write to the same ``out``, which all must see; every process returns when all are done. The backend
-    does not matter, since nothing but messages is exchanged. Otherwise one process uses all ``devices``.
+    and write to the same ``out``, which all must see. Every process returns when all are done. Any backend
+    will do, since only messages are exchanged. Otherwise one process uses all ``devices``.
 
-    An image that cannot be decoded is recorded in its shard, and :func:`hybridhash.encoding.read_failures`
-    gives its row, id and reason; a warning counts them. So is one whose codes are NaN. Errors of the program
-    (a TypeError, say) or the machine (an I/O error of a disk) are raised.
+    An image that cannot be decoded is recorded in its shard, and so is one whose codes are NaN. A warning
+    counts them, and :func:`hybridhash.encoding.read_failures` lists their rows, ids and reasons. Errors of
+    the program (a TypeError, say) or of the machine (an I/O error of a disk) are raised.
 
     Args:
-        model: maps images ``(B, ...)`` to real-valued codes ``(B, bits)``. It is run as by
-            :func:`hybridhash.encode`, and neither moved nor changed.
-        dataset: map-style (``len(dataset)``, ``dataset[row]``): an image, ``(image, label)``,
-            ``(image, label, id)``, or a dict with the keys that ``encode`` takes. An image is a tensor, taken
-            as it is, or a PIL image of any mode, which is brought to RGB (:func:`hybridhash.data.to_rgb`)
-            and transformed. ``ImageFolder`` of torchvision, Hugging Face ``datasets``,
-            :class:`hybridhash.data.ImageList` and :class:`hybridhash.data.TarImages` are such. Ids are
-            kept as they are, those too that several rows share: no code is lost, and an index refuses such
-            ids by name.
-        out: the folder; made if it does not exist.
-        batch_size: images in a batch.
-        num_workers: processes that read images, 0 for none beside this one.
-        shard_size: rows of the data set in a shard.
-        devices: where the model runs: copies of it are dealt the batches in turn. None for where it is.
-        resume: go on with what is in ``out``. False deletes the encoding there first.
-        transform: applied to each image, tensors too. None applies the model's own
-            (``timm.data.create_transform``) to PIL images, and nothing to tensors.
-        dtype: bfloat16 or float16 for autocast, float32 for none, None to leave that as it is.
+        model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``. It runs as in
+            :func:`hybridhash.encode` and is neither moved nor changed.
+        dataset: A map-style data set (``len(dataset)``, ``dataset[row]``) of images, ``(image, label)``,
+            ``(image, label, id)``, or dicts with the keys that ``encode`` takes: ``ImageFolder`` of
+            torchvision, Hugging Face ``datasets``, :class:`hybridhash.data.ImageList`,
+            :class:`hybridhash.data.TarImages` and so on. An image is a tensor, taken as it is, or a PIL image
+            of any mode, which is converted to RGB (:func:`hybridhash.data.to_rgb`) and transformed. Ids are
+            kept even if several rows share one; a search index rejects duplicates and lists them.
+        out: The folder to write to. It is made if it does not exist.
+        batch_size: The number of images in a batch.
+        num_workers: The number of processes that read images. 0 reads them in this one.
+        shard_size: The number of rows of the data set in a shard.
+        devices: One device or several. Copies of the model on them take the batches in turn. None uses the
+            device where the model is.
+        resume: Whether to continue an encoding in ``out``. False deletes it first.
+        transform: A function applied to each image, tensors too. None applies the model's own
+            (``timm.data.create_transform``) to PIL images and nothing to tensors.
+        dtype: bfloat16 or float16 runs the model under autocast, float32 runs it without. None keeps the
+            autocast of the caller.
         on_error: ``"record"``, or ``"raise"`` to stop at the first image that cannot be decoded.
-        save_seconds: how often what is done is written to disk.
-        progress: show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
+        save_seconds: The longest time, in seconds, before finished work is written to disk.
+        progress: Whether to show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
 
     Returns:
-        The :class:`hybridhash.encoding.shards.Manifest`: counts, model, weights' SHA-256, bits and transform.
+        The :class:`hybridhash.encoding.Manifest`: counts, model, weights' SHA-256, bits and transform.
 
     Raises:
-        TypeError: a model or data set of a wrong type; errors of ``dataset`` of that kind.
-        ValueError: an argument or a shape that does not fit, no image that can be read, NaN codes for all of
-            a batch, ``out`` holds another encoding (model, bits, transform, size and so on: both are named)
-            or a damaged shard (named), or an image cannot be decoded and ``on_error="raise"``.
-        RuntimeError: another process is encoding to ``out``, or another process of the group failed.
-        OSError: ``out`` cannot be written; what is there is whole, and the same call goes on.
+        TypeError: The model, the data set or a number has a wrong type, or the data set raised it.
+        ValueError: An argument or a shape does not fit, no image can be read, all codes of a batch are NaN,
+            ``out`` holds another encoding (both are described) or a damaged shard (named), or an image cannot
+            be decoded and ``on_error="raise"``.
+        RuntimeError: Another process is encoding to ``out``, or another process of the group failed.
+        OSError: ``out`` cannot be written. What is there is intact, and the same call resumes.
 
     Example:
         >>> import tempfile
@@ -118,36 +115,23 @@ def encode_dataset(
         ...     sorted(path.name for path in Path(folder).glob("shard*")), manifest.encoded
         (['shard-00000-of-00002.safetensors', 'shard-00001-of-00002.safetensors'], 5)
     """
-    check_model(model)
+    check_hash_model(model)
     check_dataset(dataset)
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error must be 'record' or 'raise', got {on_error!r}")
-    out = Path(out)
-    reader = Reader(dataset, transform, model_transform(model), on_error == "raise")
+    check_integer("batch_size", batch_size, 1)
+    check_integer("shard_size", shard_size, 1)
+    check_choice("on_error", on_error, ("record", "raise"))
+    reader = Reader(dataset, transform, model_transform(model), strict=on_error == "raise")
     replicas = _replicas(model, devices, dtype)
-    ranks = Ranks()
     with ExitStack() as stack:
-        stack.callback(ranks.close)
+        ranks = stack.enter_context(Ranks())
         for replica in replicas:
             stack.enter_context(eval_mode(replica.model))
-        manifests = ranks.together(lambda: _describe(replicas[0], reader, dtype, shard_size))
-        manifest = manifests[0]
-        for rank, other in enumerate(manifests):
-            if manifest.differences(other):
-                raise ValueError(f"process {rank} encodes something else: {manifest.differences(other)}")
-        files = ShardFolder(out, manifest)
-
-        def prepare() -> list[tuple[int, int]]:
-            if ranks.rank:
-                return []
-            stack.enter_context(only_writer(out))
-            files.prepare(resume)
-            return list(files.missing())
-
-        batches = Batches(ranks.together(prepare)[0], batch_size, ranks.rank, ranks.size)
+        manifests = ranks.collect(lambda: _manifest_of(replicas[0], reader, dtype, shard_size))
+        _check_equal(manifests)
+        shards = ShardFolder(Path(out), manifests[0])
+        ranks.first(lambda: stack.enter_context(write_lock(shards.folder)))
+        missing = ranks.first(lambda: shards.open(resume))
+        batches = RankBatches(missing, batch_size, ranks.rank, ranks.size)
         bar = tqdm(  # type: ignore[no-untyped-call]
             desc="encode",
             unit="image",
@@ -155,17 +139,16 @@ def encode_dataset(
             disable=not progress or ranks.rank > 0,
         )
         stack.enter_context(bar)
-        ranks.together(lambda: _encode(replicas, reader, batches, num_workers, files, save_seconds, bar))
-        ranks.together(lambda: files.join_parts(range(ranks.rank, files.count, ranks.size)))
-        done = ranks.together(lambda: None if ranks.rank else files.finish())[0]
-    assert done is not None
-    if done.failed and ranks.rank == 0:
-        warnings.warn(
-            f"{done.failed} of {done.images} images have no code: "
-            f"hybridhash.encoding.read_failures({str(out)!r}) says which and why",
-            stacklevel=2,
-        )
-    return done
+        ranks.collect(lambda: _write_parts(shards, replicas, reader, batches, num_workers, save_seconds, bar))
+        ranks.collect(lambda: shards.join_parts(range(ranks.rank, shards.count, ranks.size)))
+        manifest = ranks.first(shards.finish)
+        if manifest.failed and ranks.rank == 0:
+            warnings.warn(
+                f"{manifest.failed} of {manifest.images} images have no code: "
+                f"hybridhash.encoding.read_failures({str(out)!r}) says which and why",
+                stacklevel=2,
+            )
+    return manifest
 
 
 class _Replica(NamedTuple):
@@ -176,109 +159,119 @@ class _Replica(NamedTuple):
     autocast: Any
 
 
-class _Launched(NamedTuple):
-    """A batch, and its codes (packed, which are NaN, bits), perhaps still being computed."""
+class _PartWriter:
+    """Keep what is done until it is time to write it as a part of a shard."""
 
-    batch: Batch
-    codes: tuple[Tensor, Tensor, int] | None
-
-
-class _Saver:
-    """Keeps what is done until it is time to write it."""
-
-    def __init__(self, files: ShardFolder, seconds: float) -> None:
-        self.files = files
+    def __init__(self, shards: ShardFolder, seconds: float) -> None:
+        self.shards = shards
         self.seconds = seconds
-        self.pending: list[Rows] = []
-        self.saved = time.monotonic()
+        self.unsaved: list[Rows] = []
+        self.saved_at = time.monotonic()
 
     def add(self, rows: Rows) -> None:
-        joins = self.pending and rows.start == self.pending[-1].stop
-        if not joins or rows.start % self.files.manifest.shard_size == 0:
+        follows = self.unsaved and rows.start == self.unsaved[-1].stop
+        if not follows or rows.start % self.shards.manifest.shard_size == 0:
             self.save()
-        self.pending.append(rows)
-        if time.monotonic() - self.saved >= self.seconds:
+        self.unsaved.append(rows)
+        if time.monotonic() - self.saved_at >= self.seconds:
             self.save()
 
     def save(self) -> None:
-        if self.pending:
-            codes = HashCodes.cat([rows.codes for rows in self.pending])
-            failures = [failure for rows in self.pending for failure in rows.failures]
-            self.files.write_part(Rows(self.pending[0].start, self.pending[-1].stop, codes, failures))
-            self.pending = []
-        self.saved = time.monotonic()
+        if self.unsaved:
+            codes = HashCodes.cat([rows.codes for rows in self.unsaved])
+            failures = [failure for rows in self.unsaved for failure in rows.failures]
+            self.shards.write_part(Rows(self.unsaved[0].start, self.unsaved[-1].stop, codes, failures))
+            self.unsaved = []
+        self.saved_at = time.monotonic()
 
 
-def _encode(
+def _write_parts(
+    shards: ShardFolder,
     replicas: Sequence[_Replica],
     reader: Reader,
-    batches: Batches,
+    batches: RankBatches,
     num_workers: int,
-    files: ShardFolder,
     save_seconds: float,
     bar: Any,
 ) -> None:
     """Encode the batches of this process and write them as parts of shards."""
     if not len(batches):
         return
-    pin = any(replica.device.type == "cuda" for replica in replicas)
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[ImageBatch] = DataLoader(
         reader,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=collate,
-        pin_memory=pin,
+        pin_memory=any(replica.device.type == "cuda" for replica in replicas),
     )
-    saver = _Saver(files, save_seconds)
-    launched: deque[_Launched] = deque()
-
-    def fetch() -> None:
-        rows = _fetch(launched.popleft(), files.manifest, reader.strict)
-        saver.add(rows)
+    writer = _PartWriter(shards, save_seconds)
+    for rows in _encoded(loader, replicas, shards.manifest, reader.strict):
+        writer.add(rows)
         bar.update(rows.stop - rows.start)
+    writer.save()
 
+
+def _encoded(
+    loader: Iterable[ImageBatch], replicas: Sequence[_Replica], manifest: Manifest, strict: bool
+) -> Iterator[Rows]:
+    """Yield the codes and failures of each batch; the replicas take the batches in turn."""
+    pending: deque[tuple[ImageBatch, PackedBatch | None]] = deque()
     for number, batch in enumerate(loader):
         replica = replicas[number % len(replicas)]
         images = None if batch.images is None else to_device(batch.images, replica.device)
-        # Only now is an earlier batch fetched, so that the devices computed while the loader was at work.
-        if len(launched) == len(replicas):
-            fetch()
+        # Only now is an earlier batch collected, so that the devices computed while the loader was at work.
+        if len(pending) == len(replicas):
+            yield _collect(*pending.popleft(), manifest, strict)
         codes = None
         if images is not None:
-            name = f"rows {batch.start} to {batch.stop - 1}"
-            codes = launch(replica.model, images, replica.autocast, name)
-        launched.append(_Launched(batch._replace(images=None), codes))
-    while launched:
-        fetch()
-    saver.save()
+            codes = forward_packed(replica.model, images, replica.autocast, batch.name)
+        pending.append((batch._replace(images=None), codes))
+    while pending:
+        yield _collect(*pending.popleft(), manifest, strict)
 
 
-def _fetch(launched: _Launched, manifest: Manifest, strict: bool) -> Rows:
-    """The codes of a batch once they are computed, those that are NaN among the failures."""
-    batch, failures = launched.batch, launched.batch.failures
-    if launched.codes is None:
-        return Rows(batch.start, batch.stop, manifest.no_codes(), failures)
-    packed, nan, bits = launched.codes
-    good = ~nan.cpu()
-    if not bool(good.all()):
-        failed = {failure.row for failure in failures}
-        read = [row for row in range(batch.start, batch.stop) if row not in failed]
-        bad = [(read[k], int(batch.ids[k])) for k in (~good).nonzero()[:, 0].tolist()]
-        if strict or len(bad) == len(read) > 1:
-            raise ValueError(
-                f"the model gave NaN codes for {len(bad)} of the {len(read)} images of rows {batch.start} to "
-                f"{batch.stop - 1}, the first is row {bad[0][0]}: check it, and whether training diverged"
-            )
-        failures = sorted([*failures, *(Failure(row, id, "the model gave NaN codes") for row, id in bad)])
-    labels = None if batch.labels is None else batch.labels[good]
-    codes = HashCodes(packed.cpu()[good], bits, labels, batch.ids[good])
-    name = f"rows {batch.start} to {batch.stop - 1}"
-    check_joinable(manifest.no_codes(), codes, ("the images before", name))
+def _collect(batch: ImageBatch, packed_batch: PackedBatch | None, manifest: Manifest, strict: bool) -> Rows:
+    """Wait for the codes of a batch; images whose codes are NaN join the failures."""
+    if packed_batch is None:
+        return Rows(batch.start, batch.stop, manifest.empty_codes(), batch.failures)
+    packed, nan, bits = packed_batch
+    valid = ~nan.cpu()
+    failures = batch.failures
+    if not bool(valid.all()):
+        failures = sorted([*failures, *_nan_failures(batch, valid.tolist(), strict)])
+    labels = None if batch.labels is None else batch.labels[valid]
+    codes = HashCodes(packed.cpu()[valid], bits, labels, batch.ids[valid])
+    check_joinable(manifest.empty_codes(), codes, ("the images before", batch.name))
     return Rows(batch.start, batch.stop, codes, failures)
 
 
-def _describe(replica: _Replica, reader: Reader, dtype: torch.dtype | None, shard_size: int) -> Manifest:
-    """The manifest that the first image which can be read leads to."""
+def _nan_failures(batch: ImageBatch, valid: list[bool], strict: bool) -> list[Failure]:
+    """Return the images of a batch whose codes are NaN; raise if ``strict``, or if all of several are."""
+    unread = {failure.row for failure in batch.failures}
+    rows = [row for row in range(batch.start, batch.stop) if row not in unread]
+    failures = [
+        Failure(row, id, "the model gave NaN codes")
+        for row, id, is_valid in zip(rows, batch.ids.tolist(), valid, strict=True)
+        if not is_valid
+    ]
+    if strict or len(failures) == len(rows) > 1:
+        raise ValueError(
+            f"the model gave NaN codes for {len(failures)} of the {len(rows)} images of {batch.name}, the "
+            f"first is row {failures[0].row}: check it, and whether training diverged"
+        )
+    return failures
+
+
+def _check_equal(manifests: Sequence[Manifest]) -> None:
+    """Raise unless all processes encode the same."""
+    for rank, manifest in enumerate(manifests):
+        differences = manifests[0].differences(manifest)
+        if differences:
+            raise ValueError(f"process {rank} encodes something else: {differences}")
+
+
+def _manifest_of(replica: _Replica, reader: Reader, dtype: torch.dtype | None, shard_size: int) -> Manifest:
+    """Describe the encoding, from the first image that can be read."""
     failure = None
     for row in range(len(reader)):
         sample = reader[row]
@@ -291,7 +284,7 @@ def _describe(replica: _Replica, reader: Reader, dtype: torch.dtype | None, shar
     batch = collate([sample])
     assert batch.images is not None
     images = to_device(batch.images, replica.device)
-    bits = launch(replica.model, images, replica.autocast, f"row {sample.row}")[2]
+    bits = forward_packed(replica.model, images, replica.autocast, f"row {sample.row}").bits
     labels, classes = "none", None
     if batch.labels is not None:
         labels = "class ids" if batch.labels.ndim == 1 else "multi-hot"
@@ -316,20 +309,19 @@ def _replicas(
     devices: torch.device | str | Sequence[torch.device | str] | None,
     dtype: torch.dtype | None,
 ) -> list[_Replica]:
-    """The model on each device: itself where it is, copies elsewhere."""
-    home = input_device(model, None)
+    """Return the model on each device: itself where it is, copies elsewhere."""
+    model_device = input_device(model, None)
     if devices is None:
-        places = [home]
+        devices = [model_device]
     elif isinstance(devices, (str, torch.device)):
-        places = [torch.device(devices)]
-    else:
-        places = [torch.device(device) for device in devices]
-    if not places:
+        devices = [devices]
+    if not devices:
         raise ValueError("devices is empty: name one, or give None for where the model is")
     replicas = []
-    for place in places:
-        here = place.type == home.type and place.index in (None, home.index)
-        copied = model if here else copy.deepcopy(model).to(place)
-        place = home if here else place
-        replicas.append(_Replica(copied, place, autocast_of(copied, place, dtype)))
+    for device in map(torch.device, devices):
+        if device.type == model_device.type and device.index in (None, model_device.index):
+            replicas.append(_Replica(model, model_device, autocast_of(model, model_device, dtype)))
+        else:
+            copied = copy.deepcopy(model).to(device)
+            replicas.append(_Replica(copied, device, autocast_of(copied, device, dtype)))
     return replicas

@@ -1,9 +1,9 @@
-"""From images to binary codes: run a model over a loader and keep the bits."""
+"""Encode the images of a loader: run the model and keep the bits."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,12 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from hybridhash._inference import (
+    PackedBatch,
     autocast_of,
-    check_model,
+    check_hash_model,
     eval_mode,
+    forward_packed,
     input_device,
-    launch,
     read_batch,
     to_device,
 )
@@ -32,37 +33,36 @@ def encode(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> HashCodes:
-    """Binary codes of all images of a loader, with their labels and indices if it yields them.
+    """Encode all images of a loader, with their labels and indices if it yields them.
 
-    The model runs in eval mode without gradients; afterwards, also after an exception, every module is back
-    in the mode it was in. A bit is 1 where the output is > 0 (an infinity has its sign, NaN raises). Codes
-    are packed on the device of the model: ``ceil(bits / 8)`` bytes leave it for each image.
+    The model runs in eval mode without gradients. Afterwards, also after an exception, every module is back
+    in the mode it was in. A bit is 1 where the output is > 0; an infinity counts by its sign, NaN raises.
+    Codes are packed on the device of the model, so ``ceil(bits / 8)`` bytes leave it for each image.
 
     Args:
-        model: maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 512 bits.
-        loader: yields batches: ``images``, ``(images, labels)``, ``(images, labels, indices)``, or dicts with
-            the keys ``image``, ``images`` or ``pixel_values``; ``label`` or ``labels``; ``index``,
-            ``indices``, ``id`` or ``ids``. Labels are class ids ``(B,)`` or multi-hot ``(B, C)``, indices are
-            integers ``(B,)``, None stands for absent. It is a :class:`torch.utils.data.DataLoader` or any
-            iterable of batches: ``[images]`` hashes a few images at hand.
-        device: where the images go. By default where the parameters of the model are: the first one if they
-            are on several devices, the CPU if there are none. The model is never moved; a device where it is
-            not raises.
-        dtype: bfloat16 or float16 runs the model under autocast, float32 without; None leaves that as it is.
-            A CPU that only emulates half precision runs in float32 and warns.
-        progress: show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
+        model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 512 bits.
+        loader: A :class:`torch.utils.data.DataLoader` or any iterable of batches: ``images``,
+            ``(images, labels)``, ``(images, labels, indices)``, or dicts with the keys ``image``, ``images``
+            or ``pixel_values``; ``label`` or ``labels``; ``index``, ``indices``, ``id`` or ``ids``. Labels
+            are class ids ``(B,)`` or multi-hot ``(B, C)``, indices are integers ``(B,)``, and None means
+            absent. ``[images]`` encodes a few images at hand.
+        device: The device that images go to. None takes the device of the first parameter, or the CPU if
+            there are no parameters. The model is never moved, so a device without its weights raises.
+        dtype: bfloat16 or float16 runs the model under autocast, float32 runs it without. None keeps the
+            autocast of the caller. A CPU that only emulates half precision runs in float32 and warns.
+        progress: Whether to show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
 
     Returns:
-        :class:`HashCodes` on the CPU in the order of the loader: ``labels`` as the loader gave them, its
-        indices as ``ids``.
+        :class:`HashCodes` on the CPU in the order of the loader, with the loader's labels, and its indices
+        as ``ids``.
 
     Raises:
-        TypeError: ``model`` is no module, ``loader`` is a tensor, or a batch holds or the model returns
-            something of a wrong type.
-        ValueError: no batch; a batch with unknown keys, with different numbers of rows, or with labels or
-            indices unlike the first batch; the model returns no ``(B, bits)``, has no hash layer
-            (``num_classes=0``) or gives NaN; ``device`` or ``dtype`` is not one of the above. The message
-            names the batch, counted from 0.
+        TypeError: ``model`` is no module, ``loader`` is a tensor, or a batch or the output of the model has a
+            wrong type.
+        ValueError: There is no batch; a batch has unknown keys, columns of different lengths, or labels or
+            indices unlike the first batch; the model has no hash layer (``num_classes=0``), or returns NaN or
+            no ``(B, bits)``; or ``device`` or ``dtype`` is not one of the above. The message names the batch,
+            counted from 0.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
@@ -70,55 +70,54 @@ def encode(
         >>> encode(model, [(images[:3], labels[:3]), (images[3:], labels[3:])], progress=False)
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
-    check_model(model)
+    check_hash_model(model)
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
-    place = input_device(model, device)
-    autocast = autocast_of(model, place, dtype)
+    device = input_device(model, device)
+    autocast = autocast_of(model, device, dtype)
     parts: list[HashCodes] = []
-    launched: _Launched | None = None
+    pending: _PendingBatch | None = None
     bar = tqdm(desc="encode", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
     with eval_mode(model), bar:
         for number, content in enumerate(loader):
             images, labels, ids = read_batch(content, number)
             size = images.shape[0]
-            images = to_device(images, place)
-            # Only now is the batch before fetched, so that a GPU computed it while the loader was at work.
-            if launched is not None:
-                _fetch(launched, parts)
-            launched = _Launched(*launch(model, images, autocast, f"batch {number}"), labels, ids)
+            images = to_device(images, device)
+            # Only now is the batch before collected, so that a GPU computed it while the loader was at work.
+            if pending is not None:
+                parts.append(_collect(pending, parts))
+            pending = _PendingBatch(forward_packed(model, images, autocast, f"batch {number}"), labels, ids)
             if number == 0:
                 bar.total = operator.length_hint(loader) * size or None
             bar.update(size)
-        if launched is None:
+        if pending is None:
             raise ValueError("loader is empty: it gave no batch")
-        _fetch(launched, parts)
+        parts.append(_collect(pending, parts))
         bar.total = bar.n
         bar.refresh()
     return HashCodes.cat(parts)
 
 
-class _Launched(NamedTuple):
-    """A batch whose codes are on the device, perhaps still being computed."""
+class _PendingBatch(NamedTuple):
+    """A batch whose codes are perhaps still being computed."""
 
-    packed: Tensor
-    nan: Tensor  # bool (B,)
-    bits: int
+    codes: PackedBatch
     labels: Tensor | None
     ids: Tensor | None
 
 
-def _fetch(batch: _Launched, parts: list[HashCodes]) -> None:
-    """Append the codes of a batch to those of the batches before it, or raise if they are no codes."""
+def _collect(batch: _PendingBatch, parts: Sequence[HashCodes]) -> HashCodes:
+    """Wait for the codes of a batch; raise if they are NaN or unlike those of the batches before."""
     number = len(parts)
-    nan = batch.nan.cpu().nonzero()[:, 0]
-    if len(nan):
-        position = sum(map(len, parts)) + int(nan[0])
+    packed, nan, bits = batch.codes
+    nan_rows = nan.cpu().nonzero()[:, 0]
+    if len(nan_rows):
+        position = sum(map(len, parts)) + int(nan_rows[0])
         raise ValueError(
-            f"the model gave NaN codes in batch {number} for {len(nan)} of its {len(batch.nan)} images, the "
+            f"the model gave NaN codes in batch {number} for {len(nan_rows)} of its {len(nan)} images, the "
             f"first at position {position} of the loader: check that image, and whether training diverged"
         )
-    codes = HashCodes(batch.packed.cpu(), batch.bits, batch.labels, batch.ids)
+    codes = HashCodes(packed.cpu(), bits, batch.labels, batch.ids)
     if parts:
         check_joinable(parts[0], codes, ("batch 0", f"batch {number}"))
-    parts.append(codes)
+    return codes

@@ -1,8 +1,8 @@
-"""Processes that share one encoding: the rows of each, and the lock on the output folder."""
+"""Processes that share one encoding: the batches of each, and the output lock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,17 +11,32 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Batches", "only_writer"]
+__all__ = ["RankBatches", "write_lock"]
 
 
-class Batches:
-    """The rows of each batch of this process: those of all, cut into as many runs as there are processes."""
+class RankBatches:
+    """The rows of each batch of one process, for use as a batch sampler.
 
-    def __init__(self, runs: list[tuple[int, int]], batch_size: int, rank: int, size: int) -> None:
+    The batches of all processes are the same however many processes there are; each process takes a
+    consecutive share of them.
+
+    Args:
+        runs: Rows to encode, as ``(start, stop)``.
+        batch_size: The number of rows in a batch. The last batch of a run may have fewer.
+        rank: The number of this process.
+        size: The number of processes.
+
+    Example:
+        >>> list(RankBatches([(0, 5), (8, 10)], batch_size=2, rank=1, size=2))
+        [range(4, 5), range(8, 10)]
+    """
+
+    def __init__(self, runs: Sequence[tuple[int, int]], batch_size: int, rank: int, size: int) -> None:
         self.runs = runs
         self.batch_size = batch_size
         total = sum(-(-(stop - start) // batch_size) for start, stop in runs)
-        self.first, self.last = total * rank // size, total * (rank + 1) // size
+        self.first = total * rank // size
+        self.last = total * (rank + 1) // size
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -37,8 +52,14 @@ class Batches:
 
 
 @contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """A lock that the system releases when the process ends, however it does; none on Windows."""
+def write_lock(out: Path) -> Iterator[None]:
+    """Lock an output folder against other processes, as long as the context or this process lasts.
+
+    The folder is made if it does not exist. Windows has no lock.
+
+    Raises:
+        RuntimeError: Another process holds the lock.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
         if fcntl is not None:

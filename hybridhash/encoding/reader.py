@@ -1,4 +1,4 @@
-"""Rows of a data set as batches for a model, with those that cannot be read set apart."""
+"""Read rows of a data set as batches for a model; rows that cannot be read are set apart."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from hybridhash._inference import as_tensor, named_fields
 from hybridhash.data.images import to_rgb
-from hybridhash.encoding.shards import Failure
+from hybridhash.encoding.manifest import Failure
 from hybridhash.labels import as_labels
 
-__all__ = ["Batch", "Reader", "Sample", "check_dataset", "collate", "model_transform"]
+__all__ = ["ImageBatch", "Reader", "Sample", "check_dataset", "collate", "model_transform"]
 
-# Of the program, not of an image.
+# Errors of the program, not of an image.
 _PROGRAM = (TypeError, KeyError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
-# What the system says of a file that is bad or not there; anything else is a machine in trouble.
+# Errors of the system that concern one file; all others mean that the machine is in trouble.
 _BAD_FILE = {
     None,
     errno.ENOENT,
@@ -43,8 +43,8 @@ class Sample(NamedTuple):
     id: int
 
 
-class Batch(NamedTuple):
-    """Rows ``start`` to ``stop - 1``: the images that could be read, with labels and ids, and the others."""
+class ImageBatch(NamedTuple):
+    """Rows ``start`` to ``stop - 1``: images that could be read, with labels and ids, and failures."""
 
     start: int
     stop: int
@@ -53,9 +53,24 @@ class Batch(NamedTuple):
     ids: Tensor
     failures: list[Failure]
 
+    @property
+    def name(self) -> str:
+        """The name of the batch in error messages."""
+        return f"rows {self.start} to {self.stop - 1}"
+
 
 class Reader(Dataset[Any]):
-    """The rows of a data set as images ready for the model, or as the reason why there is none."""
+    """Give the rows of a data set as images ready for the model, or as failures.
+
+    Args:
+        dataset: A map-style data set.
+        transform: A function applied to each image. None takes ``model_transform`` for PIL images.
+        model_transform: The preprocessing of the model, None if it is not known.
+        strict: Whether an image that cannot be read raises.
+
+    Attributes:
+        decodes: Whether an image came as a PIL image so far.
+    """
 
     def __init__(
         self,
@@ -68,7 +83,7 @@ class Reader(Dataset[Any]):
         self.transform = transform
         self.model_transform = model_transform
         self.strict = strict
-        self.decodes = False  # whether an image came as a PIL image
+        self.decodes = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -85,7 +100,7 @@ class Reader(Dataset[Any]):
             return self._failure(error, row, id)
 
     def _failure(self, error: Exception, row: int, id: int | None) -> Failure:
-        """The error as that of an image, unless it is one of the program or the machine."""
+        """Return the error as a failure of the image, unless it is one of the program or the machine."""
         if isinstance(error, _PROGRAM) or (isinstance(error, OSError) and error.errno not in _BAD_FILE):
             raise error
         failure = Failure(row, id, f"{type(error).__name__}: {error}"[:500])
@@ -94,6 +109,7 @@ class Reader(Dataset[Any]):
         return failure
 
     def _ready(self, image: Any, row: int) -> Tensor:
+        """Return an image as the model takes it."""
         from PIL import Image
 
         transform = self.transform
@@ -118,26 +134,27 @@ class Reader(Dataset[Any]):
 
 
 def _fields(content: Any, row: int) -> tuple[Any, Any, int]:
-    """Image, label and id of what a data set holds in a row."""
+    """Return image, label and id of an item of a data set; the id is the row where there is none."""
     if isinstance(content, Mapping):
         fields = named_fields(content, f"row {row}")
-        image, label, id = (fields.get(key) for key in ("images", "labels", "ids"))
     elif isinstance(content, (tuple, list)) and 1 <= len(content) <= 3:
-        image, label, id = (*content, None, None)[:3]
+        fields = dict(zip(("images", "labels", "ids"), content, strict=False))
     else:
-        image, label, id = content, None, None
-    return image, label, row if id is None else int(id)
+        fields = {"images": content}
+    id = fields.get("ids")
+    return fields["images"], fields.get("labels"), row if id is None else int(id)
 
 
-def collate(rows: list[Sample | Failure]) -> Batch:
+def collate(rows: list[Sample | Failure]) -> ImageBatch:
     """Put the rows of a batch together, in the process that read them."""
-    start, stop = rows[0].row, rows[-1].row + 1
+    start = rows[0].row
+    stop = rows[-1].row + 1
     name = f"rows {start} to {stop - 1}"
     samples = [row for row in rows if isinstance(row, Sample)]
     failures = [row for row in rows if isinstance(row, Failure)]
     ids = torch.tensor([sample.id for sample in samples], dtype=torch.int64)
     if not samples:
-        return Batch(start, stop, None, None, ids, failures)
+        return ImageBatch(start, stop, None, None, ids, failures)
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
         raise ValueError(
@@ -152,16 +169,16 @@ def collate(rows: list[Sample | Failure]) -> Batch:
         if len({value.shape for value in values}) > 1:
             raise ValueError(f"the labels of {name} differ in shape: class ids, or rows of equal length")
         labels = as_labels(torch.stack(values), length=len(samples), name=f"labels of {name}")
-    return Batch(start, stop, torch.stack([sample.image for sample in samples]), labels, ids, failures)
+    return ImageBatch(start, stop, torch.stack([sample.image for sample in samples]), labels, ids, failures)
 
 
 def check_dataset(dataset: Any) -> None:
-    """That rows can be asked for by number, and give the image of that number or an error."""
+    """Raise unless a data set gives the image of any row by its number, or an error."""
     iterable = isinstance(dataset, (IterableDataset, DataLoader, str, bytes, Mapping))
     if iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset must be map-style, with len(dataset) and dataset[row], got {type(dataset).__name__}: "
-            "what goes on after a crash must ask for rows by number (TarImages does so for tar shards)"
+            "resuming requires random access by row (TarImages gives it for tar shards)"
         )
     inner = dataset
     while isinstance(inner, Subset):
@@ -176,7 +193,14 @@ def check_dataset(dataset: Any) -> None:
 
 
 def model_transform(model: nn.Module) -> Callable[[Any], Any] | None:
-    """The preprocessing that a timm model names; None for any other."""
+    """Return the preprocessing that a timm model names.
+
+    Args:
+        model: Any module; wrappers of DDP and ``torch.compile`` are taken off.
+
+    Returns:
+        A function from PIL images to tensors, or None if the model has no ``pretrained_cfg``.
+    """
     model = timm.utils.unwrap_model(model)
     if not hasattr(model, "pretrained_cfg"):
         return None

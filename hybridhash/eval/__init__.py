@@ -72,7 +72,6 @@ __getattr__ = moved(
         for name in (
             "ImageList",
             "LabelledImages",
-            "Parts",
             "Protocol",
             "Split",
             "check_disjoint",
@@ -81,8 +80,9 @@ __getattr__ = moved(
             "digits",
             "get_protocol",
             "list_protocols",
-            "own_protocol",
             "read_csv",
         )
-    },
+    }
+    | {"Parts": "hybridhash.data.SplitDatasets", "own_protocol": "hybridhash.data.custom_protocol"},
+    settings={"ImageList": {"with_rows": True}},
 )

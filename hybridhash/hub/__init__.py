@@ -1,4 +1,4 @@
-"""Models on disk and on the Hugging Face Hub: save, push and load, each with its model card and digest."""
+"""Models on disk and on the Hugging Face Hub: save, push and load them, with a model card and a digest."""
 
 from hybridhash._fingerprint import weights_sha256
 from hybridhash.hub.repository import load, push_to_hub, save_pretrained

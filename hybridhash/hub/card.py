@@ -1,4 +1,4 @@
-"""The model card: what a published model is, how well it retrieves, and how to use it."""
+"""Model cards: what a published model is, how to use it, and how well it retrieves."""
 
 from __future__ import annotations
 
@@ -18,6 +18,36 @@ __all__ = ["model_card", "slug"]
 
 _TASK = "image-feature-extraction"  # the Hub's name of the task
 _DEFINITION = ("top_k", "ties", "denominator", "empty", "exclude_self", "radius", "queries", "database")
+_CARD = """\
+# {name}
+
+{introduction}
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| code length | {code_length} |
+| input | {input_size} |
+| parameters | {parameters} |
+| dataset | {dataset} |
+| training | {training} |
+| licence | {license} |
+| SHA-256 of the weights | `{sha256}` |
+
+## Use
+
+{usage}
+
+## Retrieval metrics
+
+{metrics}"""
+_INTRODUCTION = (
+    "A deep hashing model for image retrieval: it turns an image into a code of **{bits} bits**, and "
+    "images with a common label into codes at a small Hamming distance."
+)
+_INTRODUCTION_OF_EMBEDDING = (
+    "The embedding of a deep hashing network for image retrieval, without its hash layer."
+)
 _USAGE = """\
 ```python
 import timm
@@ -31,6 +61,9 @@ packed = hybridhash.pack_codes(model(transform(image).unsqueeze(0)))  # of a PIL
 Codes are compared by Hamming distance (`hybridhash.hamming_topk`): the fewer bits differ, the more alike the
 images. `num_classes=0` gives the embedding before the hash layer. `hybridhash.hub.load("{source}")` loads
 the model too, and says what to do if that fails."""
+_USAGE_OF_EMBEDDING = '`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.'
+_METRICS = "Measured on {dataset}. The numbers hold for exactly this definition:\n\n{table}"
+_NO_METRICS = "No retrieval metric was reported with these weights."
 
 
 def model_card(
@@ -43,83 +76,82 @@ def model_card(
     description: str = "",
     license: str = "apache-2.0",
 ) -> str:
-    """Text of the card, with the metrics in words and as the Hub's model index.
+    """Return the text of a model card, with the metrics in words and as the Hub's model index.
 
     Args:
-        model: a network of ``timm.create_model("hybridhash_...")``.
-        source: what loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
-        report: the measured metrics, or their ``to_dict()``; None if there are none.
-        dataset: name of the dataset trained and measured on; required with a ``report``.
-        training: how it was trained.
-        description: first paragraph.
-        license: identifier of the licence on the Hub.
+        model: A hash model that timm made.
+        source: What loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
+        report: The measured metrics or their ``to_dict()``; None if there are none.
+        dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
+        training: How the model was trained.
+        description: First paragraph of the card.
+        license: Identifier of the licence on the Hub.
 
     Returns:
         Markdown below a YAML block.
 
     Raises:
-        ValueError: a report without ``dataset``, of other bits than the model's, or that is none.
+        ValueError: The report is not one, comes without ``dataset``, or is of other bits than the model.
     """
-    if isinstance(report, Mapping):
-        from hybridhash.eval.report import RetrievalReport
-
-        report = RetrievalReport.from_dict(report)
-    if report is not None and not dataset:
-        raise ValueError("a report needs the name of what was measured: dataset='CIFAR-10', for instance")
     bits = model.num_classes
-    if report is not None and report.bits not in (None, bits):
-        raise ValueError(
-            f"the report is of {report.bits}-bit codes, the model has {bits}: measure this model"
-        )
+    report = _checked_report(report, dataset, bits)
     name = source.rpartition(":")[2].rpartition("/")[2]
-    architecture = model.pretrained_cfg["architecture"]
-    data = ModelCardData(
+    introduction = _INTRODUCTION.format(bits=bits) if bits else _INTRODUCTION_OF_EMBEDDING
+    usage = _USAGE if bits else _USAGE_OF_EMBEDDING
+    metrics = _NO_METRICS
+    if report is not None:
+        metrics = _METRICS.format(dataset=dataset, table=report.to_markdown())
+    text = _CARD.format(
+        name=name,
+        introduction=f"{description.strip()}\n\n{introduction}".strip(),
+        architecture=_architecture(model),
+        code_length=f"{bits} bits" if bits else "none (embedding)",
+        input_size=_input_size(model),
+        parameters=f"{sum(p.numel() for p in model.parameters()):,}",
+        dataset=_cell(dataset or "not stated"),
+        training=_cell(training or "not stated"),
+        license=_cell(license),
+        sha256=weights_sha256(model),
+        usage=usage.format(source=source, size=math.ceil(bits / 8)),
+        metrics=metrics,
+    )
+    index = ModelCardData(
         library_name="timm",
         license=license,
         pipeline_tag=_TASK,
         tags=["timm", "hybridhash", "image-retrieval", "deep-hashing"],
         model_name=name,
-        eval_results=_eval_results(report, dataset) if report is not None else None,
+        eval_results=None if report is None else _eval_results(report, dataset),
     )
-    sections = [
-        f"# {name}",
-        description,
-        f"A deep hashing model for image retrieval: it turns an image into a code of **{bits} bits**, and "
-        "images with a common label into codes at a small Hamming distance."
-        if bits
-        else "The embedding of a deep hashing network for image retrieval, without its hash layer.",
-        _table(
-            {
-                "architecture": f"`{architecture}`"
-                + (f" on `{model.model_args['backbone']}`" if architecture == "hash_model" else ""),
-                "code length": f"{bits} bits" if bits else "none (embedding)",
-                "input": _input_size(model),
-                "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-                "dataset": dataset or "not stated",
-                "training": training or "not stated",
-                "licence": license,
-                "SHA-256 of the weights": f"`{weights_sha256(model)}`",
-            }
-        ),
-        "## Use",
-        _USAGE.format(source=source, size=math.ceil(bits / 8))
-        if bits
-        else f'`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.',
-        "## Retrieval metrics",
-        f"Measured on {dataset}. The numbers hold for exactly this definition:\n\n{report.to_markdown()}"
-        if report is not None
-        else "No retrieval metric was reported with these weights.",
-    ]
-    text = "\n\n".join(section.strip() for section in sections if section)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+    return str(ModelCard(f"---\n{index.to_yaml()}\n---\n\n{text.strip()}\n"))
+
+
+def _checked_report(
+    report: RetrievalReport | Mapping[str, Any] | None, dataset: str, bits: int
+) -> RetrievalReport | None:
+    """Return the report of a model of so many bits; raise ValueError if it cannot be that."""
+    if report is None:
+        return None
+    if isinstance(report, Mapping):
+        from hybridhash.eval.report import RetrievalReport
+
+        report = RetrievalReport.from_dict(report)
+    if not dataset:
+        raise ValueError("a report needs the name of what was measured: dataset='CIFAR-10', for instance")
+    if report.bits not in (None, bits):
+        raise ValueError(
+            f"the report is of {report.bits}-bit codes, the model has {bits}: measure this model"
+        )
+    return report
 
 
 def slug(text: str) -> str:
-    """Lower-case letters and digits, with underscores between: ``"CIFAR-10"`` is ``"cifar_10"``."""
+    """Return lower-case letters and digits with underscores between: ``"cifar_10"`` for ``"CIFAR-10"``."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def _eval_results(report: RetrievalReport, dataset: str) -> list[EvalResult]:
+    """Return the metrics as entries of the Hub's model index, each with its definition."""
     values = report.to_dict()
     definition = {key: values[key] for key in _DEFINITION}
     return [
@@ -138,14 +170,19 @@ def _eval_results(report: RetrievalReport, dataset: str) -> list[EvalResult]:
     ]
 
 
+def _architecture(model: Any) -> str:
+    architecture = model.pretrained_cfg["architecture"]
+    if architecture == "hash_model":
+        return f"`{architecture}` on `{model.model_args['backbone']}`"
+    return f"`{architecture}`"
+
+
 def _input_size(model: Any) -> str:
     size = model.model_args.get("img_size", model.pretrained_cfg["input_size"][-2:])
     height, width = (size, size) if isinstance(size, int) else size
     return f"{model.in_chans} x {height} x {width}"
 
 
-def _table(rows: Mapping[str, str]) -> str:
-    cells = [
-        f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in rows.items()
-    ]
-    return "\n".join(["| | |", "|---|---|", *cells])
+def _cell(text: str) -> str:
+    """Return text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

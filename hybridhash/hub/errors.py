@@ -1,4 +1,4 @@
-"""Failures of the Hub in words that help, and a cache without damaged files."""
+"""Readable Hub errors; removal of damaged files from the cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "damaged", "discard_damaged", "explained"]
+from hybridhash.hub.model_files import CONFIG, WEIGHTS
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+__all__ = ["damaged", "discard_damaged", "explained"]
+
 _PICKLE = "pytorch_model.bin"  # what timm falls back to in a repository without safetensors
-# With the HTTP library's own errors: requests up to huggingface_hub 0.x, httpx since.
+# The base class is that of the HTTP library: requests up to huggingface_hub 0.x, httpx since.
 _FAILURES: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, HfHubHTTPError.__mro__[1])
 
 
@@ -32,21 +33,20 @@ _FAILURES: tuple[type[Exception], ...] = (EntryNotFoundError, OSError, HfHubHTTP
 def explained(
     repository: str | None, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Iterator[None]:
-    """Turn failures of the Hub into errors that name the repository and what to do."""
+    """Turn failures of the Hub inside the block into errors that name the repository and what to do."""
     try:
         yield
     except _FAILURES as error:
         if repository is None:
             raise
-        raise _explanation(
-            _uncovered(error, repository, revision, cache_dir), repository, revision
-        ) from error
+        cause = _hidden_failure(error, repository, revision, cache_dir)
+        raise _explanation(cause, repository, revision) from error
 
 
-def _uncovered(
+def _hidden_failure(
     error: Exception, repository: str, revision: str | None, cache_dir: str | Path | None
 ) -> Exception:
-    """What timm hides: if the Hub fails at the safetensors, it reports that there is no pickle either."""
+    """Return the failure that timm hides: when the safetensors fail, it reports a missing pickle instead."""
     if isinstance(error, EntryNotFoundError) and _PICKLE in str(error):
         try:
             hf_hub_download(repository, WEIGHTS, revision=revision, cache_dir=cache_dir)
@@ -57,6 +57,7 @@ def _uncovered(
 
 
 def _explanation(error: Exception, repository: str, revision: str | None) -> OSError:
+    """Return the error that a user sees for a failure of the Hub."""
     login = "log in with `hf auth login` or set HF_TOKEN"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError):
@@ -98,6 +99,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def damaged(repository: str) -> OSError:
+    """Return the error for a download that :func:`discard_damaged` deleted."""
     return OSError(
         f"the download of {repository} was damaged and is deleted from the cache: load it again; if that "
         "fails too, the file in the repository is broken, so tell its owner"
@@ -107,7 +109,14 @@ def damaged(repository: str) -> OSError:
 def discard_damaged(
     repository: str, revision: str | None, cache_dir: str | Path | None, *, all_files: bool = False
 ) -> bool:
-    """Delete from the cache what differs from the Hub's checksum, or all files; whether there was any."""
+    """Delete files from the cache that differ from the Hub's checksum; return whether there were any.
+
+    Args:
+        repository: ``"user/repo"``.
+        revision: Branch, tag or commit; None for the main branch.
+        cache_dir: The Hub's cache, by default that of ``HF_HOME``.
+        all_files: Whether to delete the files of the model whatever their checksum.
+    """
     blobs = set()
     for filename in (CONFIG, WEIGHTS, _PICKLE):
         path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
@@ -129,7 +138,7 @@ def discard_damaged(
 
 
 def _is_intact(blob: Path) -> bool:
-    """Whether a cached file is what the Hub announced: it names large files by their SHA-256."""
+    """Return whether a cached file is what the Hub announced: large files are named by their SHA-256."""
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return True
     digest = hashlib.sha256()

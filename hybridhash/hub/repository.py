@@ -1,22 +1,20 @@
-"""Save, publish and load trained models: thin over timm's Hub format and huggingface_hub.
+"""Save, publish and load trained models, in timm's format for the Hugging Face Hub.
 
-What is saved is a timm repository: ``model.safetensors``, ``config.json`` (architecture, arguments, code
-length in ``bits``, preprocessing) and a model card, ``README.md``, with the retrieval metrics and what they
-mean. ``timm.create_model("hf-hub:user/repo", pretrained=True)`` loads it after ``import hybridhash``;
-:func:`load` does the same and says what went wrong if it fails.
+A saved model is a timm repository: ``model.safetensors``, ``config.json`` (architecture, arguments, code
+length in ``bits``, preprocessing) and ``README.md``, a model card with the retrieval metrics and their
+definition. ``timm.create_model("hf-hub:user/repo", pretrained=True)`` loads it after ``import hybridhash``.
+:func:`load` does the same, with errors that say what to do.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import json
 import os
 import pickle
-import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,21 +23,24 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from timm.models import save_for_hf
-from timm.utils import unwrap_model
 from torch import nn
 
+from hybridhash._files import replacing_files
 from hybridhash.hub.card import model_card, slug
-from hybridhash.hub.errors import CARD, CONFIG, WEIGHTS, damaged, discard_damaged, explained
+from hybridhash.hub.errors import damaged, discard_damaged, explained
+from hybridhash.hub.model_files import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    model_config,
+    unwrapped_model,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from hybridhash.eval.report import RetrievalReport
 
 __all__ = ["load", "push_to_hub", "save_pretrained"]
-
-# Where weights came from is not where they go to.
-_SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
-_PREPROCESSING = {"mean", "std", "interpolation", "crop_pct", "crop_mode"}
 
 
 def save_pretrained(
@@ -55,35 +56,35 @@ def save_pretrained(
     preprocessing: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Save a model to a folder that ``load(folder)`` and timm's ``local-dir:`` give back exactly.
+    """Save a model to a folder from which :func:`load` and timm's ``local-dir:`` restore it exactly.
 
-    Written are ``model.safetensors``, ``config.json`` and ``README.md``, all or none: they are built aside
-    and then moved in, and if anything fails the files that were there stay as they were.
+    The files ``model.safetensors``, ``config.json`` and ``README.md`` are written all or none: if anything
+    fails, the files that were there stay as they were.
 
     Args:
-        model: a network made by ``timm.create_model("hybridhash_...")``; wrappers of DDP and
-            ``torch.compile`` are taken off. It is not written to.
-        folder: where to; made if it does not exist.
-        report: the measured metrics, a :class:`hybridhash.eval.RetrievalReport`, or a mapping of the form of
-            its ``to_dict()``. None writes a card that says that nothing was measured.
-        dataset: name of the dataset that the model was trained and measured on; required with a ``report``.
-        training: how it was trained, in a sentence or more: images, loss, epochs.
-        description: anything else that the card should say first.
-        tag: name of these weights, kept in ``pretrained_cfg``; by default made of ``dataset``.
-        license: licence of the weights, by its identifier on the Hub.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` of the images that
-            the model was trained on, where they differ from ``model.pretrained_cfg``.
-        overwrite: replace a model of another architecture, or files that are no saved model.
+        model: A hash model that timm made, such as ``timm.create_model("hybridhash_64")``. Wrappers of DDP
+            and ``torch.compile`` are removed. The model is not changed.
+        folder: Where the files go. It is made if it does not exist.
+        report: The measured metrics: a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. With
+            None the card says that nothing was measured.
+        dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
+        training: How the model was trained, in a sentence or more: images, loss, epochs.
+        description: First paragraph of the card.
+        tag: Name of these weights, kept in ``pretrained_cfg``. By default it is derived from ``dataset``.
+        license: Licence of the weights, by its identifier on the Hub.
+        preprocessing: The ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` that the model
+            was trained with, where they differ from ``model.pretrained_cfg``.
+        overwrite: Whether to replace a model of another architecture, or files that are no saved model.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: a model that timm did not make.
-        ValueError: a model that its arguments do not rebuild (pruned layers, modules replaced by hand), a
-            report without ``dataset`` or of other bits, or an unknown key of ``preprocessing``.
-        FileExistsError: the folder holds something else, and ``overwrite`` is False.
-        OSError: the folder cannot be written; the old files are unchanged.
+        TypeError: timm did not make the model.
+        ValueError: The arguments of the model do not rebuild it (pruned layers, modules replaced by hand),
+            the report comes without ``dataset`` or is of other bits, or ``preprocessing`` has an unknown key.
+        FileExistsError: The folder holds something else, and ``overwrite`` is False.
+        OSError: The folder cannot be written; the old files are unchanged.
 
     Example:
         >>> import hybridhash, tempfile, timm
@@ -95,21 +96,17 @@ def save_pretrained(
         ['README.md', 'config.json', 'model.safetensors'] 16
     """
     folder = Path(folder)
-    model = _unwrapped(model)
-    config = _model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    model = unwrapped_model(model)
+    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
     card = model_card(model, f"local-dir:{folder.name}", report, **about)
     if not overwrite and folder.is_dir():
-        ours = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
-        saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in ours else None
-        _check_free(str(folder), ours, saved, model)
-
-    def write(target: Path) -> None:
-        _write_model(model, config, target)
-        (target / CARD).write_text(card, encoding="utf-8")
-
+        names = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
+        saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in names else None
+        _check_same_model(str(folder), names, saved, model)
     try:
-        _write_all_or_nothing(folder, write)
+        with replacing_files(folder) as temporary:
+            write_model(model, config, card, temporary)
     except (OSError, SafetensorError) as error:
         message = f"the model was not saved to {folder}, what was there is unchanged: {error}"
         raise OSError(getattr(error, "errno", None), message) from error
@@ -136,33 +133,40 @@ def push_to_hub(
 ) -> str:
     """Publish a model on the Hugging Face Hub, for ``load("hf-hub:user/repo")`` and timm.
 
-    The files of :func:`save_pretrained` become one commit, so the repository holds all of them or none. A
-    model card that is there is replaced, since its numbers belong to the old weights.
+    The files of :func:`save_pretrained` become one commit, so the repository holds all of them or none. An
+    existing model card is replaced, since its numbers belong to the old weights.
 
     Args:
-        model: see :func:`save_pretrained`, as for ``report``, ``dataset``, ``training``, ``description``,
-            ``tag``, ``license`` and ``preprocessing``.
-        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in; made if it does not exist.
-        private: make the repository private. One that exists keeps its visibility; if it is public, nothing
-            is pushed.
-        token: a token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``.
-        revision: branch to commit to, ``main`` by default.
-        create_pr: open a pull request instead of committing.
-        commit_message: of the commit.
-        overwrite: commit to a repository that holds another architecture, or no model.
+        model: As in :func:`save_pretrained`.
+        repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in. The repository is made if it
+            does not exist.
+        report: As in :func:`save_pretrained`.
+        private: Whether to make the repository private. An existing one keeps its visibility; if it is
+            public, nothing is pushed.
+        dataset: As in :func:`save_pretrained`.
+        training: As in :func:`save_pretrained`.
+        description: As in :func:`save_pretrained`.
+        tag: As in :func:`save_pretrained`.
+        license: As in :func:`save_pretrained`.
+        preprocessing: As in :func:`save_pretrained`.
+        token: A token that may write. By default that of ``hf auth login`` or ``HF_TOKEN``.
+        revision: The branch to commit to, by default ``main``.
+        create_pr: Whether to open a pull request instead of committing.
+        commit_message: Message of the commit.
+        overwrite: Whether to commit to a repository that holds another architecture, or files but no model.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
-        TypeError, ValueError: as :func:`save_pretrained`; ``private`` for a repository that is public.
-        FileExistsError: the repository holds something else, and ``overwrite`` is False.
-        PermissionError: no token, or one without the right to write.
-        FileNotFoundError: no such branch.
-        ConnectionError: the Hub cannot be reached or fails.
+        TypeError, ValueError: As in :func:`save_pretrained`; also ``private`` for a public repository.
+        FileExistsError: The repository holds something else, and ``overwrite`` is False.
+        PermissionError: There is no token, or it may not write.
+        FileNotFoundError: There is no such branch.
+        ConnectionError: The Hub cannot be reached or fails.
     """
-    model = _unwrapped(model)
-    config = _model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    model = unwrapped_model(model)
+    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
     api = HfApi(token=token, library_name="hybridhash")
     if "/" not in repo_id:
@@ -171,22 +175,10 @@ def push_to_hub(
     card = model_card(model, f"hf-hub:{repo_id}", report, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_model(model, config, folder)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        with explained(repo_id, revision):
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            info = api.model_info(repo_id, revision=revision)
-            names = {file.rfilename for file in info.siblings or ()} - {".gitattributes", CARD}
-            saved = None
-            if CONFIG in names:
-                path = hf_hub_download(repo_id, CONFIG, revision=revision, token=token)
-                saved = Path(path).read_text(encoding="utf-8")
-        if private and not info.private:
-            raise ValueError(
-                f"{repo_id} is public: make it private in its settings first, or push with private=False"
-            )
+        write_model(model, config, card, folder)
+        names, saved = _open_repository(api, repo_id, revision, private)
         if not overwrite and not create_pr:
-            _check_free(repo_id, names, saved, model)
+            _check_same_model(repo_id, names, saved, model)
         with explained(repo_id, revision):
             commit = api.create_commit(
                 repo_id,
@@ -198,31 +190,57 @@ def push_to_hub(
     return str(commit.pr_url or commit.commit_url)
 
 
+def _open_repository(
+    api: HfApi, repo_id: str, revision: str | None, private: bool
+) -> tuple[set[str], str | None]:
+    """Make a repository unless it exists; return the names of its files and the text of its config.
+
+    A model card and git's own file do not count: a new repository may have them.
+
+    Raises:
+        ValueError: ``private`` for a repository that is public.
+        OSError: As in :func:`push_to_hub`.
+    """
+    saved = None
+    with explained(repo_id, revision):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.model_info(repo_id, revision=revision)
+        names = {file.rfilename for file in info.siblings or ()} - {".gitattributes", CARD}
+        if CONFIG in names:
+            path = hf_hub_download(repo_id, CONFIG, revision=revision, token=api.token)
+            saved = Path(path).read_text(encoding="utf-8")
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} is public: make it private in its settings first, or push with private=False"
+        )
+    return names, saved
+
+
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> nn.Module:
-    """``timm.create_model(source, pretrained=True, ...)`` whose errors name the repository and what to do.
+    """Load a model as ``timm.create_model(source, pretrained=True)`` does, with errors that say what to do.
 
     Weights from the Hub are compared with the SHA-256 that the Hub gave for them. Damaged files are deleted
     from the cache, so that the next call fetches them again.
 
     Args:
-        source: ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of :func:`save_pretrained`; or
-            the name of a registered model, with or without tag, for its backbone.
-        cache_dir: the Hub's cache, by default that of ``HF_HOME``.
-        kwargs: arguments of ``timm.create_model`` that change the model: ``num_classes``, ``img_size``,
-            ``in_chans``, ``device``, ``dtype`` and so on.
+        source: One of ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of
+            :func:`save_pretrained`; the name of a registered model, with or without tag, for its backbone.
+        cache_dir: The Hub's cache, by default that of ``HF_HOME``.
+        kwargs: Arguments of ``timm.create_model`` that change the model, such as ``num_classes``,
+            ``img_size``, ``in_chans``, ``device`` and ``dtype``.
 
     Returns:
         The model, in training mode as from ``timm.create_model``; call ``eval()`` before encoding.
 
     Raises:
-        FileNotFoundError: no such repository, revision, folder, or no model in it.
-        PermissionError: private or gated repository without a token that opens it.
-        ConnectionError: the Hub cannot be reached or fails, or is not to be asked (``HF_HUB_OFFLINE``) for
+        FileNotFoundError: There is no such repository, revision or folder, or no model in it.
+        PermissionError: The repository is private or gated, and there is no token that opens it.
+        ConnectionError: The Hub cannot be reached or fails, or ``HF_HUB_OFFLINE`` forbids to ask it for
             something that is not in the cache.
-        OSError: a damaged download, or a cache that cannot be written.
-        ValueError: an unknown name or tag, a file that is no checkpoint, one of another architecture, or one
-            that does not fit the arguments.
-        TypeError: an unknown argument.
+        OSError: The download is damaged, or the cache cannot be written.
+        ValueError: The name or the tag is unknown, or the file is not a checkpoint, is of another
+            architecture, or does not fit the arguments.
+        TypeError: An argument is unknown.
 
     Example:
         >>> import hybridhash
@@ -261,35 +279,35 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
 
 
 def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
-    """timm's name of a source, and the repository and revision that it is downloaded from."""
+    """Return timm's name of a source, and the repository and revision that it is downloaded from."""
     text = os.fspath(source)
     if isinstance(source, str) and timm.is_model(text.partition(".")[0]):
         try:
             cfg = timm.get_pretrained_cfg(text)
         except RuntimeError as error:
-            known = ", ".join(timm.list_pretrained(f"{text.partition('.')[0]}.*"))
-            raise ValueError(f"unknown tag in {text!r}: there is {known}") from error
+            tags = ", ".join(timm.list_pretrained(f"{text.partition('.')[0]}.*"))
+            raise ValueError(f"unknown tag in {text!r}: there is {tags}") from error
         repository, revision = _split_revision(cfg.hf_hub_id) if cfg.hf_hub_id else (None, None)
         return text, repository, revision
     if isinstance(source, Path) or os.path.isdir(text):
         return f"local-dir:{text}", None, None
-    scheme, _, rest = text.partition(":")
+    scheme, _, hub_id = text.partition(":")
     if scheme in ("hf-hub", "hf_hub"):
-        return (text, *_split_revision(rest))
+        return (text, *_split_revision(hub_id))
     if scheme == "local-dir":
         return text, None, None
     if "/" in text:
         raise FileNotFoundError(f"no folder {text!r}; a repository of the Hub is 'hf-hub:{text}'")
-    near = difflib.get_close_matches(text, timm.list_models("hybridhash*"), n=3) or ["hybridhash_64"]
+    similar = difflib.get_close_matches(text, timm.list_models("hybridhash*"), n=3) or ["hybridhash_64"]
     raise ValueError(
-        f"no model is called {text!r}: did you mean {', '.join(near)}, or 'hf-hub:user/repo' or a folder?"
+        f"no model is called {text!r}: did you mean {', '.join(similar)}, or 'hf-hub:user/repo' or a folder?"
     )
 
 
 def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with which timm before 1.0.26 loads a folder as later versions do.
+    """Return the arguments with which timm before 1.0.26 loads a folder as later versions do.
 
-    It would unpickle whatever is there: safetensors, which fails, and code, which runs.
+    By itself it would unpickle any file: that of safetensors fails, and code in a pickle runs.
     """
     if inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default:
         return kwargs
@@ -307,144 +325,28 @@ def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_revision(hub_id: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of ``"user/repo@revision"``."""
     repository, _, revision = hub_id.partition("@")
     return repository, revision or None
 
 
-def _unwrapped(model: nn.Module) -> Any:
-    """Without wrappers; untyped, since timm's builder adds attributes."""
-    model = unwrap_model(model)
-    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "model_args"):
-        raise TypeError(
-            f"model must be a hash model made by timm.create_model, got {type(model).__name__}: "
-            'build it with timm.create_model("hybridhash_...") and load its state dict'
-        )
-    return model
+def _check_same_model(where: str, names: Collection[str], config: str | None, model: Any) -> None:
+    """Raise FileExistsError for a place that holds anything but an earlier version of the same model.
 
-
-def _model_config(
-    model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Arguments of timm's ``save_for_hf`` that describe the model as it is now."""
-    unknown = sorted(set(preprocessing or ()) - _PREPROCESSING)
-    if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(_PREPROCESSING)}")
-    args = {**model.model_args, "num_classes": model.num_classes}
-    architecture = model.pretrained_cfg["architecture"]
-    shape: dict[str, Any] = {}
-    if architecture != "hash_model":  # whose shape is the backbone's
-        args["global_pool"] = model.head.pool_type
-        side = args["img_size"] // model.feature_info[-1]["reduction"]
-        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
-        shape["pool_size"] = (side, side)
-    _check_rebuilds(model, architecture, args)
-    source = {k: v for k, v in model.pretrained_cfg.items() if k not in _SOURCE and v is not None}
-    pretrained_cfg = {
-        **source,
-        **(preprocessing or {}),
-        "tag": tag,
-        "license": license,
-        "num_classes": model.num_classes,
-        **shape,
-        # Named, or timm would report a Hub that is down as a missing pickle.
-        "hf_hub_filename": WEIGHTS,
-    }
-    return {
-        "model_config": {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes},
-        "model_args": args,
-    }
-
-
-def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
-    """Saved weights must fit a network that is built from the saved arguments."""
-    for key, value in args.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            raise ValueError(
-                f"{key}={value!r} cannot be written to {CONFIG}: save state_dict() with safetensors, or "
-                "register an architecture of your own that sets it (timm.models.register_model)"
-            ) from None
-    twin = timm.create_model(architecture, pretrained=False, device="meta", **args)
-    shapes = [{k: tuple(x.shape) for k, x in m.state_dict().items()} for m in (model, twin)]
-    differing = sorted({k.rpartition(".")[0] for k, _ in shapes[0].items() ^ shapes[1].items()})
-    if differing:
-        raise ValueError(
-            f"the model is not what its arguments build, so its weights could not be loaded again: pruned or "
-            f"replaced are {', '.join(differing[:8])}; save its state_dict() with safetensors"
-        )
-
-
-def _check_free(where: str, names: Collection[str], config: str | None, model: Any) -> None:
-    """Refuse a place that holds anything but an earlier version of the same model."""
+    Args:
+        where: What the error calls the place.
+        names: Names of the files there.
+        config: Text of its ``config.json``, or None if it has none.
+        model: The model to write.
+    """
     architecture = model.pretrained_cfg["architecture"]
     try:
-        there = json.loads(config)["architecture"] if config is not None else None
+        saved = json.loads(config)["architecture"] if config is not None else None
     except (ValueError, KeyError, TypeError):
-        there = None
-    if names and there != architecture:
-        what = (
-            f"a {there}, not a {architecture}"
-            if there
-            else f"no saved model, but {', '.join(sorted(names)[:5])}"
-        )
-        raise FileExistsError(
-            f"{where} holds {what}: choose another place, or replace it with overwrite=True"
-        )
-
-
-def _write_model(model: Any, config: Mapping[str, Any], folder: Path) -> None:
-    if not all(x.is_contiguous() for x in model.state_dict().values()):
-        model = copy.deepcopy(model)  # channels-last weights, which safetensors refuses
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.contiguous()
-    save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
-    if model.in_chans not in (1, 3):
-        # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
-        path = folder / CONFIG
-        written = json.loads(path.read_text(encoding="utf-8"))
-        written["pretrained_cfg"]["first_conv"] = None
-        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
-
-
-def _write_all_or_nothing(folder: Path, write: Callable[[Path], None]) -> None:
-    """Files that ``write(aside)`` makes replace those of ``folder``; if anything fails, none of them does."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # On the same file system, for os.replace.
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder, ignore_cleanup_errors=True) as aside:
-            new, old = Path(aside, "new"), Path(aside, "old")
-            new.mkdir()
-            old.mkdir()
-            write(new)
-            _replace_files(new, folder, old)
-    except BaseException:
-        if made:
-            folder.rmdir()
-        raise
-
-
-def _replace_files(new: Path, folder: Path, old: Path) -> None:
-    replaced = []
-    try:
-        for file in sorted(new.iterdir()):
-            target = folder / file.name
-            if target.exists():
-                _link_or_copy(target, old / file.name)
-            os.replace(file, target)
-            replaced.append(target)
-    except OSError:
-        for target in replaced:
-            if (old / target.name).exists():
-                os.replace(old / target.name, target)
-            else:
-                target.unlink()
-        raise
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+        saved = None
+    if not names or saved == architecture:
+        return
+    content = f"no saved model, but {', '.join(sorted(names)[:5])}"
+    if saved:
+        content = f"a {saved}, not a {architecture}"
+    raise FileExistsError(f"{where} holds {content}: choose another place, or replace it with overwrite=True")

@@ -210,13 +210,13 @@ def fit_hash_head(
     batches = [features] if isinstance(features, Tensor) else features
     ranks = Ranks()
     try:
-        parts = ranks.together(lambda: _collect(batches, method, bits, generator, sample_size))
+        parts = ranks.collect(lambda: _collect(batches, method, bits, generator, sample_size))
         statistics = parts[0]
         for part in parts[1:]:
             statistics.merge(part)
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
-        fitted = ranks.together(
+        fitted = ranks.collect(
             lambda: _fit(statistics, method, bits, generator, **rounds) if ranks.rank == 0 else None
         )
         return cast(LinearHead, fitted[0])

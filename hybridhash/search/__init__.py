@@ -1,8 +1,8 @@
-"""Search in engines of others, behind one small interface: FAISS on one machine, Milvus on a cluster.
+"""Adapters for FAISS (one machine) and Milvus (a cluster).
 
-:class:`SearchIndex` is what every backend can do; a program that uses nothing else moves from one machine to
-a cluster by another constructor. The engines are optional: ``pip install hybridhash[faiss]`` or
-``hybridhash[milvus]``. For up to a million codes :func:`hybridhash.hamming_topk` needs no index at all.
+Both have the interface :class:`SearchIndex`, so to change engines, change the constructor. The engines are
+optional: ``pip install hybridhash[faiss]`` or ``hybridhash[milvus]``. Up to a million codes,
+:func:`hybridhash.hamming_topk` needs no index.
 """
 
 from hybridhash.search.faiss import FaissIndex

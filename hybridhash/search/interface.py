@@ -1,4 +1,4 @@
-"""The interface of all indexes, and what they share: checks of codes and ids, order of results, manifests."""
+"""The interface of all indexes, and their shared checks, order of results and manifests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_integer
 from hybridhash._files import replacing
 from hybridhash.codes import HashCodes, as_packed
 
@@ -20,84 +21,93 @@ __all__ = [
     "SearchIndex",
     "as_ranges",
     "check_held",
-    "check_model",
+    "check_model_id",
+    "check_replaceable",
     "nearest_first",
     "new_rows",
     "query_rows",
     "read_manifest",
+    "result_count",
     "write_manifest",
 ]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 MANIFEST = "manifest.json"
-_FORMAT, _VERSION = "hybridhash.search", "1"
+_FORMAT = "hybridhash.search"
+_VERSION = "2"
+_OLD_VERSION = "1"  # in which model_id is called model
 
 
 @runtime_checkable
 class SearchIndex(Protocol):
-    """What every index does. Codes are real-valued or ±1 ``(N, bits)``, packed uint8, or HashCodes.
+    """An index of codes that can be searched by Hamming distance.
+
+    Codes are real-valued or ±1 ``(N, bits)``, packed uint8 ``(N, ceil(bits / 8))``, or
+    :class:`hybridhash.HashCodes`.
 
     Attributes:
-        bits: length of all codes of the index.
-        model: which model gave them, in any words that tell models apart (a name and the sha256 of the
-            weights, say), or None if that is not known. Where both sides are known they must agree.
+        bits: Length of all codes of the index.
+        model_id: Name of the model that gave them: any text that tells models apart, such as the SHA-256 of
+            the weights; None if it is not known. Where the index and the codes have one, they must agree.
     """
 
     bits: int
-    model: str | None
+    model_id: str | None
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
-        """Add codes under their ids (``codes.ids``), or numbered on from ``len(index)`` if they have none."""
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
+        """Add codes under their ids (``codes.ids``), or numbered from ``len(index)`` on if they have none."""
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query.
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query; None means all.
 
         Returns:
-            ``(distances, ids)``: int16 and int64, both ``(Nq, min(k, len(index)))``, nearest first, equal
+            ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
             distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
         """
 
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All codes at a Hamming distance of at most ``radius``.
+        """Find all codes at a Hamming distance of at most ``radius`` from each query.
 
         Returns:
-            ``(limits, distances, ids)``: what was found for query ``i`` is ``distances[limits[i] :
-            limits[i + 1]]`` (int16) and the same of ``ids`` (int64), in the order of :meth:`search`;
-            ``limits`` is int64 ``(Nq + 1,)``.
+            ``(limits, distances, ids)``: int64 ``(Nq + 1,)``, int16 and int64. The results of query ``i`` are
+            the rows ``limits[i]`` to ``limits[i + 1]`` of the other two, in the order of :meth:`search`.
         """
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write what ``load`` of the class needs; an older save is replaced only by a complete one."""
+        """Write the files that ``load`` of the class reads; an older save stays until the new is complete."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of codes."""
 
 
 def new_rows(
-    codes: Tensor | HashCodes, bits: int, held: str | None, model: str | None
+    codes: Tensor | HashCodes, bits: int, held: str | None, model_id: str | None
 ) -> tuple[Array, Array | None]:
-    """Codes to add as packed rows, and their ids if they have any, both checked.
+    """Return codes to add as packed rows, and their ids if they have any, both checked.
 
     Args:
-        codes: as :class:`SearchIndex` takes them; ``N`` may be 0.
-        bits: code length of the index.
-        held: the model of the codes in the index, or None.
-        model: the model of ``codes``, or None.
+        codes: Codes as :class:`SearchIndex` takes them. ``N`` may be 0.
+        bits: Code length of the index.
+        held: Model of the codes in the index, or None if it is not known.
+        model_id: Model of ``codes``, or None if it is not known.
 
     Returns:
         ``(packed, ids)``: uint8 ``(N, ceil(bits / 8))``, and int64 ``(N,)`` or None.
 
     Raises:
-        TypeError, ValueError: other bits or another model than the index, NaN, negative or repeated ids;
-            see also :func:`hybridhash.codes.as_packed`.
+        TypeError, ValueError: The codes have other bits or another model than the index, NaN, or negative or
+            repeated ids; see also :func:`hybridhash.codes.as_packed`.
 
     Example:
         >>> new_rows(torch.tensor([[0.3, -2.0, 0.7]]), 3, None, None)
         (array([[160]], dtype=uint8), None)
     """
-    check_model(held, model)
+    check_model_id(held, model_id)
     if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
         packed, given = as_packed(codes, bits=bits)
     else:
@@ -111,11 +121,20 @@ def new_rows(
     return packed.cpu().numpy(), None if ids is None else _unique(ids.cpu().numpy())
 
 
-def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model: str | None) -> Array:
-    """Queries as packed rows; raises as :func:`new_rows`, for no query at all, and for an empty index."""
-    # Ids of queries are of no interest, and may well repeat.
+def query_rows(
+    codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model_id: str | None
+) -> Array:
+    """Return queries as packed rows; raise as :func:`new_rows`, and if there is no query or no code.
+
+    Args:
+        codes: Codes as :class:`SearchIndex` takes them. Their ids are ignored and may repeat.
+        bits: Code length of the index.
+        size: Number of codes in the index.
+        held: Model of the codes in the index, or None if it is not known.
+        model_id: Model of ``codes``, or None if it is not known.
+    """
     codes = HashCodes(codes.packed, codes.bits) if isinstance(codes, HashCodes) else codes
-    packed, _ = new_rows(codes, bits, held, model)
+    packed, _ = new_rows(codes, bits, held, model_id)
     if size == 0:
         raise ValueError("the index is empty: add codes before searching")
     if len(packed) == 0:
@@ -123,8 +142,15 @@ def query_rows(codes: Tensor | HashCodes, bits: int, size: int, held: str | None
     return np.ascontiguousarray(packed)
 
 
+def result_count(top_k: int | None, size: int) -> int:
+    """Return how many codes to find for each query in an index of ``size`` codes."""
+    if top_k is None:
+        return size
+    return min(check_integer("top_k", top_k, 1, advice="use None for the whole index"), size)
+
+
 def _unique(ids: Array) -> Array:
-    """Ids that may be added: none negative, none twice."""
+    """Return the ids of new codes; raise ValueError if one is negative or occurs twice."""
     if len(ids) and ids.min() < 0:
         raise ValueError(f"ids must be >= 0, got {ids.min()}: -1 stands for 'nothing found' in results")
     if not (np.diff(ids) > 0).all():
@@ -132,46 +158,50 @@ def _unique(ids: Array) -> Array:
         repeated = values[counts > 1]
         if len(repeated):
             raise ValueError(
-                f"{len(repeated)} ids occur more than once, {_some(repeated)}: each code needs its own"
+                f"{len(repeated)} ids occur more than once, {_first_few(repeated)}: each code needs its own"
             )
     return ids
 
 
 def check_held(ids: Array, held: Array) -> None:
     """Raise a ValueError if an index that cannot replace codes holds one of the new ids already."""
-    near = held[(held >= ids.min()) & (held <= ids.max())] if len(ids) else held[:0]
-    known = np.intersect1d(ids, near) if len(near) else near
+    if len(ids) == 0:
+        return
+    # Each held id is looked up among the new ones, since the new ones are few: sorting the others takes long.
+    new = np.sort(ids)
+    nearest = new[np.minimum(np.searchsorted(new, held), len(new) - 1)]
+    known = np.sort(held[nearest == held])
     if len(known):
         raise ValueError(
-            f"the index holds {len(known)} of these {len(ids)} ids already, {_some(known)}: nothing was "
+            f"the index holds {len(known)} of these {len(ids)} ids already, {_first_few(known)}: nothing was "
             "added. Add new codes only, with ids of their own (codes without are numbered from len(index))"
         )
 
 
-def _some(ids: Array) -> str:
+def _first_few(ids: Array) -> str:
     more = ", ..." if len(ids) > 3 else ""
     return f"{', '.join(str(i) for i in ids[:3])}{more}"
 
 
-def check_model(held: str | None, model: str | None) -> None:
+def check_model_id(held: str | None, model_id: str | None) -> None:
     """Raise a ValueError if codes are known to be of another model than those of an index."""
-    for name in (held, model):
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"model must be a str that tells models apart, or None, got {name!r}")
-    if held is not None and model is not None and held != model:
+    for value in (held, model_id):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"model_id must be a str that tells models apart, or None, got {value!r}")
+    if held is not None and model_id is not None and held != model_id:
         raise ValueError(
-            f"the index holds codes of the model {held!r}, these are of {model!r}: codes of different models "
-            "cannot be compared, encode with the same one"
+            f"the index holds codes of the model {held!r}, these are of {model_id!r}: codes of different "
+            "models cannot be compared, encode with the same one"
         )
 
 
 def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tensor]:
-    """Results of an engine in the order and the types that :meth:`SearchIndex.search` promises.
+    """Return an engine's results in the order and the types that :meth:`SearchIndex.search` promises.
 
     Args:
-        distances: ``(Nq, k)`` of any dtype; of no meaning where ``ids`` is negative.
-        ids: int64 ``(Nq, k)``, negative where nothing was found.
-        bits: code length of the index.
+        distances: Distances of any dtype, ``(Nq, top_k)``; ignored where ``ids`` is negative.
+        ids: Ids, int64 of the same shape, negative where nothing was found.
+        bits: Code length of the index.
 
     Example:
         >>> nearest_first(np.array([[9.0, 2.0, 2.0]]), np.array([[-1, 7, 5]]), 4)
@@ -179,35 +209,49 @@ def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tens
     """
     distances = np.where(ids < 0, bits + 1, distances).astype(np.int16)
     order = np.lexsort((ids, distances), axis=-1)
-    distances, ids = (np.take_along_axis(rows, order, axis=-1) for rows in (distances, ids))
+    distances = np.take_along_axis(distances, order, axis=-1)
+    ids = np.take_along_axis(ids, order, axis=-1)
     return torch.from_numpy(distances), torch.from_numpy(ids)
 
 
-def as_ranges(found: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(distances, ids)`` of each query as the three tensors of :meth:`SearchIndex.range_search`.
+def as_ranges(results: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Join the ``(distances, ids)`` of all queries to the result of :meth:`SearchIndex.range_search`.
 
     Example:
         >>> as_ranges([(np.array([1, 0]), np.array([3, 8])), (np.array([]), np.array([], np.int64))], 4)
         (tensor([0, 2, 2]), tensor([0, 1], dtype=torch.int16), tensor([8, 3]))
     """
-    parts = [nearest_first(distances, ids, bits) for distances, ids in found]
+    parts = [nearest_first(distances, ids, bits) for distances, ids in results]
     limits = torch.tensor([0, *(len(ids) for _, ids in parts)]).cumsum(0)
-    return limits, torch.cat([d for d, _ in parts]), torch.cat([ids for _, ids in parts])
+    distances = torch.cat([distances for distances, _ in parts])
+    ids = torch.cat([ids for _, ids in parts])
+    return limits, distances, ids
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise FileExistsError if the manifest in a folder is not that of an index."""
+    file = folder / MANIFEST
+    try:
+        content = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, so nothing is lost
+        return
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise FileExistsError(f"{file} is not of an index: save the index to another folder")
 
 
 def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
-    """Write what is known of an index to ``manifest.json``, which is there complete or not at all."""
+    """Write the description of an index to ``manifest.json``, atomically."""
     with replacing(folder / MANIFEST) as temporary:
         head = {"format": _FORMAT, "version": _VERSION, "backend": backend}
         temporary.write_text(json.dumps({**head, **content}, indent=2) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[str]) -> dict[str, Any]:
-    """What :func:`write_manifest` wrote, with all of ``keys``.
+    """Read what :func:`write_manifest` wrote, with all of ``keys``.
 
     Raises:
-        FileNotFoundError: the folder has no manifest.
-        ValueError: it is damaged, or of something else, another backend or another version.
+        FileNotFoundError: The folder has no manifest.
+        ValueError: The manifest is damaged, or is of something else, another backend or another version.
     """
     file = Path(folder) / MANIFEST
     if not file.is_file():
@@ -218,11 +262,14 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
         raise ValueError(f"{file} is damaged ({error}): save the index again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{file} is no manifest of an index: give a folder that save of an index wrote")
-    if content.get("version") != _VERSION:
+    version = content.get("version")
+    if version not in (_VERSION, _OLD_VERSION):
         raise ValueError(
-            f"{file} has version {content.get('version')!r} of the format, this hybridhash reads "
+            f"{file} has version {version!r} of the format, this hybridhash reads {_OLD_VERSION!r} and "
             f"{_VERSION!r}: upgrade hybridhash, or build the index again"
         )
+    if version == _OLD_VERSION and "model" in content:
+        content["model_id"] = content.pop("model")
     if content.get("backend") != backend:
         raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
     missing = [key for key in keys if key not in content]

@@ -1,4 +1,4 @@
-"""Milvus: codes in a server or cluster, found by its address; or in a file, by Milvus Lite."""
+"""Milvus: search in a server or cluster, given its address, or in a file, by Milvus Lite."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._moved import renamed_arguments, renamed_attribute
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.search.interface import (
     Array,
     as_ranges,
-    check_model,
+    check_model_id,
+    check_replaceable,
     nearest_first,
     new_rows,
     query_rows,
     read_manifest,
+    result_count,
     write_manifest,
 )
 from hybridhash.search.milvus_connection import Connection
@@ -34,45 +37,50 @@ _HITS = 1 << 20  # most results of one request, so that an answer stays under th
 
 
 class MilvusIndex:
-    """Codes in a collection of Milvus (extra ``milvus``); a :class:`SearchIndex`.
+    """A :class:`SearchIndex` on a collection of Milvus (extra ``milvus``).
 
-    The same calls reach one server, a cluster behind an address, or a file: ``uri`` decides. Codes lie in the
-    server, so there is nothing to save but how to find them. A collection that exists is opened, and must be
-    of the same bits, kind and model.
+    ``uri`` decides whether the same calls reach one server, a cluster behind an address, or a file. The codes
+    are stored by the server, so :meth:`save` notes only how to find them. An existing collection is opened;
+    it must have the same bits, kind and model.
 
-    A request that fails because the server is down, busy or refuses is repeated, after pauses that double
-    from 0.5 to 8 seconds; then an error says what failed. Adding is idempotent by id: what is added twice is
-    stored once, so after an error the same ``add`` goes on where it stopped.
+    A request that fails because the server is down or busy is repeated after pauses that double from 0.5 to 8
+    seconds; then an error says what failed. Adding is idempotent by id: a code that is added twice is stored
+    once, so after an error the same ``add`` continues where it stopped.
 
     Args:
-        uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster; or the path of a file that ends
-            in ``.db``, for Milvus Lite. That must be version 2.5.1, and has the kind ``"flat"`` only.
-        collection: its name, of letters, digits and underscores.
-        bits: code length, 1 to 512; padded with zero bits to whole bytes, which changes no distance.
+        uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
+            in ``.db``, for Milvus Lite. Milvus Lite must be version 2.5.1 and has the kind ``"flat"`` only.
+        collection: Name of the collection, of letters, digits and underscores.
+        bits: Code length, 1 to 512. Codes are padded with zero bits to whole bytes, which changes no
+            distance.
         kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
-        model: which model gives the codes, in any words; kept with the collection and compared.
-        nlist: ivf: number of lists, 1 to 65536; 1024 by default.
-        nprobe: ivf: lists looked at for each query, at most ``nlist``; by default a 32nd of them.
+        model_id: Name of the model that gives the codes, any text; kept with the collection and compared.
+        nlist: For ivf, the number of lists, 1 to 65536. By default 1024.
+        nprobe: For ivf, the number of lists searched for each query, at most ``nlist``. By default a 32nd of
+            them.
         token: ``"user:password"`` or a token, if the server asks for one. It is never saved.
-        create: make the collection if it does not exist; False: raise.
-        timeout: seconds for one attempt of a request.
-        retries: how often a failed request is repeated.
-        batch_size: codes in one request of :meth:`add`.
+        create: Whether to make the collection if it does not exist, instead of raising.
+        timeout: Seconds for one attempt of a request.
+        retries: Number of times that a failed request is repeated.
+        batch_size: Number of codes in one request of :meth:`add`.
 
     Raises:
-        ImportError: pymilvus is not installed; for a file, Milvus Lite is not, or is another version.
-        FileNotFoundError: the folder of the file does not exist; the collection does not, and ``create`` is
+        ImportError: pymilvus is not installed; for a file, Milvus Lite is missing or has another version.
+        FileNotFoundError: The folder of the file does not exist, or the collection does not and ``create`` is
             False.
-        ConnectionError: the server cannot be reached.
-        PermissionError: the server wants another token.
-        TypeError, ValueError: an argument is out of range, or the collection is of other codes.
+        ConnectionError: The server cannot be reached.
+        PermissionError: The server wants another token.
+        TypeError, ValueError: An argument is out of range, or the collection holds other codes.
 
     Example:
         >>> index = MilvusIndex("http://localhost:19530", "photos", bits=64)  # doctest: +SKIP
         >>> index.add(codes)  # doctest: +SKIP
-        >>> distances, ids = index.search(query, k=100)  # doctest: +SKIP
+        >>> distances, ids = index.search(query, top_k=100)  # doctest: +SKIP
     """
 
+    model = renamed_attribute("model", "model_id")
+
+    @renamed_arguments(model="model_id")
     def __init__(
         self,
         uri: str | os.PathLike[str],
@@ -80,7 +88,7 @@ class MilvusIndex:
         bits: int,
         kind: str = "flat",
         *,
-        model: str | None = None,
+        model_id: str | None = None,
         nlist: int | None = None,
         nprobe: int | None = None,
         token: str = "",
@@ -94,8 +102,10 @@ class MilvusIndex:
             raise ValueError(f"unknown kind {kind!r} of Milvus index: use {', '.join(map(repr, _KINDS))}")
         if kind != "ivf" and (nlist, nprobe) != (None, None):
             raise ValueError(f"nlist and nprobe are options of kind 'ivf', but kind={kind!r} was given")
-        check_model(None, model)
-        self.kind, self.model, self.collection = kind, model, collection
+        check_model_id(None, model_id)
+        self.kind = kind
+        self.model_id = model_id
+        self.collection = collection
         self._nlist = check_integer("nlist", 1024 if nlist is None else nlist, 1, 65_536)
         self._nprobe = check_integer("nprobe", nprobe or -(-self._nlist // 32), 1, self._nlist)
         self._batch_size = check_integer("batch_size", batch_size, 1)
@@ -112,20 +122,22 @@ class MilvusIndex:
             raise FileNotFoundError(f"{self._where()} does not exist: check the name, or create it by adding")
         self._request("load_collection", self.collection)
 
-    def add(self, codes: Tensor | HashCodes, *, model: str | None = None) -> None:
-        """Add codes under their ids, or numbered on from ``len(index)`` if they have none, in batches.
+    @renamed_arguments(model="model_id")
+    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
+        """Add codes under their ids, in batches; codes without ids are numbered from ``len(index)`` on.
 
-        A code whose id is in the collection replaces what is there. At the end it is verified that all ids
-        are there. After an error the same call again stores what is missing and doubles nothing; in a new
-        process that holds for codes with ids, and codes without go on with ``add(codes[len(index):])``.
+        A code replaces the one with its id. At the end all ids are looked up. After an error, repeat the
+        call: it stores the missing codes and none twice. In a new process that holds for codes with ids;
+        continue with ``add(codes[len(index):])`` if they have none.
 
         Raises:
-            ConnectionError: the server stayed down or refused; the message says how many codes are stored.
-            RuntimeError: the server took all codes but does not have them.
-            TypeError, ValueError: codes of other bits or another model, NaN; ids that are negative or occur
-                twice; codes without ids whose numbers are ids of the collection already. Nothing is added.
+            ConnectionError: The server stayed down or refused; the message says how many codes are stored.
+            RuntimeError: The server took all codes but does not have them.
+            TypeError, ValueError: The codes have other bits, another model or NaN, an id is negative or
+                occurs twice, or numbers for codes without ids are ids of the collection already. Nothing is
+                added then.
         """
-        packed, ids = new_rows(codes, self.bits, self.model, model)
+        packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             return
         numbered = ids is None
@@ -153,69 +165,89 @@ class MilvusIndex:
             )
         self._unfinished = None
 
-    def search(self, codes: Tensor | HashCodes, k: int, *, model: str | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
+    @renamed_arguments(k="top_k", model="model_id")
+    def search(
+        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
         Raises:
-            ConnectionError: the server stayed down or refused.
-            TypeError, ValueError: ``k`` below 1 or above 16,384, an empty collection, no query, or codes of
-                other bits or another model.
+            ConnectionError: The server stayed down or refused.
+            TypeError, ValueError: ``top_k`` is below 1 or asks for more than 16,384 results, the collection
+                is empty, there is no query, or the codes have other bits or another model.
         """
         size = len(self)
-        query = query_rows(codes, self.bits, size, self.model, model)
-        k = min(check_integer("k", k, 1), size)
-        if k > _LIMIT:
-            raise ValueError(f"k={k} is more than the {_LIMIT} results that Milvus gives: use FaissIndex")
-        distances, ids = np.zeros((len(query), k)), np.full((len(query), k), -1)
-        for row, (found, numbers) in enumerate(self._hits(query, k)):
-            distances[row, : len(numbers)], ids[row, : len(numbers)] = found, numbers
+        query = query_rows(codes, self.bits, size, self.model_id, model_id)
+        count = result_count(top_k, size)
+        if count > _LIMIT:
+            raise ValueError(
+                f"top_k={top_k} asks for {count:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
+            )
+        distances = np.zeros((len(query), count))
+        ids = np.full((len(query), count), -1)
+        for row, (query_distances, query_ids) in enumerate(self._hits(query, count)):
+            distances[row, : len(query_ids)] = query_distances
+            ids[row, : len(query_ids)] = query_ids
         return nearest_first(distances, ids, self.bits)
 
+    @renamed_arguments(model="model_id")
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model: str | None = None
+        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All codes at a distance of at most ``radius``, as :meth:`SearchIndex.range_search` describes.
+        """Find all codes within ``radius``, as :meth:`SearchIndex.range_search` describes.
 
-        Where more are found than Milvus gives for one request, several share the ids among them.
+        If a query has more results than Milvus gives for one request, several requests of a part of the ids
+        each find them.
 
         Raises:
-            ConnectionError, TypeError, ValueError: ``radius`` below 0, otherwise as :meth:`search`.
+            ConnectionError, TypeError, ValueError: ``radius`` is below 0; otherwise as in :meth:`search`.
         """
-        query = query_rows(codes, self.bits, len(self), self.model, model)
+        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
-        found = list(self._hits(query, _LIMIT, radius))
-        for row, (_, ids) in enumerate(found):
+        results = list(self._hits(query, _LIMIT, radius))
+        for row, (_, ids) in enumerate(results):
             if len(ids) == _LIMIT:  # perhaps not all
                 parts = list(self._halves(query[row : row + 1], radius, 0, 2**63 - 1, ids))
-                found[row] = (np.concatenate([d for d, _ in parts]), np.concatenate([i for _, i in parts]))
-        return as_ranges(found, self.bits)
+                all_distances = np.concatenate([part_distances for part_distances, _ in parts])
+                all_ids = np.concatenate([part_ids for _, part_ids in parts])
+                results[row] = (all_distances, all_ids)
+        return as_ranges(results, self.bits)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Have the server write the collection to its disk, and write to ``folder`` where it is.
+        """Have the server write the collection to its disk, and note in ``folder`` where it is.
 
-        ``manifest.json`` holds the address without user and password, the name of the collection, bits, kind,
-        model and the number of codes.
+        ``manifest.json`` holds the address without user and password, the name of the collection, the bits,
+        the kind, the model and the number of codes.
 
         Raises:
-            ConnectionError: the server stayed down or refused.
-            OSError: the manifest cannot be written.
+            ConnectionError: The server stayed down or refused.
+            FileExistsError: The folder has a manifest of something else, such as encoded shards.
+            OSError: The manifest cannot be written.
         """
-        self._request("flush", self.collection)
         folder = Path(folder)
+        check_replaceable(folder)
+        self._request("flush", self.collection)
         folder.mkdir(exist_ok=True)
-        manifest = {"uri": self._connection.public_uri, "collection": self.collection, "count": len(self)}
-        options = {"nlist": self._nlist, "nprobe": self._nprobe} if self.kind == "ivf" else {}
-        manifest |= {"bits": self.bits, "kind": self.kind, "model": self.model, "options": options}
+        manifest = {
+            "uri": self._connection.public_uri,
+            "collection": self.collection,
+            "count": len(self),
+            "bits": self.bits,
+            "kind": self.kind,
+            "model_id": self.model_id,
+            "options": {"nlist": self._nlist, "nprobe": self._nprobe} if self.kind == "ivf" else {},
+        }
         write_manifest(folder, "milvus", manifest)
 
     @classmethod
+    @renamed_arguments(model="model_id")
     def load(
         cls,
         folder: str | os.PathLike[str],
         *,
         uri: str | os.PathLike[str] | None = None,
         bits: int | None = None,
-        model: str | None = None,
+        model_id: str | None = None,
         token: str = "",
         timeout: float = 30.0,
         retries: int = 5,
@@ -223,29 +255,31 @@ class MilvusIndex:
         """Open the collection that :meth:`save` noted, and verify that it has all its codes.
 
         Args:
-            folder: where it was saved.
-            uri: where the collection is now, if not where it was.
-            bits: code length that is expected, if that is to be checked.
-            model: model whose codes are expected, if that is to be checked.
-            token: as in the class; it is not in the manifest.
-            timeout: as in the class.
-            retries: as in the class.
+            folder: The folder of :meth:`save`.
+            uri: The address of the collection, if it has changed.
+            bits: The code length that the index must have. None means any.
+            model_id: The model that the codes must come from. None means any.
+            token: As in the class. It is not in the manifest.
+            timeout: As in the class.
+            retries: As in the class.
 
         Raises:
-            FileNotFoundError: the folder has no manifest, or the server has no such collection.
-            ValueError: the manifest is damaged, the index is of other bits or another model, or the
+            FileNotFoundError: The folder has no manifest, or the server has no such collection.
+            ValueError: The manifest is damaged, the index is of other bits or another model, or the
                 collection has fewer codes than when it was saved.
-            ImportError, ConnectionError, PermissionError: as the class.
+            ImportError, ConnectionError, PermissionError: As in the class.
         """
-        keys = ("uri", "collection", "count", "bits", "kind", "model", "options")
+        keys = ("uri", "collection", "count", "bits", "kind", "model_id", "options")
         manifest = read_manifest(folder, "milvus", keys)
         if bits is not None and bits != manifest["bits"]:
             raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model(manifest["model"], model)
+        check_model_id(manifest["model_id"], model_id)
         index = cls(
             manifest["uri"] if uri is None else uri,
-            *(manifest[key] for key in ("collection", "bits", "kind")),
-            model=manifest["model"],
+            manifest["collection"],
+            manifest["bits"],
+            manifest["kind"],
+            model_id=manifest["model_id"],
             **manifest["options"],
             token=token,
             create=False,
@@ -279,7 +313,7 @@ class MilvusIndex:
         from pymilvus import DataType
 
         client = self.client
-        about = {"hybridhash": "codes", "bits": self.bits, "kind": self.kind, "model": self.model}
+        about = {"hybridhash": "codes", "bits": self.bits, "kind": self.kind, "model_id": self.model_id}
         schema = client.create_schema(
             auto_id=False, enable_dynamic_field=False, description=json.dumps(about)
         )
@@ -297,25 +331,26 @@ class MilvusIndex:
         )
 
     def _check_collection(self) -> None:
-        """That a collection which exists holds such codes as are expected."""
+        """Raise ValueError unless the existing collection holds codes of these bits, kind and model."""
         described = self._request("describe_collection", self.collection)["description"]
         try:
             about = json.loads(described)
-            held = tuple(about[key] for key in ("hybridhash", "bits", "kind", "model"))
+            content, bits, kind = about["hybridhash"], about["bits"], about["kind"]
+            model_id = about["model_id"] if "model_id" in about else about["model"]  # older collections
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{self._where()} was not made by MilvusIndex: use another name for the collection"
             ) from None
-        if held[:3] != ("codes", self.bits, self.kind):
+        if (content, bits, kind) != ("codes", self.bits, self.kind):
             raise ValueError(
-                f"{self._where()} holds codes of {held[1]} bits in an index of kind {held[2]!r}, not of "
+                f"{self._where()} holds codes of {bits} bits in an index of kind {kind!r}, not of "
                 f"{self.bits} and {self.kind!r}: open it as it is, or use another name"
             )
-        check_model(held[3], self.model)
-        self.model = held[3] if self.model is None else self.model
+        check_model_id(model_id, self.model_id)
+        self.model_id = self.model_id if model_id is None else model_id
 
     def _numbers(self, packed: Array) -> Array:
-        """Ids for codes without: those of the same codes in a failed add before, else the next numbers."""
+        """Return ids for codes without: those of a failed ``add`` of the same codes, or the next numbers."""
         digest = hashlib.sha256(np.ascontiguousarray(packed).data).digest()
         if self._unfinished is not None and self._unfinished[0] == digest:
             start = self._unfinished[1]
@@ -330,41 +365,42 @@ class MilvusIndex:
         return np.arange(start, start + len(packed))
 
     def _missing(self, ids: Array) -> int:
-        """How many of the ids the collection does not have."""
+        """Return how many of the ids the collection does not have."""
         if (np.diff(ids) == 1).all():
             return len(ids) - self._count(f"id >= {ids[0]} and id <= {ids[-1]}")
         return len(ids) - self._count(f"id in {ids.tolist()}")
 
-    def _count(self, where: str) -> int:
-        rows = self._request("query", self.collection, filter=where, output_fields=["count(*)"])
+    def _count(self, condition: str) -> int:
+        """Return the number of codes that fulfil a condition; an empty one means all."""
+        rows = self._request("query", self.collection, filter=condition, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
     def _hits(
-        self, query: Array, limit: int, radius: int | None = None, where: str = ""
+        self, query: Array, limit: int, radius: int | None = None, condition: str = ""
     ) -> Iterator[tuple[Array, Array]]:
-        """Distances and ids that Milvus finds for each query."""
+        """Yield the distances and ids that Milvus finds for each query."""
         params: dict[str, int] = {"nprobe": self._nprobe} if self.kind == "ivf" else {}
         if radius is not None:
             params["radius"] = radius + 1  # Milvus means "nearer than", we mean "at most"
         for rows in _slices(len(query), max(1, min(_HITS // limit, 1000))):
-            found = self._request(
+            answer = self._request(
                 "search",
                 self.collection,
                 data=[row.tobytes() for row in query[rows]],
                 anns_field="code",
                 limit=limit,
-                filter=where,
+                filter=condition,
                 search_params={"metric_type": "HAMMING", "params": params},
             )
-            for hits in found:
+            for hits in answer:
                 distances = np.array([hit["distance"] for hit in hits], np.float64)
                 yield distances, np.array([hit["id"] for hit in hits], np.int64)
 
     def _halves(
-        self, query: Array, radius: int, low: int, high: int, some: Array
+        self, query: Array, radius: int, low: int, high: int, sample: Array
     ) -> Iterator[tuple[Array, Array]]:
-        """What one query finds among ids ``low..high``, in parts; ``some`` of these ids show where to cut."""
-        middle = int(np.partition(some, len(some) // 2)[len(some) // 2])
+        """Yield, in parts, what one query finds among ids ``low..high``, cut at the median of a sample."""
+        middle = int(np.partition(sample, len(sample) // 2)[len(sample) // 2])
         for first, last in ((low, middle - 1), (middle, high)):
             ((distances, ids),) = self._hits(query, _LIMIT, radius, f"id >= {first} and id <= {last}")
             if len(ids) < _LIMIT:
@@ -376,6 +412,7 @@ class MilvusIndex:
         return self._connection.request(self._where(), name, *args, **kwargs)
 
     def _where(self) -> str:
+        """Return what errors call the collection."""
         return f"collection {self.collection!r} at {self._connection.public_uri}"
 
 

@@ -1,4 +1,4 @@
-"""The way to Milvus: addresses, Milvus Lite, and requests that are repeated."""
+"""The connection to Milvus: addresses, Milvus Lite, and requests that are repeated."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ class Connection:
 
     Args:
         uri: ``http(s)://host:port`` or ``host:port`` of a server, or the path of a file that ends in ``.db``.
-        token: what the server asks for.
-        timeout: seconds for one attempt.
-        retries: how often a failed request is repeated.
+        token: ``"user:password"`` or a token; may be empty.
+        timeout: Seconds for one attempt.
+        retries: Number of times that a failed request is repeated.
 
     Attributes:
-        uri: the address as pymilvus takes it.
-        lite: whether it is a file.
-        client: the ``pymilvus.MilvusClient``, once :meth:`open` was called.
+        uri: The address as pymilvus takes it.
+        lite: Whether it is a file.
+        client: The ``pymilvus.MilvusClient``, once :meth:`open` was called.
 
     Raises:
-        TypeError, ValueError: no address, or ``timeout`` or ``retries`` is out of range.
+        TypeError, ValueError: ``uri`` is no address, or ``timeout`` or ``retries`` is out of range.
     """
 
     def __init__(self, uri: str | os.PathLike[str], token: str, timeout: float, retries: int) -> None:
         self.uri, self.lite = _address(uri)
-        self._token, self._retries = token, check_integer("retries", retries, 0)
+        self._token = token
+        self._retries = check_integer("retries", retries, 0)
         if not timeout > 0:
             raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
         self._timeout = timeout
@@ -59,7 +60,7 @@ class Connection:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def open(self) -> None:
-        """Connect; raises as :class:`hybridhash.search.MilvusIndex` describes."""
+        """Connect; raise as :class:`hybridhash.search.MilvusIndex` describes."""
         if importlib.util.find_spec("pymilvus") is None:
             raise ImportError("MilvusIndex needs pymilvus: pip install hybridhash[milvus]")
         if self.lite:
@@ -72,12 +73,12 @@ class Connection:
         self.client = self._attempt(connect, self.public_uri)
 
     def request(self, where: str, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the method ``name`` of the client; ``where`` is what errors call the place."""
+        """Call the method ``name`` of the client; ``where`` is what errors call its target."""
         call = getattr(self.client, name)
         return self._attempt(lambda: call(*args, timeout=self._timeout, **kwargs), where)
 
     def _attempt(self, call: Callable[[], Any], where: str) -> Any:
-        """Call until it works, with pauses; an error that another attempt does not heal is raised at once."""
+        """Call until it works, with pauses; raise at once what another attempt does not heal."""
         from pymilvus.exceptions import MilvusException, ParamError
 
         for attempt in range(self._retries + 1):
@@ -86,7 +87,8 @@ class Connection:
             try:
                 return call()
             except MilvusException as error:
-                words, failure = f"{where}: {' '.join(str(error).split())}", error
+                failure = error
+                words = f"{where}: {' '.join(str(error).split())}"
                 if error.code in _UNAUTHORISED or re.search("UNAUTHENTICATED|PERMISSION_DENIED", words):
                     raise PermissionError(f"{words}. The server wants another token=") from error
                 if error.code in _REFUSED or isinstance(error, ParamError):
@@ -97,7 +99,7 @@ class Connection:
 
 
 def _address(uri: str | os.PathLike[str]) -> tuple[str, bool]:
-    """The address as pymilvus takes it, and whether it is a file of Milvus Lite."""
+    """Return the address as pymilvus takes it, and whether it is a file of Milvus Lite."""
     text = os.fspath(uri)
     if re.match(r"[a-z]+://|unix:", text):
         return text, False
@@ -111,7 +113,7 @@ def _address(uri: str | os.PathLike[str]) -> tuple[str, bool]:
 
 
 def _check_lite(file: Path) -> None:
-    """That Milvus Lite can serve the file: its version, what it needs, the folder."""
+    """Raise unless Milvus Lite can serve the file: right version, its requirements, an existing folder."""
     advice = f"pip install milvus-lite=={_LITE} 'setuptools<81'"
     try:
         version = metadata.version("milvus-lite")

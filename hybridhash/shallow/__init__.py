@@ -1,4 +1,4 @@
-"""Features in, codes out, without a network."""
+"""Hash features without a network: features in, codes out."""
 
 from hybridhash.shallow.supervised import ITQCCA, KSH, SDH
 from hybridhash.shallow.unsupervised import itq_rotation

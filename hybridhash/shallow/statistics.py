@@ -1,34 +1,39 @@
-"""What hashing without labels needs to know of the features, in one pass and bounded memory."""
+"""Mean, covariance and a sample of features, in one pass and bounded memory."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from hybridhash._checks import check_integer
 
 __all__ = ["FeatureStatistics"]
 
 
 class FeatureStatistics:
-    """Number, mean, covariance and a uniform sample of features that come in batches.
+    """Compute number, mean, covariance and a uniform sample of features that come in batches.
 
-    Memory does not grow with their number: D^2 float64 for the covariance, ``sample_size`` rows of float32.
-    Batches are joined by the pairwise update of Chan, Golub and LeVeque (1979), so a mean that is large
-    against the spread costs no digits. If there are at most ``sample_size`` rows, the sample is all of them
-    in their order.
+    Memory does not grow with their number: D^2 float64 for the covariance, ``sample_size`` rows of float32
+    for the sample. Batches are joined by the pairwise update of Chan, Golub and LeVeque (1979), which loses
+    no digits where the mean is large against the spread. If there are at most ``sample_size`` rows, the
+    sample is all of them in their order.
 
     Args:
-        covariance: keep the ``(D, D)`` matrix; without, only the total variance.
-        sample_size: rows of the sample, 0 for none.
-        generator: of the sample.
+        covariance: Whether to keep the ``(D, D)`` matrix. False keeps only the total variance.
+        sample_size: The number of rows of the sample. 0 keeps none.
+        generator: The source of randomness of the sample.
 
     Attributes:
-        count: rows so far.
+        count: The number of rows so far.
         mean: float64 ``(D,)``.
-        total_variance: sum of the variances of all features.
+        total_variance: The sum of the variances of all features.
         sample: float32 ``(min(count, sample_size), D)``.
 
     Raises:
-        ValueError: a negative ``sample_size``.
+        TypeError: ``sample_size`` is not an integer.
+        ValueError: ``sample_size`` is negative.
 
     Example:
         >>> x = torch.randn(100, 4)
@@ -46,15 +51,14 @@ class FeatureStatistics:
         sample_size: int = 10_000,
         generator: torch.Generator | None = None,
     ) -> None:
-        if sample_size < 0:
-            raise ValueError(f"sample_size must not be negative, got {sample_size}")
-        self.sample_size = sample_size
+        self.sample_size = check_integer("sample_size", sample_size, 0)
         self.count = 0
         self._batches = 0
         self._generator = generator
         self._full = covariance
-        # Scatter: sums of products of deviations, (D, D) or their squares (D,).
-        self._mean = self._scatter = torch.empty(0, dtype=torch.float64)
+        self._mean = torch.empty(0, dtype=torch.float64)
+        # Sums of products of deviations (D, D), or of their squares (D,).
+        self._scatter = torch.empty(0, dtype=torch.float64)
         # Rows with a random key each; the smallest keys stay.
         self._keys = torch.empty(0, dtype=torch.float64)
         self._rows = torch.empty(0)
@@ -65,7 +69,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """``(D, D)``, float64, with the divisor ``count - 1``; two rows at least."""
+        """float64 ``(D, D)``, with the divisor ``count - 1``; it needs two rows."""
         if not self._full:
             raise ValueError("no covariance was kept: make FeatureStatistics(covariance=True)")
         return self._scatter / (self.count - 1)
@@ -80,12 +84,15 @@ class FeatureStatistics:
         return self._rows
 
     def update(self, features: Tensor) -> None:
-        """Take in a batch ``(B, D)``, on any device, which is not written to.
+        """Add a batch.
+
+        Args:
+            features: Floating-point features ``(B, D)`` on any device.
 
         Raises:
-            TypeError: the batch is no floating-point tensor.
-            ValueError: it is not ``(B, D)`` with the width of the others, or holds NaN or infinity; the
-                message names the batch, counted from 0. Nothing of it is taken in then.
+            TypeError: The batch is no floating-point tensor.
+            ValueError: It is not ``(B, D)`` with the width of the others, or holds NaN or infinity. The
+                message names the batch, counted from 0, and nothing of it is added.
         """
         self._check(features)
         self._batches += 1
@@ -102,22 +109,29 @@ class FeatureStatistics:
         self._join(size, mean, scatter)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what another one, made with the same settings, has seen."""
+        """Add the rows of other statistics, which were made with the same settings."""
         if other.count == 0:
             return
         self._join(other.count, other._mean, other._scatter.clone())
         self._keep(other._keys, other._rows)
 
     def cpu(self) -> FeatureStatistics:
-        """This object, with its tensors on the CPU and without its generator, so that it can be sent."""
-        for name in ("_mean", "_scatter", "_keys", "_rows"):
-            setattr(self, name, getattr(self, name).cpu())
-        self._generator = None
+        """Move all tensors to the CPU, in place, and return the statistics."""
+        self._mean = self._mean.cpu()
+        self._scatter = self._scatter.cpu()
+        self._keys = self._keys.cpu()
+        self._rows = self._rows.cpu()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the generator, which cannot be pickled: other processes merge statistics, not draw."""
+        return {**vars(self), "_generator": None}
 
     def _join(self, size: int, mean: Tensor, scatter: Tensor) -> None:
         if self.count == 0:
-            self.count, self._mean, self._scatter = size, mean, scatter
+            self.count = size
+            self._mean = mean
+            self._scatter = scatter
             return
         total = self.count + size
         step = mean - self._mean
@@ -129,22 +143,27 @@ class FeatureStatistics:
         self.count = total
 
     def _draw(self, features: Tensor) -> None:
+        """Give each row a random key; the rows with the smallest keys are the sample."""
         if self.sample_size == 0:
             return
-        place = "cpu" if self._generator is None else self._generator.device
-        keys = torch.rand(len(features), dtype=torch.float64, generator=self._generator, device=place).cpu()
+        device = "cpu" if self._generator is None else self._generator.device
+        keys = torch.rand(len(features), dtype=torch.float64, generator=self._generator, device=device).cpu()
         if len(self._keys) == self.sample_size:
             near = keys < self._keys.max()
-            keys, features = keys[near], features[near.to(features.device)]
+            keys = keys[near]
+            features = features[near.to(features.device)]
         self._keep(keys, features.to(torch.float32, copy=True))
 
     def _keep(self, keys: Tensor, rows: Tensor) -> None:
         if len(self._keys):
-            keys, rows = torch.cat([self._keys, keys]), torch.cat([self._rows, rows])
+            keys = torch.cat([self._keys, keys])
+            rows = torch.cat([self._rows, rows])
         if len(keys) > self.sample_size:
             kept = keys.topk(self.sample_size, largest=False, sorted=False).indices.sort().values
-            keys, rows = keys[kept], rows[kept.to(rows.device)]
-        self._keys, self._rows = keys, rows
+            keys = keys[kept]
+            rows = rows[kept.to(rows.device)]
+        self._keys = keys
+        self._rows = rows
 
     def _check(self, features: Tensor) -> None:
         name = f"features of batch {self._batches}"

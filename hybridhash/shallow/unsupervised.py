@@ -1,6 +1,6 @@
-"""Hashing without labels, on features: the closed forms and iterations of ITQ, SH and SpH.
+"""Hashing of features without labels: the closed forms and iterations of ITQ, SH and SpH.
 
-:func:`hybridhash.fit_hash_layer` puts them into a network; these are its parts, in float64 on the CPU.
+They compute in float64 on the CPU. :func:`hybridhash.fit_hash_layer` writes their results into a network.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from hybridhash._checks import check_integer
 
 __all__ = [
     "itq_rotation",
@@ -20,18 +22,18 @@ __all__ = [
 
 
 def principal_directions(covariance: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Directions of largest variance, as PCA hashing has them.
+    """Compute the directions of largest variance, which PCA hashing uses.
 
     Args:
-        covariance: symmetric ``(D, D)``.
-        bits: number of directions, 1 to D.
+        covariance: A symmetric matrix ``(D, D)``.
+        bits: The number of directions, 1 to D.
 
     Returns:
-        The directions ``(D, bits)``, orthonormal columns in order of falling variance, the entry of largest
-        magnitude of each positive; and their variances ``(bits,)``. float64.
+        ``(directions, variances)``, float64 ``(D, bits)`` and ``(bits,)``. The directions are orthonormal
+        columns in order of falling variance; the entry of largest magnitude of each is positive.
 
     Raises:
-        ValueError: ``covariance`` is not square, ``bits`` is not 1 to D.
+        ValueError: ``covariance`` is not square, or ``bits`` is not 1 to D.
 
     Source: Wang, Kumar, Chang, Semi-Supervised Hashing, CVPR 2010 (PCAH).
 
@@ -42,16 +44,17 @@ def principal_directions(covariance: Tensor, bits: int) -> tuple[Tensor, Tensor]
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"covariance must be (D, D), got {tuple(covariance.shape)}")
     width = covariance.shape[0]
-    if not 1 <= bits <= width:
-        raise ValueError(f"bits must be 1 to {width}, the width of the features, got {bits}")
+    check_integer("bits", bits, 1, width, advice=f"the features are {width} wide")
     variances, directions = torch.linalg.eigh(covariance.double())
-    variances, directions = variances.flip(0)[:bits], directions.flip(1)[:, :bits]
+    # eigh gives rising eigenvalues.
+    variances = variances.flip(0)[:bits]
+    directions = directions.flip(1)[:, :bits]
     peaks = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     return directions * peaks.sign(), variances
 
 
 def random_rotation(bits: int, generator: torch.Generator | None = None) -> Tensor:
-    """A random orthogonal matrix ``(bits, bits)``, float64, uniform over all of them.
+    """Draw an orthogonal matrix ``(bits, bits)``, float64, uniformly over all of them.
 
     Example:
         >>> R = random_rotation(3)
@@ -59,36 +62,38 @@ def random_rotation(bits: int, generator: torch.Generator | None = None) -> Tens
         True
     """
     q, r = torch.linalg.qr(random_normal(bits, bits, generator=generator))
-    # Without the signs, Q would depend on the conventions of QR and not be uniform.
+    # Without these signs Q would depend on the conventions of QR and not be uniform (Mezzadri 2007).
     rotation: Tensor = q * r.diagonal().sign()
     return rotation
 
 
 def random_normal(*shape: int, generator: torch.Generator | None = None) -> Tensor:
-    """N(0, 1), float64 on the CPU, wherever the generator is."""
-    place = "cpu" if generator is None else generator.device
-    return torch.randn(*shape, dtype=torch.float64, generator=generator, device=place).cpu()
+    """Draw from N(0, 1), float64 on the CPU, wherever the generator is."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(*shape, dtype=torch.float64, generator=generator, device=device).cpu()
 
 
 def itq_rotation(
     projected: Tensor, *, iterations: int = 50, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Iterative quantisation: the rotation R that brings ``V R`` near to its signs.
+    """Find the rotation R that brings ``V R`` near to its signs (iterative quantisation).
 
-    From a random rotation on, ``B = sign(V R)`` and the orthogonal Procrustes solution ``R = Q P^T`` of
-    ``svd(B^T V) = P S Q^T`` take turns; neither ever increases ``|B - V R|_F^2``. Codes are
-    ``sign(V R)``, with ``V = (X - mean) W`` of principal directions W, or of CCA with labels.
+    Starting from a random rotation, two steps alternate, and neither ever increases ``|B - V R|_F^2``: the
+    signs ``B = sign(V R)``, and the orthogonal Procrustes solution ``R = Q P^T`` of
+    ``svd(B^T V) = P S Q^T``. Codes are ``sign(V R)``, with ``V = (X - mean) W`` for principal directions W,
+    or those of CCA with labels.
 
     Args:
-        projected: centred, projected features V, ``(N, bits)``.
-        iterations: rounds at most, 50 in the paper; ends early when no bit changes.
-        generator: of the first rotation.
+        projected: Centred and projected features V, ``(N, bits)``.
+        iterations: The largest number of rounds, 50 in the paper. It ends early when no bit changes.
+        generator: The source of the first rotation.
 
     Returns:
-        R, orthogonal ``(bits, bits)``, float64 on the CPU.
+        R, an orthogonal matrix ``(bits, bits)``, float64 on the CPU.
 
     Raises:
-        ValueError: ``projected`` is not ``(N, bits)`` or empty or not finite; ``iterations`` is negative.
+        TypeError: ``iterations`` is not an integer.
+        ValueError: ``projected`` is not ``(N, bits)``, empty or not finite, or ``iterations`` is negative.
 
     Source: Gong, Lazebnik, Iterative Quantization, CVPR 2011, section 2.2.
 
@@ -98,8 +103,7 @@ def itq_rotation(
         >>> codes = V @ R > 0
     """
     v = as_features(projected, "projected")
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    check_integer("iterations", iterations, 0)
     rotation = random_rotation(v.shape[1], generator)
     previous = None
     for _ in range(iterations):
@@ -113,23 +117,23 @@ def itq_rotation(
 
 
 def spectral_modes(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The smoothest eigenfunctions of a uniform box: ``sin(pi / 2 + omega (x_d - low_d))``.
+    """Choose the smoothest eigenfunctions of a uniform box: ``sin(pi / 2 + omega (x_d - low_d))``.
 
-    Mode m >= 1 of dimension d has ``omega = m pi / (high_d - low_d)`` and an eigenvalue that grows with
-    omega, so the modes of smallest omega are taken: a long dimension gives several bits before a short one
-    gives any.
+    Mode m >= 1 of dimension d has ``omega = m pi / (high_d - low_d)``. Its eigenvalue grows with omega, so
+    the modes of smallest omega are chosen: a long dimension gives several bits before a short one gives any.
 
     Args:
-        low: lower ends of the box, ``(D,)``.
-        high: upper ends, ``(D,)``, above ``low``.
-        bits: how many modes; there is no limit.
+        low: The lower ends of the box, ``(D,)``.
+        high: The upper ends of the box, ``(D,)``, above ``low``.
+        bits: The number of modes, without limit.
 
     Returns:
-        The dimension of each mode, int64 ``(bits,)``, and its omega, float64 ``(bits,)``, which rises. Of
-        equal omegas, the first dimension comes first.
+        ``(dimensions, omegas)``, int64 and float64 ``(bits,)``, by rising omega. Of equal omegas the first
+        dimension comes first.
 
     Raises:
-        ValueError: ends of unlike shapes, a side without length, ``bits`` below 1.
+        TypeError: ``bits`` is not an integer.
+        ValueError: The ends have unlike shapes, a side has no length, or ``bits`` is below 1.
 
     Source: Weiss, Torralba, Fergus, Spectral Hashing, NIPS 2008, section 2.2 and its public code.
 
@@ -139,8 +143,7 @@ def spectral_modes(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor
     """
     if low.ndim != 1 or low.shape != high.shape:
         raise ValueError(f"low and high must be (D,), got {tuple(low.shape)} and {tuple(high.shape)}")
-    if bits < 1:
-        raise ValueError(f"bits must be at least 1, got {bits}")
+    check_integer("bits", bits, 1)
     sides = high.double() - low.double()
     if not bool((sides > 0).all()):
         raise ValueError(f"high must be above low, got a side of {float(sides.min())}")
@@ -157,26 +160,27 @@ def spherical_pivots(
     iterations: int = 200,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spheres that each hold half of the features, and each two of them a quarter.
+    """Find spheres that each hold half of the features, and every two of them together a quarter.
 
-    Pivots start at means of five random features. In each round every radius becomes the median distance,
-    and pivots whose spheres share too much repel each other, too little attract:
-    ``p_i += 1 / bits sum_j 1/2 (o_ij - N/4) / (N/4) (p_i - p_j)``, o_ij being the number of features in
-    both. It ends when the mean of ``|o_ij - N/4|`` is within 10 % and the standard deviation of o_ij within
-    15 % of N/4.
+    Pivots start at means of five random features. In each round every radius becomes the median distance.
+    Pivots whose spheres overlap too much then repel each other, and too little attract:
+    ``p_i += 1 / bits sum_j 1/2 (o_ij - N/4) / (N/4) (p_i - p_j)``, where o_ij is the number of features in
+    both spheres. The rounds end when the mean of ``|o_ij - N/4|`` is within 10 % of N/4 and the standard
+    deviation of o_ij within 15 %.
 
     Args:
-        features: ``(N, D)``.
-        bits: how many spheres.
-        iterations: rounds at most; some 50 to 100 are needed.
-        generator: of the start.
+        features: The features ``(N, D)``.
+        bits: The number of spheres.
+        iterations: The largest number of rounds; 50 to 100 are usually needed.
+        generator: The source of the first pivots.
 
     Returns:
-        Pivots ``(bits, D)`` and radii ``(bits,)``, float64 on the CPU. The bit is 1 inside the sphere.
+        ``(pivots, radii)``, float64 ``(bits, D)`` and ``(bits,)`` on the CPU. A bit is 1 inside its sphere.
 
     Raises:
-        ValueError: ``features`` is not ``(N, D)`` or empty or not finite, ``bits`` below 1, ``iterations``
-            negative.
+        TypeError: ``bits`` or ``iterations`` is not an integer.
+        ValueError: ``features`` is not ``(N, D)``, empty or not finite, ``bits`` is below 1, or
+            ``iterations`` is negative.
 
     Source: Heo, Lee, He, Chang, Yoon, Spherical Hashing, CVPR 2012, algorithm 1.
 
@@ -187,10 +191,8 @@ def spherical_pivots(
         tensor([50, 50, 50, 50])
     """
     x = as_features(features, "features")
-    if bits < 1:
-        raise ValueError(f"bits must be at least 1, got {bits}")
-    if iterations < 0:
-        raise ValueError(f"iterations must not be negative, got {iterations}")
+    check_integer("bits", bits, 1)
+    check_integer("iterations", iterations, 0)
     n = x.shape[0]
     keys = random_normal(bits, n, generator=generator)
     pivots = x[keys.argsort(1)[:, :5]].mean(1)
@@ -208,21 +210,20 @@ def spherical_pivots(
 
 
 def _median(distances: Tensor) -> Tensor:
-    """Of each column; for an even number the middle between two, so that half is below."""
-    ordered, n = distances.sort(0).values, distances.shape[0]
+    """Return the median of each column; of an even number the mean of the middle two, so half are below."""
+    # torch.quantile takes at most 2^24 values.
+    ordered = distances.sort(0).values
+    n = distances.shape[0]
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def as_features(values: Tensor, name: str) -> Tensor:
-    """``(N, D)``, float64 on the CPU; refuses what is empty or not finite."""
+    """Return features ``(N, D)`` as float64 on the CPU; raise if they are empty or not finite."""
     if not isinstance(values, Tensor) or values.ndim != 2 or values.numel() == 0:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must be a tensor (N, D) of at least one row, got {got}")
     values = values.detach().double().cpu()
     if not bool(values.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity in {_bad_rows(values)} rows")
+        bad_rows = int((~values.isfinite().all(1)).sum())
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {bad_rows} rows")
     return values
-
-
-def _bad_rows(values: Tensor) -> int:
-    return int((~values.isfinite().all(1)).sum())

@@ -1,48 +1,18 @@
-"""Images of every kind as RGB; list files and tar shards as data sets."""
+"""Images of every kind as RGB; tar shards as data sets."""
 
 from __future__ import annotations
 
 import io
-import struct
-import tarfile
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, UnidentifiedImageError
 
-from hybridhash.data.images import ImageList, TarImages, read_image, to_rgb
+from hybridhash.data import TarImages, read_image, to_rgb
+from tests.data._images import bomb, encoded, photo, rgb_png, write_tar
 
 GREY = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0..255 of 257ths
-
-
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def photo(seed: int = 0, size: int = 16) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8))
-
-
-def rgb_png(width: int, height: int, depth: int, pixels: bytes) -> bytes:
-    """A PNG of a header and rows that nothing checks."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def bomb() -> bytes:
-    """A PNG of some bytes that claims to be 60,000 x 60,000 pixels."""
-    return rgb_png(60000, 60000, 8, bytes(1000))
 
 
 def with_a_flipped_bit(content: bytes) -> bytes:
@@ -151,71 +121,7 @@ def test_what_is_no_whole_image_raises(
         read_image(content)
 
 
-# list files -------------------------------------------------------------------------------------------------
-
-
-def write_list(folder: Path, text: str) -> Path:
-    for name in ("a.jpg", "b c.png", "7"):
-        photo(len(name)).save(folder / name, "png")
-    path = folder / "list.txt"
-    path.write_text(text)
-    return path
-
-
-def test_a_list_with_class_ids(tmp_path: Path) -> None:
-    images = ImageList(write_list(tmp_path, "a.jpg 3\n\nb c.png -1\n"))
-    assert len(images) == 2
-    assert images.labels is not None
-    assert images.labels.tolist() == [3, -1]
-    image, label = images[1]
-    assert image == photo(7)
-    assert label == -1
-    with pytest.raises(IndexError):
-        images[2]
-
-
-def test_a_list_with_multi_hot_labels_and_a_transform(tmp_path: Path) -> None:
-    images = ImageList(write_list(tmp_path, "a.jpg\t0\t1\t1\nb c.png\t0\t0\t0\n"), transform=np.asarray)
-    assert images.labels is not None
-    assert images.labels.dtype == torch.bool
-    image, label = images[0]
-    assert np.array_equal(image, np.asarray(photo(5)))
-    assert label.tolist() == [False, True, True]
-
-
-def test_a_list_without_labels_and_with_another_root(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    path = write_list(tmp_path, "a.jpg\n7\n")
-    images = ImageList(path.rename(tmp_path / "sub" / "list.txt"), tmp_path)
-    assert images.labels is None
-    assert images[1] == photo(1)
-    assert images.path(0) == str(tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("", "lists no image"),
-        ("a.jpg 1\na.jpg 1 0\n", "line 2: 2 labels, but 1 in the lines before: 'a.jpg 1 0'"),
-        ("a.jpg 1 0\n\na.jpg 2 0\n", "line 3: several labels must be 0 or 1, got"),
-    ],
-)
-def test_a_bad_list_names_file_and_line(tmp_path: Path, text: str, match: str) -> None:
-    with pytest.raises(ValueError, match=match) as caught:
-        ImageList(write_list(tmp_path, text))
-    assert "list.txt" in str(caught.value)
-
-
-# tar shards -------------------------------------------------------------------------------------------------
-
-
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> str:
-    with tarfile.open(path, mode) as shard:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            shard.addfile(member, io.BytesIO(content))
-    return str(path)
+# Tar shards
 
 
 def test_tar_shards_give_what_the_webdataset_library_reads(tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """Benchmarks: their sizes, the splits that are drawn, list files, and what is refused."""
 
-import pickle
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,21 +9,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import ImageFolder
 
-from hybridhash.data import protocols
-from hybridhash.data.protocols import (
-    ImageList,
+from hybridhash.data import (
     LabelledImages,
-    Parts,
     Split,
-    check_disjoint,
+    SplitDatasets,
+    custom_protocol,
     describe_protocols,
     get_protocol,
     list_protocols,
-    own_protocol,
     read_csv,
 )
+from tests.data._lists import write
 
 # name: classes, several labels, query, train, database, train in database, top_k; of the papers' code.
 PUBLISHED = {
@@ -63,19 +58,6 @@ def labels_for(name):
     hot = torch.nn.functional.one_hot(classes, protocol.num_classes).bool()
     hot[torch.arange(0, len(hot), 3), (classes[::3] * 7 + 1) % protocol.num_classes] = True
     return hot
-
-
-def write(path, *lines):
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Photos a.png to h.png, each of one colour."""
-    for number, name in enumerate("abcdefgh"):
-        Image.new("RGB", (4, 4), (30 * number, 0, 0)).save(tmp_path / f"{name}.png")
-    return tmp_path
 
 
 # The registry
@@ -177,7 +159,7 @@ def test_the_greedy_draw_counts_each_image_for_one_class(seed):
     labels = torch.rand(120, 4, generator=seeded(seed)) < 0.4
     labels[:60] = False
     labels[torch.arange(60), torch.arange(60) % 4] = True
-    split = own_protocol("mine", labels, query_per_class=3, train_per_class=5).split(labels, seeded(seed))
+    split = custom_protocol("mine", labels, query_per_class=3, train_per_class=5).split(labels, seeded(seed))
     order = torch.randperm(120, generator=seeded(seed)).tolist()
     query, counts = greedy_oracle(labels, order, 3)
     assert split.query.tolist() == query
@@ -196,7 +178,7 @@ def test_the_generator_decides_the_split():
 
 def test_images_without_label_are_neither_queries_nor_trained_on():
     labels = torch.tensor([0, 0, 0, -1, 1, 1, 1, -1])
-    split = own_protocol("mine", labels, query_per_class=1).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=1).split(labels, seeded())
     assert not {3, 7} & {*split.query.tolist(), *split.train.tolist()}
     assert {3, 7} <= set(split.database.tolist())
 
@@ -243,7 +225,7 @@ def test_other_sizes_warn_and_name_both():
 
 def test_a_split_survives_a_reload(tmp_path):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
     split.save(tmp_path / "split.safetensors")
     again = Split.load(tmp_path / "split.safetensors", labels)
     for part in ("query", "train", "database"):
@@ -255,7 +237,7 @@ def test_a_split_survives_a_reload(tmp_path):
 
 def test_a_split_is_refused_for_another_data_set(tmp_path):
     labels = torch.arange(40) % 4
-    own_protocol("mine", labels, query_per_class=2).split(labels, seeded()).save(tmp_path / "s")
+    custom_protocol("mine", labels, query_per_class=2).split(labels, seeded()).save(tmp_path / "s")
     with pytest.raises(ValueError, match=r"s was drawn for 40 images, the data set has 39"):
         Split.load(tmp_path / "s", labels[:39])
     with pytest.raises(ValueError, match="other labels, or in another order"):
@@ -264,7 +246,7 @@ def test_a_split_is_refused_for_another_data_set(tmp_path):
 
 def test_a_damaged_split_file_is_refused(tmp_path):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2).split(labels, seeded())
     split.save(tmp_path / "s")
     (tmp_path / "cut").write_bytes((tmp_path / "s").read_bytes()[:-9])
     save_file({"query": split.query}, tmp_path / "other")
@@ -294,7 +276,7 @@ def test_rows_that_make_no_split_are_named(query, train, database, message):
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     labels = torch.arange(40) % 4
-    split = own_protocol("mine", labels, query_per_class=2).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2).split(labels, seeded())
     split.save(tmp_path / "s")
     before = (tmp_path / "s").read_bytes()
 
@@ -311,7 +293,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 def test_parts_carry_labels_rows_and_their_own_transforms():
     labels = torch.arange(40) % 4
     images = torch.arange(40.0)
-    split = own_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
+    split = custom_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
     whole = LabelledImages(TensorDataset(images), labels)
     parts = split.datasets(whole, transform=lambda x: x, train_transform=lambda x: -x)
     for part, rows, sign in ((parts.query, split.query, 1), (parts.train, split.train, -1)):
@@ -326,7 +308,7 @@ def test_parts_carry_labels_rows_and_their_own_transforms():
 
 def test_the_table_of_parts_counts_images_without_label():
     ids, hot = torch.tensor([0, 1, 1, -1]), torch.tensor([[1, 1], [0, 0], [0, 1]])
-    parts = Parts(*(LabelledImages(range(len(x)), x) for x in (ids, hot, ids)))
+    parts = SplitDatasets(*(LabelledImages(range(len(x)), x) for x in (ids, hot, ids)))
     lines = parts.describe().splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["query", "4", "1", "0.75", "1..2"],
@@ -336,122 +318,17 @@ def test_the_table_of_parts_counts_images_without_label():
     assert str(parts) == parts.describe()
 
 
-def test_what_own_protocol_refuses():
+def test_what_custom_protocol_refuses():
     labels = torch.tensor([0, 0, 1])
-    with pytest.raises(ValueError, match="query_per_class must be at least 1, got 0"):
-        own_protocol("mine", labels, query_per_class=0)
+    with pytest.raises(ValueError, match="query_per_class must be >= 1, got 0"):
+        custom_protocol("mine", labels, query_per_class=0)
     with pytest.raises(ValueError, match="the database would be empty"):
-        own_protocol("mine", labels, query_per_class=1, train_in_database=False)
+        custom_protocol("mine", labels, query_per_class=1, train_in_database=False)
     with pytest.raises(ValueError, match="class 1 has 1 images, too few for 1 queries and some training"):
-        own_protocol("mine", labels, query_per_class=1).split(labels, seeded())
+        custom_protocol("mine", labels, query_per_class=1).split(labels, seeded())
 
 
-# List files
-
-
-def test_multi_hot_lines_give_image_labels_and_row(folder):
-    photos = ImageList(write(folder / "list.txt", "a.png 0 1 1", "", "c.png 1 0 0"), num_classes=3)
-    image, label, index = photos[1]
-    assert image.getpixel((0, 0)) == (60, 0, 0)
-    assert (label.tolist(), index) == ([True, False, False], 1)
-    assert (len(photos), photos.num_classes, photos.unlabelled) == (2, 3, 0)
-    assert ImageList(folder / "list.txt", transform=lambda image: image.size)[0][0] == (4, 4)
-
-
-def test_a_path_with_a_tab_and_a_class_id(folder):
-    (folder / "a.png").rename(folder / "a 1.png")
-    photos = ImageList(write(folder / "list.txt", "a 1.png\t7", "b.png\t2"), num_classes=8)
-    assert photos.labels.tolist() == [7, 2]
-    assert photos.path(0) == str(folder / "a 1.png")
-
-
-def test_labels_are_known_without_decoding(folder):
-    (folder / "a.png").write_bytes(b"no image")
-    photos = ImageList(write(folder / "list.txt", "a.png 1 0", "b.png 0 0"))
-    assert photos.labels.tolist() == [[True, False], [False, False]]
-    assert photos.unlabelled == 1
-    with pytest.raises(ValueError, match=r"list\.txt, line 1: the image .*a\.png cannot be read"):
-        photos[0]
-
-
-def test_roots_and_prefixes(folder, tmp_path_factory):
-    lists = tmp_path_factory.mktemp("lists")
-    relative = write(lists / "list.txt", "a.png 1 0")
-    prefixed = write(lists / "prefixed.txt", "./data/photos/a.png 1 0")
-    absolute = write(lists / "absolute.txt", f"{folder}/a.png 1 0")
-    expected = str(folder / "a.png")
-    assert ImageList(relative, folder).path(0) == expected
-    assert ImageList(prefixed, folder, strip_prefix="./data/photos/").path(0) == expected
-    assert ImageList(absolute, "/elsewhere").path(0) == expected
-    with pytest.raises(ValueError, match=r"list\.txt, line 1: 'a\.png' does not begin with 'photos/'"):
-        ImageList(relative, folder, strip_prefix="photos/")
-
-
-def test_one_hot_lists_of_single_label_benchmarks_give_class_ids(folder):
-    path = write(folder / "list.txt", "a.png 0 0 1", "b.png 0 0 0", "c.png 1 0 0")
-    assert ImageList(path, multi_label=False).labels.tolist() == [2, -1, 0]
-    assert ImageList(path, multi_label=True).labels.dtype == torch.bool
-
-
-@pytest.mark.parametrize(
-    ("lines", "options", "error", "message"),
-    [
-        (["a.png 0 1", "b.png 0"], {}, ValueError, "line 2: 1 labels, but 2"),
-        (["a.png 0 1", "", "b.png 0 2"], {}, ValueError, "line 3: several labels must be 0 or 1"),
-        (["", "a.png 0 1"], {"num_classes": 3}, ValueError, "line 2: 2 labels, expected 3"),
-        (
-            ["a.png 3", "b.png 9"],
-            {"num_classes": 5},
-            ValueError,
-            "line 2: class id 9, but classes are 0 to 4",
-        ),
-        (["a.png 3", "b.png -2"], {}, ValueError, "line 2: class id -2"),
-        (["a.png", "b.png"], {}, ValueError, "line 1: no label after the path 'a.png'"),
-        (["a.png\tcat"], {}, ValueError, "line 1: no label"),
-        (["a.png 1 0", "b.png 1 1"], {"multi_label": False}, ValueError, "line 2: 2 labels are 1"),
-        (["a.png 1"], {"multi_label": True}, ValueError, "line 1: one class id, but multi-hot"),
-        (
-            ["a.png 1", "", "x.png 1", "y.png 0"],
-            {},
-            FileNotFoundError,
-            r"line 3: there is no image .*x\.png .*1 more",
-        ),
-        (
-            ["a.png 1", "b.png 1", "./a.png 0"],
-            {},
-            ValueError,
-            r"line 3: .*a\.png is listed .*line 1",
-        ),
-        ([], {}, ValueError, "lists no image"),
-    ],
-)
-def test_bad_lines_are_named_by_file_and_line(folder, lines, options, error, message):
-    path = write(folder / "list.txt", *lines)
-    with pytest.raises(error, match=rf"list\.txt.*{message}"):
-        ImageList(path, **options)
-
-
-def test_checks_can_be_left_out(folder):
-    path = write(folder / "list.txt", "gone.png 1", "gone.png 1")
-    photos = ImageList(path, check_files=False, allow_duplicates=True)
-    assert len(photos) == 2
-    with pytest.raises(FileNotFoundError, match=r"list\.txt, line 2: the image .*gone\.png cannot be read"):
-        photos[1]
-
-
-def test_a_list_that_is_no_text_is_refused(folder):
-    with pytest.raises(ValueError, match=r"a\.png is no list of images in UTF-8"):
-        ImageList(folder / "a.png")
-
-
-def test_a_leak_is_named_by_both_files_and_lines(folder):
-    query = ImageList(write(folder / "test.txt", "a.png 1", "b.png 0"))
-    database = ImageList(write(folder / "database.txt", "c.png 1", "", "./b.png 0"))
-    with pytest.raises(
-        ValueError, match=r"1 images are in both .*test\.txt, line 2 and .*database\.txt, line 3"
-    ):
-        check_disjoint(query, database)
-    check_disjoint(query, ImageList(write(folder / "rest.txt", "c.png 1")))
+# List files of a benchmark
 
 
 def hot(*classes, of=20):
@@ -503,7 +380,7 @@ def test_an_image_folder_is_a_benchmark_in_three_lines(tmp_path):
         for number in range(4):
             Image.new("RGB", (4, 4)).save(tmp_path / kind / f"{number}.png")
     photos = LabelledImages(ImageFolder(tmp_path))
-    protocol = own_protocol("pets", photos.labels, query_per_class=1)
+    protocol = custom_protocol("pets", photos.labels, query_per_class=1)
     query, train, database = protocol.split(photos.labels, seeded()).datasets(photos)
     assert [len(part) for part in (query, train, database)] == [2, 6, 6]
     assert photos.classes == ("cat", "dog")
@@ -514,106 +391,9 @@ def test_a_csv_file_is_a_benchmark_in_three_lines(folder):
     kinds = zip("abcdefgh", ["wren", "crow"] * 4, strict=True)
     table = write(folder / "birds.csv", "id,file,kind", *(f"1,{name}.png,{kind}" for name, kind in kinds))
     birds = read_csv(table, image="file", label="kind")
-    protocol = own_protocol("birds", birds.labels, query_per_class=1, train_per_class=2)
+    protocol = custom_protocol("birds", birds.labels, query_per_class=1, train_per_class=2)
     query, train, database = protocol.split(birds.labels, seeded()).datasets(birds)
     assert [len(part) for part in (query, train, database)] == [2, 4, 6]
     assert birds.classes == ("crow", "wren")
     assert birds[1][0].getpixel((0, 0)) == (30, 0, 0)
     assert birds.labels.tolist() == [1, 0] * 4
-
-
-def test_several_classes_in_a_cell_and_none(folder):
-    table = write(folder / "t.csv", "image,label", "a.png,10;2", "b.png,", '"c.png","2"')
-    photos = read_csv(table, separator=";")
-    assert photos.classes == ("2", "10")
-    assert photos.labels.tolist() == [[True, True], [False, False], [True, False]]
-    assert photos.unlabelled == 1
-    single = read_csv(write(folder / "u.csv", "image,label", "a.png,x", "b.png,"), classes=["w", "x"])
-    assert single.labels.tolist() == [1, -1]
-    assert single.num_classes == 2
-
-
-@pytest.mark.parametrize(
-    ("lines", "options", "error", "message"),
-    [
-        (["file,label", "a.png,1"], {}, ValueError, "line 1: no column 'image', only file, label"),
-        (["image,label", "a.png"], {}, ValueError, "line 2: 1 cells, expected 2"),
-        (
-            ["image,label", "", "a.png,x"],
-            {"classes": ["y"]},
-            ValueError,
-            "line 3: the class 'x' is not among y",
-        ),
-        (["image,label", "a.png,1", "a.png,2"], {}, ValueError, "line 3: .* is listed already, .*line 2"),
-        (["image,label", "a.png,1", "z.png,2"], {}, FileNotFoundError, r"line 3: there is no image .*z\.png"),
-        (["image,label"], {}, ValueError, "lists no image below its header"),
-        ([], {}, ValueError, "no column 'image', only none"),
-    ],
-)
-def test_bad_rows_of_a_csv_file_are_named(folder, lines, options, error, message):
-    table = write(folder / "t.csv", *lines)
-    with pytest.raises(error, match=rf"t\.csv.*{message}"):
-        read_csv(table, **options)
-
-
-def test_labelled_images_refuse_what_does_not_fit():
-    with pytest.raises(TypeError, match=r"list has neither \.labels nor \.targets"):
-        LabelledImages(["a", "b"])
-    with pytest.raises(ValueError, match="3 rows, expected 2"):
-        LabelledImages(["a", "b"], torch.arange(3))
-    with pytest.raises(IndexError, match="row 2 is outside the data set of 2 images"):
-        LabelledImages(["a", "b"], torch.arange(2), rows=torch.tensor([0, 2]))
-
-
-@pytest.fixture
-def cifar_folder(tmp_path, monkeypatch):
-    """Files of CIFAR-10's form with 4 images of each class in all; their checksums are those of any file."""
-    names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, None] for name in names[:5]])
-    monkeypatch.setattr(CIFAR10, "test_list", [[names[5], None]])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    targets = np.arange(40) % 10
-    pixels = np.repeat(np.arange(40, dtype=np.uint8)[:, None], 3072, axis=1)
-    for name, rows in zip(names, np.array_split(np.arange(40), 6), strict=True):
-        content = {"data": pixels[rows], "labels": targets[rows].tolist()}
-        (folder / name).write_bytes(pickle.dumps(content))
-    label_names = {"label_names": ["airplane", "automobile", *"abcdefgh"]}
-    (folder / "batches.meta").write_bytes(pickle.dumps(label_names))
-    return tmp_path
-
-
-def test_cifar_is_pooled_training_set_first(cifar_folder):
-    images = protocols.cifar10(cifar_folder)
-    assert (len(images), images.classes[:2]) == (40, ("airplane", "automobile"))
-    assert torch.equal(images.labels, torch.arange(40) % 10)
-    assert [images[row][0].getpixel((0, 0)) for row in (0, 39)] == [(0, 0, 0), (39, 39, 39)]
-    protocol = own_protocol(
-        "small", images.labels, query_per_class=1, train_per_class=2, train_in_database=False
-    )
-    parts = protocol.split(images.labels, seeded()).datasets(images)
-    assert [len(part) for part in parts] == [10, 20, 10]
-    image, label, _ = parts.query[3]
-    assert image.getpixel((0, 0))[0] % 10 == label
-
-
-def test_missing_cifar_files_say_what_to_do(tmp_path):
-    with pytest.raises(RuntimeError, match="download=True"):
-        protocols.cifar10(tmp_path)
-
-
-def test_digits_are_images_of_all_ten_classes():
-    images = protocols.digits()
-    image, label, index = images[1796]
-    assert (image.size, image.mode, int(label), index) == ((8, 8), "RGB", 8, 1796)
-    assert torch.bincount(images.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    pixels = np.array(image)
-    assert pixels[0, 0].tolist() == [255] * 3  # dark on white
-    assert pixels.min() == 0
-
-
-def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install hybridhash\[examples\]"):
-        protocols.digits()

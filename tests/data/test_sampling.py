@@ -119,5 +119,5 @@ def test_batches_are_as_promised(labels: list[int], classes: int, images: int, s
     ("classes", "images", "name"), [(0, 1, "classes_per_batch"), (1, 0, "images_per_class")]
 )
 def test_numbers_below_one_are_refused(classes: int, images: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
         balanced_batches(torch.tensor([0, 1]), classes, images)

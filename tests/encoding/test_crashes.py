@@ -25,8 +25,8 @@ from torch.utils.data import Dataset, TensorDataset
 import hybridhash.codes
 from hybridhash import HashCodes, open_codes
 from hybridhash.codes import pack_codes
-from hybridhash.encoding.shards import read_failures
-from tests.encoding.test_dataset import BITS, IMAGES, LABELS, Net, contents, run
+from hybridhash.encoding import read_failures
+from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, run
 
 DATASET = TensorDataset(IMAGES, LABELS)
 CONTEXT = mp.get_context("forkserver")
@@ -85,7 +85,7 @@ def call(out: Path, dataset: Any, options: dict[str, Any]) -> None:
         run(Net(), dataset, out, **options)
 
 
-# kill -9 ----------------------------------------------------------------------------------------------------
+# Kill -9
 
 
 def call_until(out: Path, event: int) -> None:
@@ -179,7 +179,7 @@ def test_two_calls_at_a_time_are_refused(tmp_path: Path) -> None:
     check_logged(tmp_path / "codes")
 
 
-# full disks -------------------------------------------------------------------------------------------------
+# Full disks
 
 
 def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(
@@ -235,7 +235,7 @@ def test_a_write_that_fails_in_the_middle_leaves_whole_files(tmp_path: Path) -> 
     assert open_codes(out) == HashCodes(expected(), BITS, LABELS, torch.arange(23))
 
 
-# several processes ------------------------------------------------------------------------------------------
+# Several processes
 
 
 def rank_calls(rank: int, world: int, folder: Path, dataset: Any, options: dict[str, Any]) -> None:

@@ -12,8 +12,7 @@ from huggingface_hub.utils import disable_progress_bars
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from hybridhash.codes import HashCodes, pack_codes
-from hybridhash.encoding.loader import encode
+from hybridhash import HashCodes, encode, pack_codes
 
 BITS = 12
 IMAGES = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -78,7 +77,7 @@ class Stream(IterableDataset[tuple[Tensor, Tensor]]):
         return iter(zip(IMAGES, LABELS, strict=True))
 
 
-# what loaders may yield -------------------------------------------------------------------------------------
+# What loaders may yield
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_infinities_have_their_sign_and_zero_is_bit_0() -> None:
     assert encode(Output(output), [IMAGES[:1]], progress=False).packed.tolist() == [[0b10010000]]
 
 
-# what happens to the model ----------------------------------------------------------------------------------
+# What happens to the model
 
 
 def test_it_runs_in_eval_mode_without_gradient_and_puts_every_mode_back() -> None:
@@ -267,7 +266,7 @@ def test_a_gpu_gives_codes_on_the_cpu() -> None:
     assert codes == HashCodes(pack_codes(Net().double().eval()(images)), BITS, LABELS, IDS)
 
 
-# progress ---------------------------------------------------------------------------------------------------
+# Progress
 
 
 def test_progress_counts_images_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +287,7 @@ def test_progress_works_without_a_length(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("10/10") >= 2
 
 
-# bad input --------------------------------------------------------------------------------------------------
+# Bad input
 
 
 @pytest.mark.parametrize("loader", [[], iter(()), DataLoader(TensorDataset(IMAGES[:0]), 4)])

@@ -12,11 +12,12 @@ import pytest
 import timm
 
 from hybridhash import HashCodes, open_codes
-from hybridhash.encoding.shards import read_failures
+from hybridhash.encoding import read_failures
 from hybridhash.hub import save_pretrained
 from tests import ROOT
-from tests.data.test_images import encoded, photo
-from tests.encoding.test_dataset import SMALL, image_folder, run
+from tests._hub_models import SMALL
+from tests.data._images import encoded, photo
+from tests.encoding._helpers import image_folder, run
 
 SCRIPT = ROOT / "examples" / "encode_ray.py"
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-import hybridhash.encoding.shards
+import hybridhash.encoding.opening
 from hybridhash import HashCodes, open_codes
-from hybridhash.encoding.shards import Manifest, read_failures
-from tests.encoding.test_dataset import IMAGES, LABELS, Net, contents, run
+from hybridhash.encoding import Manifest, read_failures
+from tests.encoding._helpers import IMAGES, LABELS, Net, contents, run
 
 SHARD = "shard-00001-of-00003.safetensors"
 MULTI_HOT = torch.rand(23, 11, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_no_merged_file(folder: Path, monkeypatch: pytest.Mon
 
     before = contents(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(hybridhash.encoding.shards, "_blocks", half)
+        patch.setattr(hybridhash.encoding.opening, "_contents", half)
         with pytest.raises(OSError, match="No space left"):
             open_codes(folder)
     assert contents(folder) == before
@@ -126,7 +126,7 @@ def test_all_images_of_a_shard_may_fail(tmp_path: Path) -> None:
     assert len(HashCodes.load(tmp_path / SHARD)) == 0
 
 
-# refused ----------------------------------------------------------------------------------------------------
+# Refused
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -234,4 +234,4 @@ def test_the_manifest_can_be_written_and_read(folder: Path) -> None:
     assert (manifest.complete, manifest.encoded, manifest.bits) == (True, 23, 12)
     manifest.write(folder)
     assert Manifest.read(folder) == manifest
-    assert manifest.no_codes().bits == 12
+    assert manifest.empty_codes().bits == 12

@@ -22,8 +22,8 @@ from tests._hub_models import FILES, Malicious, content, create, images_for
 from tests._hub_server import TOKEN
 
 
-def said(function, *args, **kwargs):
-    """Type and text of the error of a call; for another process, since not every error can be sent."""
+def _error_of(function, *args, **kwargs):
+    """Return type and text of the error of a call, since not every error can be sent between processes."""
     try:
         function(*args, **kwargs)
     except Exception as error:
@@ -31,13 +31,13 @@ def said(function, *args, **kwargs):
     return None, ""
 
 
-def push(repo_id, report=None, *, token=TOKEN, change=None, architecture="hybridhash_16", **kwargs):
+def _push(repo_id, report=None, *, token=TOKEN, change=None, architecture="hybridhash_16", **kwargs):
     model = create(architecture, **(change or {}))
     return push_to_hub(model, repo_id, report, token=token, **kwargs)
 
 
-def codes_of(source, change, cache_dir, by_timm=False):
-    """Codes of a model from the Hub, and of what was pushed."""
+def _codes_of(source, change, cache_dir, by_timm=False):
+    """Return codes of a model from the Hub, and of the model that was pushed."""
     make = functools.partial(timm.create_model, pretrained=True) if by_timm else load
     model, pushed = make(source, cache_dir=cache_dir).eval(), create(**change)
     x = images_for(pushed)
@@ -45,13 +45,13 @@ def codes_of(source, change, cache_dir, by_timm=False):
         return model(x).numpy(), pushed(x).numpy()
 
 
-def failure_of(source, cache_dir, token=None, **kwargs):
-    """What ``load`` says."""
+def _failure_of(source, cache_dir, token=None, **kwargs):
+    """Return type and text of the error of ``load``, with a token or without."""
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
     try:
-        return said(load, source, cache_dir=cache_dir, **kwargs)
+        return _error_of(load, source, cache_dir=cache_dir, **kwargs)
     finally:
         os.environ.pop("HF_TOKEN", None)
 
@@ -77,30 +77,30 @@ def repository(hub, files, request):
 def test_a_published_model_comes_back_exactly(change, hub, online, report, tmp_path):
     name = "-".join(["someone/round-trip", *change])
     report = None if "num_classes" in change else report
-    url = online.call(push, name, report, dataset="CIFAR-10", change=change, private=True)
+    url = online.call(_push, name, report, dataset="CIFAR-10", change=change, private=True)
     repository = hub.repositories[name]
     assert url == f"{hub.url}/{name}/commit/{repository.head}"
     assert repository.private
     assert set(repository.files) == FILES
     repository.private = False
     for by_timm in (True, False):
-        codes, expected = online.call(codes_of, f"hf-hub:{name}", change, tmp_path / str(by_timm), by_timm)
+        codes, expected = online.call(_codes_of, f"hf-hub:{name}", change, tmp_path / str(by_timm), by_timm)
         np.testing.assert_array_equal(codes, expected)
     card = ModelCard(repository.files["README.md"].decode())
     assert f'timm.create_model("hf-hub:{name}", pretrained=True)' in card.text
 
 
 def test_everything_is_pushed_in_one_commit_that_replaces_the_old_numbers(hub, online, report):
-    online.call(push, "someone/again", report, dataset="first")
+    online.call(_push, "someone/again", report, dataset="first")
     repository = hub.repositories["someone/again"]
     commits = len(repository.commits)
-    online.call(push, "someone/again", report, dataset="second", commit_message="Better")
+    online.call(_push, "someone/again", report, dataset="second", commit_message="Better")
     assert repository.commits[commits:] == ["Better"]
     assert "second" in repository.files["README.md"].decode()
 
 
 def test_a_name_without_user_is_that_of_whoever_is_logged_in(hub, online):
-    online.call(push, "short-name")
+    online.call(_push, "short-name")
     assert "hf-hub:someone/short-name" in hub.repositories["someone/short-name"].files["README.md"].decode()
 
 
@@ -111,24 +111,24 @@ def test_a_repository_with_something_else_is_not_overwritten(hub, online, files)
         ("someone/broken", {"config.json": b"{"}, "someone/broken holds no saved model, but config.json"),
     ]:
         repository = hub.add(name, there)
-        kind, text = online.call(said, push, name, architecture="hybridhash_32")
+        kind, text = online.call(_error_of, _push, name, architecture="hybridhash_32")
         assert kind == "FileExistsError"
         assert message in text
         assert "overwrite=True" in text
         assert repository.files == there
-        online.call(push, name, architecture="hybridhash_32", overwrite=True)
+        online.call(_push, name, architecture="hybridhash_32", overwrite=True)
         assert set(repository.files) == FILES | set(there)
 
 
 def test_a_repository_as_the_website_makes_it_counts_as_empty(hub, online):
     repository = hub.add("someone/new", {".gitattributes": b"", "README.md": b"---\nlicense: mit\n---\n"})
-    online.call(push, "someone/new")
+    online.call(_push, "someone/new")
     assert set(repository.files) == FILES | {".gitattributes"}
 
 
 def test_what_is_to_be_private_is_not_pushed_to_a_public_repository(hub, online):
     repository = hub.add("someone/public")
-    kind, text = online.call(said, push, "someone/public", private=True)
+    kind, text = online.call(_error_of, _push, "someone/public", private=True)
     assert kind == "ValueError"
     assert "someone/public is public" in text
     assert repository.files == {}
@@ -146,7 +146,7 @@ def test_a_push_that_fails_names_the_repository_and_changes_nothing(fault, kind,
     there, name = repository
     before = dict(there.files)
     there.fault = fault
-    got, text = online.call(said, push, name, change={"num_classes": 24})
+    got, text = online.call(_error_of, _push, name, change={"num_classes": 24})
     assert got == kind
     assert name in text
     assert re.search(message, text)
@@ -156,7 +156,7 @@ def test_a_push_that_fails_names_the_repository_and_changes_nothing(fault, kind,
 def test_a_push_without_a_good_token_says_to_log_in(hub, online):
     for token in (None, "hf_wrong"):
         for name in ("someone/secret", "secret"):
-            kind, text = online.call(said, push, name, token=token)
+            kind, text = online.call(_error_of, _push, name, token=token)
             assert kind == "PermissionError", text
             assert name in text
             assert "hf auth login" in text
@@ -165,19 +165,19 @@ def test_a_push_without_a_good_token_says_to_log_in(hub, online):
 
 def test_a_push_to_no_such_branch_names_it(online, repository):
     _, name = repository
-    kind, text = online.call(said, push, name, revision="nowhere")
+    kind, text = online.call(_error_of, _push, name, revision="nowhere")
     assert kind == "FileNotFoundError"
     assert f"{name} has no revision 'nowhere'" in text
 
 
 def test_a_model_that_cannot_be_saved_makes_no_repository(hub, online):
-    kind, _ = online.call(said, push, "someone/never", preprocessing={"crop": 1})
+    kind, _ = online.call(_error_of, _push, "someone/never", preprocessing={"crop": 1})
     assert kind == "ValueError"
     assert "someone/never" not in hub.repositories
 
 
 def test_a_push_without_connection_names_the_repository(unconnected):
-    kind, text = unconnected.call(said, push, "someone/model")
+    kind, text = unconnected.call(_error_of, _push, "someone/model")
     assert kind == "ConnectionError"
     assert "the transfer of someone/model failed" in text
 
@@ -203,11 +203,11 @@ def test_what_the_hub_does_wrong_is_named_and_once_repaired_forgotten(
         del config["pretrained_cfg"]["hf_hub_filename"]
         there.files["config.json"] = json.dumps(config).encode()
     there.fault = fault
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path / "cache")
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path / "cache")
     assert got == kind, text
     assert re.search(message.replace("{}", name), text)
     there.fault = None
-    codes, expected = online.call(codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
+    codes, expected = online.call(_codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
     np.testing.assert_array_equal(codes, expected)
 
 
@@ -219,11 +219,11 @@ def test_a_broken_file_in_the_repository_is_fetched_again_once_it_is_repaired(
     good = there.files[filename]
     there.files[filename] = b"{" * len(good)
     head = there.head
-    got, text = online.call(failure_of, f"hf-hub:{name}@{head}", tmp_path / "cache")
+    got, text = online.call(_failure_of, f"hf-hub:{name}@{head}", tmp_path / "cache")
     assert got == "OSError"
     assert f"the download of {name} was damaged and is deleted from the cache" in text
     there.files[filename] = good
-    codes, expected = online.call(codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
+    codes, expected = online.call(_codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
     np.testing.assert_array_equal(codes, expected)
 
 
@@ -232,19 +232,19 @@ def test_a_file_damaged_in_the_cache_is_noticed_in_every_revision_that_uses_it(
 ):
     there, name = repository
     cache = tmp_path / "cache"
-    online.call(codes_of, f"hf-hub:{name}", {}, cache)
+    online.call(_codes_of, f"hf-hub:{name}", {}, cache)
     there.files["README.md"] += b"a newer card"
-    online.call(codes_of, f"hf-hub:{name}", {}, cache)
+    online.call(_codes_of, f"hf-hub:{name}", {}, cache)
     weights = {path.resolve() for path in cache.rglob("model.safetensors")}
     assert len(weights) == 1
     (blob,) = weights
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
-    got, text = online.call(failure_of, f"hf-hub:{name}", cache)
+    got, text = online.call(_failure_of, f"hf-hub:{name}", cache)
     assert (got, name in text) == ("OSError", True)
     assert not blob.exists()
-    codes, expected = online.call(codes_of, f"hf-hub:{name}", {}, cache)
+    codes, expected = online.call(_codes_of, f"hf-hub:{name}", {}, cache)
     np.testing.assert_array_equal(codes, expected)
 
 
@@ -253,9 +253,9 @@ def test_other_repositories_stay_in_the_cache_when_one_is_damaged(hub, online, f
         hub.add("someone/damaged", files, fault=hub_server.FLIPPED),
         hub.add("someone/whole", files),
     )
-    online.call(codes_of, "hf-hub:someone/whole", {}, tmp_path)
+    online.call(_codes_of, "hf-hub:someone/whole", {}, tmp_path)
     before = {path for path in tmp_path.rglob("*") if "whole" in str(path)}
-    assert online.call(failure_of, "hf-hub:someone/damaged", tmp_path)[0] == "OSError"
+    assert online.call(_failure_of, "hf-hub:someone/damaged", tmp_path)[0] == "OSError"
     assert {path for path in tmp_path.rglob("*") if "whole" in str(path)} == before
     assert damaged.files == whole.files
 
@@ -271,50 +271,50 @@ def test_what_is_not_there_is_named(hub, online, repository, tmp_path):
         (f"hf-hub:{name}@v9", "FileNotFoundError", f"{name} has no revision 'v9'"),
         ("hf-hub:no/such/name", "ValueError", "'hf-hub:no/such/name' names no repository: "),
     ]:
-        got, text = online.call(failure_of, source, tmp_path)
+        got, text = online.call(_failure_of, source, tmp_path)
         assert got == kind, text
         assert re.search(message, text)
     del there.files["model.safetensors"]
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path)
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path)
     assert got == "FileNotFoundError"
     assert f"{name} lacks a file of a timm model" in text
     there.files.clear()
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path)
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path)
     assert got == "FileNotFoundError"
     assert f"{name} lacks a file of a timm model" in text
 
 
 def test_a_private_repository_opens_with_the_right_token_only(hub, online, files, tmp_path):
     hub.add("someone/private", files, private=True)
-    got, text = online.call(failure_of, "hf-hub:someone/private", tmp_path)
+    got, text = online.call(_failure_of, "hf-hub:someone/private", tmp_path)
     assert got == "FileNotFoundError"
     assert "someone/private, or a private one" in text
     assert "HF_TOKEN" in text
-    got, text = online.call(failure_of, "hf-hub:someone/private", tmp_path, token="hf_wrong")
+    got, text = online.call(_failure_of, "hf-hub:someone/private", tmp_path, token="hf_wrong")
     assert got == "PermissionError", text
     assert "the Hub refuses someone/private" in text
-    assert online.call(failure_of, "hf-hub:someone/private", tmp_path, token=TOKEN) == (None, "")
+    assert online.call(_failure_of, "hf-hub:someone/private", tmp_path, token=TOKEN) == (None, "")
 
 
 def test_without_a_connection_only_the_cache_is_left(online, offline, unconnected, repository, tmp_path):
     _, name = repository
     empty, filled = tmp_path / "empty", tmp_path / "filled"
-    online.call(codes_of, f"hf-hub:{name}", {}, filled)
+    online.call(_codes_of, f"hf-hub:{name}", {}, filled)
     for process, message in [
         (offline, f"{name} is not in the cache and HF_HUB_OFFLINE forbids a download: load it once without"),
         (unconnected, f"the transfer of {name} failed"),
     ]:
-        got, text = process.call(failure_of, f"hf-hub:{name}", empty)
+        got, text = process.call(_failure_of, f"hf-hub:{name}", empty)
         assert got == "ConnectionError", text
         assert message in text
-        codes, expected = process.call(codes_of, f"hf-hub:{name}", {}, filled)
+        codes, expected = process.call(_codes_of, f"hf-hub:{name}", {}, filled)
         np.testing.assert_array_equal(codes, expected)
 
 
 def test_a_cache_that_cannot_be_written_is_named(online, repository, tmp_path):
     _, name = repository
     (tmp_path / "cache").write_text("a file")
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path / "cache")
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path / "cache")
     assert got in ("FileExistsError", "NotADirectoryError")
     assert text.startswith(("[Errno 17]", "[Errno 20]"))
     assert f"{name}: " in text
@@ -324,7 +324,7 @@ def test_weights_of_another_network_name_the_repository(online, repository, tmp_
     there, name = repository
     save_file(create(depths=(1, 1, 3)).state_dict(), tmp_path / "other.safetensors")
     there.files["model.safetensors"] = (tmp_path / "other.safetensors").read_bytes()
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path / "cache")
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path / "cache")
     assert got == "ValueError"
     assert re.search(rf"{name} could not be loaded: .*unexpected: levels\.2\.blocks\.2", text)
 
@@ -336,18 +336,18 @@ def test_a_pickle_from_the_hub_is_refused_unless_it_holds_tensors_only(online, r
     there.files["config.json"] = json.dumps(config).encode()
     del there.files["model.safetensors"]
     there.files["pytorch_model.bin"] = pickle.dumps(Malicious(), protocol=2)
-    got, text = online.call(failure_of, f"hf-hub:{name}", tmp_path / "cache")
+    got, text = online.call(_failure_of, f"hf-hub:{name}", tmp_path / "cache")
     assert got == "ValueError"
     assert re.search(rf"{name} could not be loaded: .*[Ww]eights.only", text)
     assert not Path("executed").exists()
     torch.save(create().state_dict(), tmp_path / "model.bin")
     there.files["pytorch_model.bin"] = (tmp_path / "model.bin").read_bytes()
-    codes, expected = online.call(codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
+    codes, expected = online.call(_codes_of, f"hf-hub:{name}", {}, tmp_path / "cache")
     np.testing.assert_array_equal(codes, expected)
 
 
-def run_python_blocks(text, folder):
-    """The blocks of a document, one after the other, in ``folder`` and logged in."""
+def _run_python_blocks(text, folder):
+    """Run the blocks of a document one after the other, in ``folder`` and logged in."""
     before = Path.cwd()
     os.chdir(folder)
     os.environ["HF_TOKEN"] = TOKEN
@@ -366,6 +366,6 @@ def run_python_blocks(text, folder):
 
 def test_the_code_of_the_manual_runs(hub, online, tmp_path):
     text = (ROOT / "docs" / "publishing.md").read_text()
-    assert online.call(run_python_blocks, text, tmp_path) == 16
+    assert online.call(_run_python_blocks, text, tmp_path) == 16
     assert hub.repositories["someone/my-hashes"].private
     assert set(hub.repositories["someone/my-hashes"].files) == FILES

@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from safetensors.torch import load_file, save_file
 
 import hybridhash
 from hybridhash.eval import evaluate
-from hybridhash.hub import load, repository, save_pretrained
+from hybridhash.hub import load, model_files, save_pretrained
 from tests._hub_models import FILES, SMALL, Malicious, content, create, images_for
 
 
-def assert_same_codes(model, other):
+def _assert_same_codes(model, other):
     x = images_for(model)
     with torch.inference_mode():
         assert torch.equal(other.eval()(x), model(x))
@@ -60,8 +61,8 @@ def test_a_saved_model_comes_back_exactly(kwargs, change, tmp_path):
         model.eval()
     save_pretrained(model, tmp_path / "model")
     by_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
-    assert_same_codes(model, by_timm)
-    assert_same_codes(model, load(tmp_path / "model"))
+    _assert_same_codes(model, by_timm)
+    _assert_same_codes(model, load(tmp_path / "model"))
     assert by_timm.bits == model.bits
 
 
@@ -71,7 +72,7 @@ def test_a_loaded_model_can_be_saved_and_loaded_again(tmp_path):
     again = load(str(tmp_path / "first"))
     again.reset_classifier(20)
     save_pretrained(again.eval(), tmp_path / "second")
-    assert_same_codes(again, load(f"local-dir:{tmp_path / 'second'}"))
+    _assert_same_codes(again, load(f"local-dir:{tmp_path / 'second'}"))
 
 
 def test_weights_keep_their_dtype_and_memory_format_does_not_matter(tmp_path):
@@ -89,7 +90,7 @@ def test_weights_keep_their_dtype_and_memory_format_does_not_matter(tmp_path):
 def test_wrappers_are_taken_off(wrap, tmp_path):
     model = create()
     save_pretrained(wrap(model), tmp_path)
-    assert_same_codes(model, load(tmp_path))
+    _assert_same_codes(model, load(tmp_path))
 
 
 def test_saving_leaves_the_model_alone(tmp_path):
@@ -265,26 +266,26 @@ def test_the_same_architecture_or_overwrite_replaces_and_leaves_other_files(tmp_
     (tmp_path / "log.txt").write_text("kept")
     newer = create(num_classes=24)
     save_pretrained(newer, tmp_path)
-    assert_same_codes(newer, load(tmp_path))
+    _assert_same_codes(newer, load(tmp_path))
     other = create("hybridhash_32")
     save_pretrained(other, tmp_path, overwrite=True)
-    assert_same_codes(other, load(tmp_path))
+    _assert_same_codes(other, load(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"log.txt"}
 
 
 # All or nothing.
 
 
-def write_half(model, folder, **_):
+def _write_half(model, folder, **_):
     (Path(folder) / "model.safetensors").write_bytes(b"half")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def refuse(*_args, **_kwargs):
+def _refuse(*_args, **_kwargs):
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def fail_at_the_second_file():
+def _fail_at_the_second_file():
     replace, calls = os.replace, []
 
     def failing(source, target):
@@ -297,9 +298,9 @@ def fail_at_the_second_file():
 
 
 FAILURES = {
-    "writing": (repository, "save_for_hf", write_half),
-    "making files": (repository.tempfile, "mkdtemp", refuse),
-    "moving in": (os, "replace", fail_at_the_second_file),
+    "writing": (model_files, "save_for_hf", _write_half),
+    "making files": (tempfile, "mkdtemp", _refuse),
+    "moving in": (os, "replace", _fail_at_the_second_file),
 }
 
 
@@ -311,7 +312,7 @@ def test_a_failed_save_changes_nothing(failure, existing, tmp_path, monkeypatch)
         save_pretrained(create(), folder)
     before = content(tmp_path)
     owner, name, function = FAILURES[failure]
-    monkeypatch.setattr(owner, name, function() if function is fail_at_the_second_file else function)
+    monkeypatch.setattr(owner, name, function() if function is _fail_at_the_second_file else function)
     with pytest.raises(OSError, match=f"not saved to {re.escape(str(folder))}, .*unchanged"):
         save_pretrained(create(num_classes=24), folder)
     assert content(tmp_path) == before
@@ -319,7 +320,7 @@ def test_a_failed_save_changes_nothing(failure, existing, tmp_path, monkeypatch)
     assert not existing or {path.name for path in folder.iterdir()} == FILES
 
 
-def save_with_file_size_limit(folder, limit):
+def _save_with_file_size_limit(folder, limit):
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -337,7 +338,7 @@ def save_with_file_size_limit(folder, limit):
 def test_a_disk_that_takes_no_more_bytes_keeps_the_old_files(online, tmp_path):
     save_pretrained(create(), tmp_path)
     before = content(tmp_path)
-    message = online.call(save_with_file_size_limit, tmp_path, 10_000)
+    message = online.call(_save_with_file_size_limit, tmp_path, 10_000)
     assert "unchanged" in message
     assert content(tmp_path) == before
 
@@ -392,7 +393,7 @@ def test_a_pickle_of_tensors_is_loaded(tmp_path):
     folder = save_pretrained(model, tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert_same_codes(model, load(folder))
+    _assert_same_codes(model, load(folder))
 
 
 @pytest.fixture
@@ -417,9 +418,9 @@ def test_a_folder_loads_with_an_old_timm(overlay, old_timm, tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         timm.create_model(f"local-dir:{folder}", pretrained=True)
     loaded = load(folder, pretrained_cfg_overlay=overlay)
-    assert_same_codes(model, loaded)
+    _assert_same_codes(model, loaded)
     assert loaded.pretrained_cfg["crop_pct"] == (0.5 if overlay else model.pretrained_cfg["crop_pct"])
-    assert_same_codes(model, load(save_pretrained(loaded, tmp_path / "again")))
+    _assert_same_codes(model, load(save_pretrained(loaded, tmp_path / "again")))
 
 
 def test_an_old_timm_is_not_given_a_pickle_that_would_run_code(old_timm, tmp_path, monkeypatch):

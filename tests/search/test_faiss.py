@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hybridhash.search.faiss
 from hybridhash import HashCodes, hamming_distance, hamming_topk, pack_codes
 from hybridhash.search import FaissIndex, SearchIndex
 from hybridhash.search.interface import nearest_first
@@ -23,13 +25,13 @@ faiss = pytest.importorskip("faiss")
 KINDS = ["flat", "ivf", "hnsw", "multihash"]
 
 
-def filled(bits=24, kind="flat", rows=200, **options):
+def _filled(bits=24, kind="flat", rows=200, **options):
     index = FaissIndex(bits, kind, **options)
     index.add(codes(rows, bits, seed=1))
     return index
 
 
-def same(results, others):
+def _same(results, others):
     return all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
 
 
@@ -40,21 +42,21 @@ def same(results, others):
 @given(
     bits=st.integers(1, 130),
     rows=st.integers(1, 80),
-    k=st.integers(1, 100),
+    top_k=st.integers(1, 100),
     radius=st.integers(0, 140),
     seed=st.integers(0, 9),
 )
 def test_flat_gives_the_distances_of_hamming_topk_and_the_ids_that_belong_to_them(
-    bits, rows, k, radius, seed
+    bits, rows, top_k, radius, seed
 ):
     query, database = codes(4, bits, seed), codes(rows, bits, seed + 10)
     index = FaissIndex(bits)
     index.add(database)
-    distances, ids = index.search(query, k)
-    assert torch.equal(distances, hamming_topk(query, database, k)[0])
+    distances, ids = index.search(query, top_k)
+    assert torch.equal(distances, hamming_topk(query, database, top_k)[0])
     every = hamming_distance(query, database)
     assert torch.equal(every.gather(1, ids), distances)
-    assert all(len(row.unique()) == min(k, rows) for row in ids)
+    assert all(len(row.unique()) == min(top_k, rows) for row in ids)
 
     limits, distances, ids = index.range_search(query, radius)
     for row, (start, stop) in enumerate(itertools.pairwise(limits)):
@@ -72,7 +74,7 @@ def test_codes_of_every_form_are_taken(form):
 
 
 def test_results_have_the_promised_types_and_order():
-    index = filled(bits=6)
+    index = _filled(bits=6)
     distances, ids = index.search(codes(5, 6), 40)
     assert (distances.dtype, ids.dtype, distances.shape) == (torch.int16, torch.int64, (5, 40))
     keys = distances.long() * 1000 + ids
@@ -83,11 +85,25 @@ def test_results_have_the_promised_types_and_order():
         assert ((distances[start:stop].long() * 1000 + ids[start:stop]).diff() > 0).all()
 
 
-def test_k_above_the_size_gives_all_codes():
+def test_top_k_above_the_size_gives_all_codes():
     for kind in ("flat", "hnsw"):
-        distances, ids = filled(kind=kind, rows=7).search(codes(2), k=50)
+        distances, ids = _filled(kind=kind, rows=7).search(codes(2), top_k=50)
         assert distances.shape == (2, 7)
         assert sorted(ids[0].tolist()) == list(range(7))
+
+
+def test_no_top_k_gives_all_codes():
+    distances, ids = _filled(rows=7).search(codes(2), None)
+    assert distances.shape == (2, 7)
+    assert sorted(ids[0].tolist()) == list(range(7))
+
+
+def test_top_k_is_still_taken_by_its_old_name():
+    index, query = _filled(), codes(3)
+    with pytest.deprecated_call(match=r"FaissIndex\.search: k= is now top_k="):
+        assert _same(index.search(query, k=5), index.search(query, 5))
+    with pytest.raises(TypeError, match="k= and top_k=, give top_k= only"):
+        index.search(query, top_k=5, k=5)
 
 
 def test_codes_are_not_written_to():
@@ -163,7 +179,7 @@ def test_every_list_of_an_inverted_file_makes_it_exact():
 def test_places_that_an_approximate_index_cannot_fill_say_so():
     index = FaissIndex(16, "multihash", nflip=0, nhash=2, hash_bits=8)
     index.add(torch.ones(3, 16))
-    distances, ids = index.search(torch.full((1, 16), -1.0), k=2)
+    distances, ids = index.search(torch.full((1, 16), -1.0), top_k=2)
     assert ids.tolist() == [[-1, -1]]
     assert distances.tolist() == [[17, 17]]
     assert index.range_search(torch.full((1, 16), -1.0), 16)[0].tolist() == [0, 0]
@@ -220,10 +236,21 @@ def test_codes_without_ids_are_numbered_on():
     ],
 )
 def test_ids_that_cannot_be_added_raise_and_add_nothing(ids, message):
-    index = filled()
+    index = _filled()
     with pytest.raises(ValueError, match=message):
         index.add(HashCodes.from_codes(codes(5), ids=ids))
     assert len(index) == 200
+
+
+def test_ids_between_those_of_the_index_are_added_and_its_own_are_named():
+    rows = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    index = FaissIndex(24)
+    index.add(HashCodes.from_codes(codes(200), ids=2 * rows))
+    for ids in ([1], [399, 3, 201], [500]):
+        index.add(HashCodes.from_codes(codes(len(ids)), ids=torch.tensor(ids)))
+    with pytest.raises(ValueError, match=r"holds 4 of these 5 ids already, 0, 3, 398, \.\.\.: nothing"):
+        index.add(HashCodes.from_codes(codes(5), ids=torch.tensor([398, 7, 0, 500, 3])))
+    assert len(index) == 205
 
 
 def test_numbers_for_codes_without_ids_never_take_an_id_twice():
@@ -235,7 +262,20 @@ def test_numbers_for_codes_without_ids_never_take_an_id_twice():
 
 def test_ids_of_queries_do_not_matter():
     query = HashCodes.from_codes(codes(2), ids=torch.tensor([-1, -1]))
-    assert filled().search(query, 3)[1].shape == (2, 3)
+    assert _filled().search(query, 3)[1].shape == (2, 3)
+
+
+def test_threads_add_and_search_at_the_same_time():
+    index = _filled(rows=50)
+    parts = [codes(20, seed=seed) for seed in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        added = [pool.submit(index.add, part) for part in parts]
+        searched = [pool.submit(index.search, codes(4), 5) for _ in range(100)]
+        for future in added + searched:
+            future.result()
+    assert len(index) == 2050
+    assert sorted(index.search(codes(1), None)[1][0].tolist()) == list(range(2050))
+    assert (index.search(torch.cat(parts), 1)[0] == 0).all()
 
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -256,7 +296,7 @@ NAN[1, 3] = float("nan")
     ],
 )
 def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
-    index = filled()
+    index = _filled()
     arguments = () if action == "add" else (1,)
     with pytest.raises(error, match=message):
         getattr(index, action)(given_codes, *arguments)
@@ -265,21 +305,29 @@ def test_codes_that_do_not_fit_raise(action, given_codes, error, message):
 
 @pytest.mark.parametrize("action", ["add", "search", "range_search"])
 def test_codes_of_another_model_raise(action):
-    index = filled(model="resnet50 1f2e")
+    index = _filled(model_id="resnet50 1f2e")
     arguments = () if action == "add" else (1,)
-    getattr(index, action)(codes(2, seed=5), *arguments, model="resnet50 1f2e")
+    getattr(index, action)(codes(2, seed=5), *arguments, model_id="resnet50 1f2e")
     getattr(index, action)(codes(2, seed=6), *arguments)  # not known
     with pytest.raises(ValueError, match="holds codes of the model 'resnet50 1f2e', these are of 'x'"):
-        getattr(index, action)(codes(2, seed=7), *arguments, model="x")
+        getattr(index, action)(codes(2, seed=7), *arguments, model_id="x")
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: filled().search(codes(2), 0), ValueError, "k must be >= 1, got 0"),
-        (lambda: filled().search(codes(2), 2.0), TypeError, "k must be an int >= 1, got 2.0"),
-        (lambda: filled().range_search(codes(2), -1), ValueError, "radius must be >= 0, got -1"),
-        (lambda: filled().search(codes(0), 1), ValueError, "codes is empty: search needs at least one query"),
+        (
+            lambda: _filled().search(codes(2), 0),
+            ValueError,
+            "top_k must be >= 1, got 0: use None for the whole index",
+        ),
+        (lambda: _filled().search(codes(2), 2.0), TypeError, "top_k must be an int >= 1, got 2.0"),
+        (lambda: _filled().range_search(codes(2), -1), ValueError, "radius must be >= 0, got -1"),
+        (
+            lambda: _filled().search(codes(0), 1),
+            ValueError,
+            "codes is empty: search needs at least one query",
+        ),
         (
             lambda: FaissIndex(24).search(codes(2), 1),
             ValueError,
@@ -297,8 +345,8 @@ def test_codes_of_another_model_raise(action):
             ValueError,
             "nhash=4 tables of hash_bits=16 need",
         ),
-        (lambda: filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
-        (lambda: FaissIndex(64, model=5), TypeError, "model must be a str"),
+        (lambda: _filled(kind="hnsw").tune(nprobe=3), ValueError, "nprobe is an option of kind 'ivf'"),
+        (lambda: FaissIndex(64, model_id=5), TypeError, "model_id must be a str"),
     ],
 )
 def test_arguments_out_of_range_raise(call, error, message):
@@ -307,7 +355,7 @@ def test_arguments_out_of_range_raise(call, error, message):
 
 
 def test_adding_no_codes_changes_nothing():
-    index = filled()
+    index = _filled()
     index.add(codes(0))
     assert len(index) == 200
 
@@ -332,11 +380,11 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
-    index = filled(kind=kind, model="m")
+    index = _filled(kind=kind, model_id="m")
     index.save(tmp_path / "index")
-    loaded = FaissIndex.load(tmp_path / "index", bits=24, model="m")
-    assert same(loaded.search(codes(3), 20), index.search(codes(3), 20))
-    assert (repr(loaded), loaded.model) == (repr(index), "m")
+    loaded = FaissIndex.load(tmp_path / "index", bits=24, model_id="m")
+    assert _same(loaded.search(codes(3), 20), index.search(codes(3), 20))
+    assert (repr(loaded), loaded.model_id) == (repr(index), "m")
     more = codes(30, seed=4)
     loaded.add(more)
     assert len(loaded) == 230
@@ -344,26 +392,50 @@ def test_a_loaded_index_gives_the_same_results_and_goes_on(kind, tmp_path):
 
 
 def test_what_is_tuned_is_saved(tmp_path):
-    index = filled(kind="ivf", nlist=4, nprobe=1)
+    index = _filled(kind="ivf", nlist=4, nprobe=1)
     index.tune(nprobe=4)
     index.save(tmp_path)
     loaded = FaissIndex.load(tmp_path)
     assert torch.equal(loaded.search(codes(3), 9)[0], hamming_topk(codes(3), codes(200, seed=1), 9)[0])
 
 
+def test_model_id_is_still_taken_by_its_old_name(tmp_path):
+    with pytest.deprecated_call(match=r"FaissIndex\.__init__: model= is now model_id="):
+        index = FaissIndex(24, model="m")
+    with pytest.deprecated_call(match=r"FaissIndex\.add: model= is now model_id="):
+        index.add(codes(5), model="m")
+    with pytest.deprecated_call(match="model="), pytest.raises(ValueError, match="these are of 'x'"):
+        index.search(codes(5), 1, model="x")
+    index.save(tmp_path)
+    with pytest.deprecated_call(match=r"FaissIndex\.load: model= is now model_id="):
+        loaded = FaissIndex.load(tmp_path, model="m")
+    with pytest.deprecated_call(match=r"FaissIndex\.model is now FaissIndex\.model_id"):
+        assert loaded.model == "m"
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path):
+    _filled(model_id="m").save(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    content["model"] = content.pop("model_id")
+    (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": "1"}))
+    assert FaissIndex.load(tmp_path, model_id="m").model_id == "m"
+    with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
+        FaissIndex.load(tmp_path, model_id="other")
+
+
 def test_an_index_of_other_codes_is_not_loaded(tmp_path):
-    filled(model="m").save(tmp_path)
+    _filled(model_id="m").save(tmp_path)
     with pytest.raises(ValueError, match="holds codes of 24 bits, not of 64"):
         FaissIndex.load(tmp_path, bits=64)
     with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'other'"):
-        FaissIndex.load(tmp_path, model="other")
+        FaissIndex.load(tmp_path, model_id="other")
 
 
-def the_file(folder):
+def _the_file(folder):
     return next(folder.glob("index-*.faiss"))
 
 
-def damage_manifest(folder, **changes):
+def _damage_manifest(folder, **changes):
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(content | changes))
 
@@ -378,40 +450,40 @@ def damage_manifest(folder, **changes):
         ),
         (lambda f: (f / "manifest.json").write_text("{"), ValueError, "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), ValueError, "is no manifest of an index"),
-        (lambda f: damage_manifest(f, version="9"), ValueError, "version '9' of the format"),
-        (lambda f: damage_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
+        (lambda f: _damage_manifest(f, version="9"), ValueError, "version '9' of the format"),
+        (lambda f: _damage_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
         (
-            lambda f: damage_manifest(f, count=5),
+            lambda f: _damage_manifest(f, count=5),
             ValueError,
             "200 codes of 24 bits, the manifest says 5",
         ),
         (
-            lambda f: damage_manifest(f, bits=64),
+            lambda f: _damage_manifest(f, bits=64),
             ValueError,
             "codes of 24 bits, the manifest says 200 of 64",
         ),
-        (lambda f: the_file(f).unlink(), FileNotFoundError, "index-.*is missing, which the manifest names"),
+        (lambda f: _the_file(f).unlink(), FileNotFoundError, "index-.*is missing, which the manifest names"),
         (
-            lambda f: the_file(f).write_bytes(the_file(f).read_bytes()[:-9]),
+            lambda f: _the_file(f).write_bytes(_the_file(f).read_bytes()[:-9]),
             ValueError,
             "truncated or foreign",
         ),
         (
-            lambda f: the_file(f).write_bytes(b"x" * the_file(f).stat().st_size),
+            lambda f: _the_file(f).write_bytes(b"x" * _the_file(f).stat().st_size),
             ValueError,
-            "faiss is damaged .*: save the index again",
+            "faiss is damaged, its SHA-256 is another: save the index again",
         ),
     ],
 )
 def test_damaged_files_say_what_is_wrong(damage, error, message, tmp_path):
-    filled().save(tmp_path)
+    _filled().save(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=message):
         FaissIndex.load(tmp_path)
 
 
 def test_a_manifest_without_a_key_is_damaged(tmp_path):
-    filled().save(tmp_path)
+    _filled().save(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
     del content["kind"]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
@@ -419,8 +491,58 @@ def test_a_manifest_without_a_key_is_damaged(tmp_path):
         FaissIndex.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_anywhere_in_the_file_is_noticed(kind, tmp_path):
+    _filled(kind=kind).save(tmp_path)
+    file = _the_file(tmp_path)
+    whole = file.read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 50)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged, its SHA-256 is another"):
+            FaissIndex.load(tmp_path)
+
+
+def test_files_of_others_are_not_overwritten_or_deleted(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": "hybridhash.shards"}')
+    (tmp_path / "index-mine.faiss").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"manifest.json is not of an index: save the index to another"):
+        _filled().save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"format": "hybridhash.shards"}'
+    (tmp_path / "manifest.json").unlink()
+    _filled().save(tmp_path)
+    assert (tmp_path / "index-mine.faiss").read_text() == "mine"
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / f".index-{'0' * 16}.faiss.{'1' * 16}.tmp"
+    left.write_bytes(b"half")
+    _filled().save(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".faiss", ".json"]
+
+
+def test_an_index_is_loaded_while_it_is_saved(tmp_path, monkeypatch):
+    index = _filled()
+    index.save(tmp_path)
+    index.add(codes(10, seed=7))
+    real = hybridhash.search.faiss.read_manifest
+    saved = []
+
+    def read_then_save(*args):
+        """Save between reading the manifest and opening the file that it names."""
+        manifest = real(*args)
+        if not saved:
+            saved.append(True)
+            index.save(tmp_path)
+        return manifest
+
+    monkeypatch.setattr(hybridhash.search.faiss, "read_manifest", read_then_save)
+    assert len(FaissIndex.load(tmp_path)) == 210
+
+
 def test_saving_again_replaces_the_older_save(tmp_path):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     index.add(codes(10, seed=7))
     index.save(tmp_path)
@@ -430,7 +552,7 @@ def test_saving_again_replaces_the_older_save(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 100, 3000])
 def test_a_full_disk_leaves_the_older_save_as_it_was(limit, tmp_path):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     index.add(codes(1000, seed=7))
@@ -446,7 +568,7 @@ def test_a_full_disk_leaves_the_older_save_as_it_was(limit, tmp_path):
 
 
 def test_a_failure_between_the_two_files_leaves_the_older_save(tmp_path, monkeypatch):
-    index = filled()
+    index = _filled()
     index.save(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     index.add(codes(10, seed=7))
@@ -469,4 +591,4 @@ def test_an_empty_index_is_not_saved(tmp_path):
 
 def test_the_folder_above_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError):
-        filled().save(tmp_path / "none" / "index")
+        _filled().save(tmp_path / "none" / "index")

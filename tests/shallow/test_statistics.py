@@ -1,5 +1,7 @@
 """One pass over features: exact mean and covariance, a uniform sample, bounded memory."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_without_a_covariance_or_a_sample_none_is_kept():
     assert len(statistics.sample) == 0
     with pytest.raises(ValueError, match="no covariance was kept"):
         _ = statistics.covariance
-    with pytest.raises(ValueError, match="sample_size must not be negative, got -1"):
+    with pytest.raises(ValueError, match="sample_size must be >= 0, got -1"):
         FeatureStatistics(sample_size=-1)
 
 
@@ -123,3 +125,16 @@ def test_bad_batches_are_named_and_leave_the_statistics_as_they_were():
     with pytest.raises(TypeError, match="got ndarray"):
         statistics.update(np.ones((3, 5)))
     assert statistics.count == 9
+
+
+def test_moving_to_the_cpu_keeps_the_generator_and_pickling_leaves_it_out():
+    x = features(200)
+    moved, still = (FeatureStatistics(sample_size=20, generator=torch.Generator()) for _ in range(2))
+    moved.update(x[:100])
+    moved.cpu().update(x[100:])
+    still.update(x[:100])
+    still.update(x[100:])
+    assert torch.equal(moved.sample, still.sample)
+    sent = pickle.loads(pickle.dumps(moved))
+    assert torch.equal(sent.covariance, moved.covariance)
+    assert torch.equal(sent.sample, moved.sample)

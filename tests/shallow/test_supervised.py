@@ -345,9 +345,9 @@ def test_bad_input_is_refused(make):
         make().fit(x, torch.zeros(60, dtype=torch.long))
     with pytest.raises(ValueError, match="needs more labelled images than bits, got 4 for 4 bits"):
         make().fit(x, torch.where(torch.arange(60) < 4, labels, -1))
-    with pytest.raises(ValueError, match="bits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
         make(0).fit(x, labels)
-    with pytest.raises(ValueError, match="iterations must not be negative, got -1"):
+    with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
         make(iterations=-1).fit(x, labels)
     fitted = make().fit(x, labels)
     with pytest.raises(ValueError, match="features are 5 wide, those of fit were 6"):
@@ -357,20 +357,20 @@ def test_bad_input_is_refused(make):
 def test_settings_out_of_range_are_refused():
     x, labels = clusters()
     for estimator in (KSH, SDH):
-        with pytest.raises(ValueError, match="num_anchors must be 1 to 60, the number of images"):
+        with pytest.raises(ValueError, match="num_anchors must be 1 to 60, got 61: they are drawn"):
             estimator(4, num_anchors=61).fit(x, labels)
-        with pytest.raises(ValueError, match=r"width must be positive, got 0\.0"):
+        with pytest.raises(ValueError, match=r"width must be a positive number, got 0\.0"):
             estimator(4, num_anchors=5, width=0.0).fit(x, labels)
     with pytest.raises(ValueError, match=r"the kernel is constant: width 1000000000000\.0 is too large"):
         KSH(4, num_anchors=5, width=1e12).fit(x, labels)
     with pytest.raises(ValueError, match=r"ITQCCA gives at most 6 bits, .* KSH and SDH have no such limit"):
         ITQCCA(7).fit(x, labels)
-    with pytest.raises(ValueError, match="regularization must be positive, got 0"):
+    with pytest.raises(ValueError, match="regularization must be a positive number, got 0"):
         ITQCCA(4, regularization=0).fit(x, labels)
     with pytest.raises(ValueError, match="regularization 1e-300 is too small"):
         ITQCCA(4, regularization=1e-300).fit(x[:, :1].expand(60, 6), labels)
     for setting in ("classifier_ridge", "nu", "kernel_ridge"):
-        with pytest.raises(ValueError, match=f"{setting} must be positive, got -1"):
+        with pytest.raises(ValueError, match=f"{setting} must be a positive number, got -1"):
             SDH(4, num_anchors=5, **{setting: -1}).fit(x, labels)
     shared = torch.nn.functional.one_hot(labels)
     shared[:, 0] = 1

@@ -1,0 +1,125 @@
+"""Checks of codes, ids and indices; :mod:`hybridhash.codes` and the rooms that take codes share them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridhash._checks import check_integer
+
+__all__ = ["MAX_BITS", "as_ids", "as_rows", "check_not_nan", "check_packed", "check_unpacked", "check_width"]
+
+MAX_BITS = 512
+
+
+def check_unpacked(codes: Tensor, name: str = "codes") -> None:
+    """Raise TypeError unless ``codes`` is a real tensor that is not packed."""
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
+    if codes.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
+        )
+    if codes.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {codes.dtype}")
+
+
+def check_not_nan(codes: Tensor, name: str) -> None:
+    """Raise ValueError if a code is NaN."""
+    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
+        count = int(torch.isnan(codes).sum())
+        raise ValueError(
+            f"{name} has NaN in {count} of {codes.numel()} entries, which has no sign: did training diverge?"
+        )
+
+
+def check_packed(packed: Tensor, bits: int, name: str) -> None:
+    """Raise unless ``packed`` is a valid tensor of ``bits``-bit codes."""
+    check_integer("bits", bits, 1, MAX_BITS)
+    check_width(packed, bits, name)
+
+
+def check_width(packed: Tensor, bits: int, name: str) -> None:
+    """Raise unless ``packed`` is uint8 ``(N, ceil(bits / 8))`` with zero padding, for any number of bits."""
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+        kind = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
+        raise TypeError(f"{name} must be a uint8 tensor of packed codes, got {kind}: use pack_codes")
+    width = -(-bits // 8)
+    if packed.ndim != 2 or packed.shape[1] != width:
+        raise ValueError(
+            f"{name} of {bits} bits must be (N, {width}), got shape {tuple(packed.shape)}: is bits right?"
+        )
+    if bits % 8 and bool((packed[:, -1] & (0xFF >> bits % 8)).any()):
+        raise ValueError(
+            f"{name} has bits set in the padding after bit {bits} of its last byte: is bits={bits} right?"
+        )
+
+
+def as_ids(ids: Tensor, *, length: int, name: str = "ids") -> Tensor:
+    """Return ids as int64 ``(length,)``.
+
+    Args:
+        ids: Integers ``(length,)`` of any dtype.
+        length: The number of codes.
+        name: The name of the argument in error messages.
+
+    Raises:
+        TypeError: ``ids`` is not a tensor of integers.
+        ValueError: The shape is wrong.
+
+    Example:
+        >>> as_ids(torch.tensor([7, 9], dtype=torch.int32), length=2)
+        tensor([7, 9])
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
+    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
+    if ids.shape != (length,):
+        raise ValueError(f"{name} must be ({length},), one for each code, got shape {tuple(ids.shape)}")
+    return ids.to(torch.int64)
+
+
+def as_rows(index: object, size: int) -> slice | Tensor:
+    """Return an index as a slice with a positive step, or as row numbers int64.
+
+    Args:
+        index: An int, a slice, a list or range, a bool mask, or a tensor or array of integers.
+        size: The number of rows.
+
+    Raises:
+        TypeError: The index is of no such kind.
+        IndexError: A row is out of range, or a mask has another length.
+
+    Example:
+        >>> as_rows([True, False, True], 3), as_rows(-1, 3)
+        (tensor([0, 2]), tensor([-1]))
+    """
+    if isinstance(index, slice):
+        start, stop, step = index.indices(size)
+        return slice(start, stop, step) if step > 0 else torch.arange(start, stop, step)
+    if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+        index = [int(index)]
+    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool:
+        index = index[None]
+    if not isinstance(index, (list, range, np.ndarray, Tensor)):
+        raise TypeError(
+            f"index must be an int, slice, list, bool mask or integer tensor, got {type(index).__name__}"
+        )
+    rows = torch.as_tensor(index)
+    if rows.shape == (0,) and rows.dtype != torch.bool:
+        rows = rows.long()  # an empty list has no dtype of its own
+    if rows.ndim != 1 or rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.uint8:
+        raise TypeError(
+            f"index must be one-dimensional, of bools or (not uint8) integers, got {rows.dtype} of shape "
+            f"{tuple(rows.shape)}"
+        )
+    if rows.dtype == torch.bool:
+        if rows.shape[0] != size:
+            raise IndexError(f"the mask has {rows.shape[0]} entries for {size} codes")
+        return rows.nonzero()[:, 0]
+    if rows.numel() and not -size <= int(rows.min()) <= int(rows.max()) < size:
+        outside = rows[(rows < -size) | (rows >= size)][0].item()
+        raise IndexError(f"index {outside} is out of range for {size} codes")
+    return rows.long()

@@ -1,0 +1,120 @@
+"""The files of a saved model: the weights, and a config.json from which timm rebuilds the network."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import save_for_hf
+from timm.utils import unwrap_model
+from torch import nn
+
+from hybridhash._inference import check_preprocessing
+
+__all__ = ["CARD", "CONFIG", "WEIGHTS", "model_config", "unwrapped_model", "write_model"]
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# Keys of pretrained_cfg that say where weights came from, which is not where they go.
+_SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
+
+
+def unwrapped_model(model: nn.Module) -> Any:
+    """Return a model of timm without its wrappers, untyped because timm's builder adds attributes to it.
+
+    Raises:
+        TypeError: timm did not make the model.
+    """
+    model = unwrap_model(model)
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "model_args"):
+        raise TypeError(
+            f"model must be a hash model made by timm.create_model, got {type(model).__name__}: "
+            'build it with timm.create_model("hybridhash_...") and load its state dict'
+        )
+    return model
+
+
+def model_config(
+    model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Describe a model as it is now, in the arguments that timm's ``save_for_hf`` takes.
+
+    Raises:
+        ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key.
+    """
+    check_preprocessing(preprocessing)
+    args = {**model.model_args, "num_classes": model.num_classes}
+    architecture = model.pretrained_cfg["architecture"]
+    shape: dict[str, Any] = {}
+    if architecture != "hash_model":  # whose shape is the backbone's
+        args["global_pool"] = model.head.pool_type
+        side = args["img_size"] // model.feature_info[-1]["reduction"]
+        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
+        shape["pool_size"] = (side, side)
+    _check_rebuilds(model, architecture, args)
+    known = {key: value for key, value in model.pretrained_cfg.items() if value is not None}
+    pretrained_cfg = {
+        **{key: value for key, value in known.items() if key not in _SOURCE},
+        **(preprocessing or {}),
+        "tag": tag,
+        "license": license,
+        "num_classes": model.num_classes,
+        **shape,
+        # Named, or timm would report a Hub that is down as a missing pickle.
+        "hf_hub_filename": WEIGHTS,
+    }
+    return {
+        "model_config": {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes},
+        "model_args": args,
+    }
+
+
+def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) -> None:
+    """Write the three files of a model to a folder.
+
+    Args:
+        model: The model; it is not changed.
+        config: What :func:`model_config` returned for it.
+        card: Text of the model card.
+        folder: A folder that exists.
+    """
+    if not all(tensor.is_contiguous() for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model)  # channels-last weights, which safetensors refuses
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.contiguous()
+    save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
+    if model.in_chans not in (1, 3):
+        # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
+        path = folder / CONFIG
+        written = json.loads(path.read_text(encoding="utf-8"))
+        written["pretrained_cfg"]["first_conv"] = None
+        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a network that is built from the arguments takes the weights of the model."""
+    for key, value in args.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(
+                f"{key}={value!r} cannot be written to {CONFIG}: save state_dict() with safetensors, or "
+                "register an architecture of your own that sets it (timm.models.register_model)"
+            ) from None
+    rebuilt = timm.create_model(architecture, pretrained=False, device="meta", **args)
+    differing = _shapes(model).items() ^ _shapes(rebuilt).items()
+    modules = sorted({name.rpartition(".")[0] for name, _ in differing})
+    if modules:
+        raise ValueError(
+            f"the model is not what its arguments build, so its weights could not be loaded again: pruned or "
+            f"replaced are {', '.join(modules[:8])}; save its state_dict() with safetensors"
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,0 +1,63 @@
+"""A small model, images, and encodings of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+
+from hybridhash import encode_dataset
+from hybridhash.codes import pack_codes, read_codes
+from hybridhash.data import read_image
+from hybridhash.encoding import Manifest
+
+BITS = 12
+IMAGES = torch.randn(23, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(23) % 4
+
+
+class Net(nn.Module):
+    """A small hash network; dropout and batch norm tell training from eval mode."""
+
+    def __init__(self, bits: int = BITS, inputs: int = 48) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(inputs, bits)
+        self.sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        return torch.tanh(self.fc(self.drop(images).flatten(1)))
+
+
+def run(model: nn.Module, dataset: Any, out: Path, **options: Any) -> Manifest:
+    options = {"batch_size": 4, "num_workers": 0, "shard_size": 10, "progress": False, **options}
+    return encode_dataset(model, dataset, out, **options)
+
+
+def expected(images: Tensor = IMAGES) -> Tensor:
+    with torch.no_grad():
+        return pack_codes(Net().eval()(images))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What an encoding holds, file by file; the order of metadata in a safetensors header is random."""
+    held: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        if path.suffix == ".safetensors":
+            codes, metadata = read_codes(path)
+            tensors = (codes.packed, codes.labels, codes.ids)
+            held[str(path.relative_to(folder))] = metadata, [t if t is None else t.tolist() for t in tensors]
+        elif path.is_file() and path.name != ".lock":
+            held[str(path.relative_to(folder))] = path.read_bytes()
+    return held
+
+
+def image_folder(root: Path) -> ImageFolder:
+    """Every file of the folder: torchvision alone would leave out GIFs."""
+    return ImageFolder(str(root), loader=read_image, is_valid_file=os.path.isfile)
