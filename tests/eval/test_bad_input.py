@@ -127,7 +127,7 @@ def test_a_cut_below_one_is_refused(metric, top_k):
 
 @pytest.mark.parametrize("metric", CUTS[:-1])
 def test_cuts_of_the_wrong_type_and_no_cuts_are_refused(metric):
-    with pytest.raises(TypeError, match="top_k must be an integer"):
+    with pytest.raises(TypeError, match="top_k must be an int"):
         metric(*random_case(), top_k=2.5)
     with pytest.raises(ValueError, match="empty sequence"):
         metric(*random_case(), top_k=[])
@@ -146,7 +146,7 @@ def test_a_cut_beyond_the_database_is_the_whole_database(metric):
 def test_a_negative_radius_is_refused(metric):
     with pytest.raises(ValueError, match="radius must be >= 0, got -1"):
         metric(*random_case(), radius=-1)
-    with pytest.raises(TypeError, match="radius must be an integer"):
+    with pytest.raises(TypeError, match="radius must be an int"):
         metric(*random_case(), radius=1.5)
 
 
