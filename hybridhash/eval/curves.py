@@ -5,29 +5,28 @@ All items at one distance are within a radius or none is, so that ties do not ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
-from hybridhash.eval.histogram import QueryDatabase, histogram_of, query_database
+from hybridhash.eval.functional import Ties
+from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of, query_database
 from hybridhash.eval.metrics import (
     MeanOptions,
-    Ties,
     as_cuts,
-    as_list,
     check_rules,
-    histograms,
-    is_single,
     join_queries,
-    tie_rule,
     values_per_query,
 )
+from hybridhash.eval.ranking import stable_rankings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -169,16 +168,18 @@ def precision_recall_curve(
     if by == "radius":
         points = list(range(data.bits + 1))
         forms = [functional.precision_by_radius, functional.recall_by_radius]
-        pieces = histograms(data, points, "expected", graded=False)
     else:
         cuts = as_cuts(top_k)
-        points = [data.size if cut is None else min(cut, data.size) for cut in cuts]
-        if is_single(top_k):
+        points = [len(data.database) if cut is None else min(cut, len(data.database)) for cut in cuts]
+        if top_k is None or isinstance(top_k, Integral):
             points = functional.geometric_ranks(points[0])
-        rule = tie_rule(ties)
-        forms = [partial(functional.precision_at, ranks=points, ties=rule)]
-        forms += [partial(functional.recall_at, ranks=points, ties=rule)]
-        pieces = histograms(data, points, ties, graded=False)
+        forms = [partial(functional.precision_at, ranks=points, ties=ties)]
+        forms += [partial(functional.recall_at, ranks=points, ties=ties)]
+    pieces: Iterable[DistanceHistogram]
+    if by == "rank" and ties == "stable":
+        pieces = stable_rankings(data, max(points), graded=False)
+    else:
+        pieces = [histogram_of(data, graded=False)]
     values = values_per_query(forms, pieces)
     precision, recall = join_queries(values, empty, aggregation).chunk(2)
     return PrecisionRecallCurve(precision, recall, torch.tensor(points, device=precision.device))
@@ -191,10 +192,10 @@ def _within(
     empty = options.get("empty", "zero")
     aggregation = options.get("aggregation", "mean")
     check_rules("expected", empty, aggregation)
-    radii = as_list(radius)
+    radii = np.atleast_1d(np.asarray(radius, dtype=object)).tolist()
     if not radii:
         raise ValueError("radius is an empty sequence: give at least one radius")
     radii = [check_integer("radius", value, 0, advice="0 finds equal codes only") for value in radii]
     values = form(histogram_of(data, graded=False))[[min(value, data.bits) for value in radii]]
     values = join_queries(values, empty, aggregation)
-    return values[0] if is_single(radius) else values
+    return values[0] if isinstance(radius, Integral) else values

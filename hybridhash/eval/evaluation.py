@@ -11,14 +11,14 @@ from torch import Tensor
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
-from hybridhash.eval.functional import Denominator, TieRule
+from hybridhash.eval.functional import Denominator, Ties
 from hybridhash.eval.histogram import (
     DistanceHistogram,
     InputOptions,
     histogram_of,
     query_database,
 )
-from hybridhash.eval.metrics import Empty, Ties, check_rules, join_queries, tie_rule, values_per_query
+from hybridhash.eval.metrics import Empty, check_rules, join_queries, values_per_query
 from hybridhash.eval.ranking import stable_rankings
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.eval.statistics import code_statistics
@@ -82,15 +82,15 @@ def evaluate(
     data = query_database(query_codes, query_labels, database_codes, database_labels, options)
     check_settings(top_k, ks, radius, ties, denominator, empty)
     graded = data.query_labels.ndim == 2
-    forms = rank_forms(top_k, ks, ties, denominator, size=data.size, graded=graded)
+    forms = rank_forms(top_k, ks, ties, denominator, size=len(data.database), graded=graded)
     histogram = histogram_of(data, graded=graded)
     pieces: Iterable[DistanceHistogram] = [histogram]
-    ranks = functional.geometric_ranks(data.size)
+    ranks = functional.geometric_ranks(len(data.database))
     if ties == "stable":
-        deepest = None if top_k is None else max(top_k, *(k for k in ks if k <= data.size), 1)
+        deepest = None if top_k is None else max(top_k, *(k for k in ks if k <= len(data.database)), 1)
         pieces = stable_rankings(data, deepest, graded=graded, totals=histogram.grades)
-        ranks = functional.geometric_ranks(data.size, deepest)
-    metrics, curves = rank_results(forms, pieces, ranks, tie_rule(ties), empty)
+        ranks = functional.geometric_ranks(len(data.database), deepest)
+    metrics, curves = rank_results(forms, pieces, ranks, ties, empty)
     precision = functional.precision_within(histogram, radius)
     recall = functional.recall_within(histogram, radius)
     metrics["precision_within_radius"] = float(join_queries(precision, empty, "mean"))
@@ -98,7 +98,7 @@ def evaluate(
     return RetrievalReport(
         queries=len(data.query),
         unlabelled_queries=int((~labelled(data.query_labels)).sum()),
-        database=data.size,
+        database=len(data.database),
         bits=data.bits,
         top_k=top_k,
         radius=radius,
@@ -131,14 +131,13 @@ def rank_forms(
     top_k: int | None, ks: Sequence[int], ties: Ties, denominator: Denominator, *, size: int, graded: bool
 ) -> dict[str, Form]:
     """The metrics of a report that depend on ranks only, by name."""
-    rule = tie_rule(ties)
     mean_ap = partial(functional.average_precision, top_k=top_k, denominator=denominator)
-    forms: dict[str, Form] = {"map": partial(mean_ap, ties=rule)}
+    forms: dict[str, Form] = {"map": partial(mean_ap, ties=ties)}
     if ties == "expected":
         forms |= {"map_best": partial(mean_ap, ties="best"), "map_worst": partial(mean_ap, ties="worst")}
     if graded:
-        forms["weighted_map"] = partial(mean_ap, ties=rule, weighted=True)
-    forms["mrr"] = partial(functional.reciprocal_rank, top_k=top_k, ties=rule)
+        forms["weighted_map"] = partial(mean_ap, ties=ties, weighted=True)
+    forms["mrr"] = partial(functional.reciprocal_rank, top_k=top_k, ties=ties)
     by_k = {
         "precision": functional.precision,
         "recall": functional.recall,
@@ -149,7 +148,7 @@ def rank_forms(
         by_k["acg"] = functional.average_cumulative_gain
     for k in sorted({int(k) for k in ks}):
         if k <= size:
-            forms |= {f"{name}@{k}": partial(form, top_k=k, ties=rule) for name, form in by_k.items()}
+            forms |= {f"{name}@{k}": partial(form, top_k=k, ties=ties) for name, form in by_k.items()}
     return forms
 
 
@@ -157,7 +156,7 @@ def rank_results(
     forms: dict[str, Form],
     pieces: Iterable[DistanceHistogram],
     ranks: list[int],
-    rule: TieRule,
+    ties: Ties,
     empty: Empty,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Means over the queries of the forms, by name, and of precision and recall at each of many ranks.
@@ -165,8 +164,8 @@ def rank_results(
     A curve is the mean over the queries that have a relevant item, whatever ``empty`` says.
     """
     both = [
-        partial(functional.precision_at, ranks=ranks, ties=rule),
-        partial(functional.recall_at, ranks=ranks, ties=rule),
+        partial(functional.precision_at, ranks=ranks, ties=ties),
+        partial(functional.recall_at, ranks=ranks, ties=ties),
     ]
     values = values_per_query([*forms.values(), *both], pieces)
     metrics = join_queries(values[: len(forms)], empty, "mean").tolist()

@@ -13,6 +13,7 @@ Items at the same distance form a *tie group*; ``ties`` says what is done with t
 
 - ``"expected"``: the exact mean over all orders.
 - ``"best"``, ``"worst"``: the largest and the smallest value that an order can give.
+- ``"stable"``: database order, only for the histogram of a ranking, which has no ties; all others need codes.
 
 Notation in formulas and code, for one query and one tie group:
 
@@ -28,17 +29,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.eval.histogram import DistanceHistogram
 
 __all__ = [
     "Denominator",
-    "TieRule",
+    "Ties",
     "average_cumulative_gain",
     "average_precision",
     "geometric_ranks",
@@ -56,8 +59,9 @@ __all__ = [
     "reciprocal_rank",
 ]
 
-TieRule = Literal["expected", "best", "worst"]
+Ties = Literal["expected", "stable", "best", "worst"]
 Denominator = Literal["hits", "relevant"]
+Gain = Literal["linear", "exponential"]
 
 # Numbers in one table of (queries, hits) or (queries, ranks).
 _TABLE = 1 << 20
@@ -79,16 +83,12 @@ class TieGroups(NamedTuple):
     R: Tensor
     G: Tensor
 
-    def rows(self, queries: slice) -> TieGroups:
-        """The tie groups of some of the queries."""
-        return TieGroups(*[values[queries] for values in self])
-
 
 def average_precision(
     histogram: DistanceHistogram,
     top_k: int | None = None,
     *,
-    ties: TieRule = "expected",
+    ties: Ties = "expected",
     denominator: Denominator = "hits",
     weighted: bool = False,
 ) -> Tensor:
@@ -122,33 +122,30 @@ def average_precision(
     k = _cut(histogram, top_k)
     if histogram.is_ranking:
         return _ranked_precision(histogram, k, denominator, weighted)
-    harmonic = _cumulative(1 / _ranks(k, histogram))
-    by_rule = _ordered(histogram, ties)
-    sums = _precision_sums(_tie_groups(by_rule, k, by_rule.gains() if weighted else None), harmonic)
+    likely = k if ties != "expected" else min(k, int(2 * _TAIL * math.sqrt(k)) + 4)
+    step = max(1, _TABLE // likely)  # queries whose tables of the possible numbers of hits are held at a time
+    if len(histogram.counts) > step:
+        parts = [histogram[start : start + step] for start in range(0, len(histogram.counts), step)]
+        form = partial(average_precision, ties=ties, denominator=denominator, weighted=weighted)
+        return torch.cat([form(part, top_k) for part in parts])
+    gain: Gain | None = "linear" if weighted else None
+    ranks = torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
+    harmonic = F.pad((1 / ranks).cumsum(0), (1, 0))
+    sums = _precision_sums(_tie_groups(histogram, k, ties, gain), harmonic)
     if denominator == "relevant":
         value = sums.sum(1) / histogram.total_relevant.clamp(1, k)
         return value.masked_fill(histogram.total_relevant == 0, math.nan)
 
     # The number of hits, and so the divisor, is open in the group that the cut splits: the last with a < k.
-    groups = _tie_groups(histogram, k, histogram.gains() if weighted else None)
+    groups = _tie_groups(histogram, k, "expected", gain)
     split = ((groups.a < k) & (groups.n > 0)).long().cumsum(1).argmax(1, keepdim=True)
     before = torch.arange(groups.n.shape[1], device=split.device) < split
     head = (sums.view(*before.shape, -1).sum(2) * before).sum(1, keepdim=True)
     group = TieGroups(*[values.gather(1, split) for values in groups])
+    if ties == "expected":
+        return _expected_over_hits(head, group, harmonic)
     grades = histogram.counts.gather(1, split[:, :, None].expand(-1, -1, histogram.counts.shape[2]))[:, 0]
-
-    likely = k if ties != "expected" else min(k, int(2 * _TAIL * math.sqrt(k)) + 4)
-    step = max(1, _TABLE // likely)
-    values = [head.new_zeros(0)]
-    for start in range(0, len(split), step):
-        rows = slice(start, start + step)
-        part = group.rows(rows)
-        if ties == "expected":
-            values.append(_expected_over_hits(head[rows], part, harmonic))
-        else:
-            best = ties == "best"
-            values.append(_extreme_over_hits(head[rows], part, grades[rows], harmonic, best, weighted))
-    return torch.cat(values)
+    return _extreme_over_hits(head, group, grades, harmonic, ties == "best", weighted)
 
 
 def _precision_sums(groups: TieGroups, harmonic: Tensor) -> Tensor:
@@ -186,7 +183,9 @@ def _expected_over_hits(head: Tensor, group: TieGroups, harmonic: Tensor) -> Ten
     width = _TAIL * (m * (1 - (m - 1).clamp(min=0) / n.clamp(min=1))).sqrt() + 1
     low = torch.maximum(lowest, (mean - width).floor())
     high = torch.minimum(highest, (mean + width).ceil())
-    hits, possible = _hit_numbers(low, high)
+    hits = low + torch.arange(int((high - low).max()) + 1, device=low.device)
+    possible = hits <= high
+    hits = torch.minimum(hits, high)
 
     # P(x + 1) / P(x) = (r - x) (m - x) / ((x + 1) (n - r - m + x + 1)): sum the logarithms, then normalise.
     ratio = ((r - hits) * (m - hits)) / ((hits + 1) * (n - r - m + hits + 1))
@@ -217,7 +216,9 @@ def _extreme_over_hits(
     """
     low = (group.m - (group.n - group.r)).clamp(min=0)
     high = torch.minimum(group.m, group.r)
-    hits, possible = _hit_numbers(low, high)
+    hits = low + torch.arange(int((high - low).max()) + 1, device=low.device)
+    possible = hits <= high
+    hits = torch.minimum(hits, high)
     shift = group.a.expand_as(hits) if best else group.a + group.m - hits  # the i-th hit has rank shift + i
     total = torch.zeros_like(hits)
     count = torch.zeros_like(group.a)  # hits of the grades so far, and the gains of all ranks so far
@@ -242,28 +243,21 @@ def _extreme_over_hits(
     return value.masked_fill((group.R + high == 0)[:, 0], math.nan)
 
 
-def _hit_numbers(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers ``low..high`` of each query ``(q, most)``, and which of them are not padding."""
-    numbers = low + torch.arange(int((high - low).max()) + 1, device=low.device)
-    return torch.minimum(numbers, high), numbers <= high
-
-
 def _ranked_precision(
     histogram: DistanceHistogram, k: int, denominator: Denominator, weighted: bool
 ) -> Tensor:
     """Average precision of rankings, by its definition: one row of relevance and one cumulative sum each."""
-    counts = histogram.counts[:, :k]
-    relevant = counts[:, :, 1:].any(2)
+    ranking = histogram.head(k)
+    relevant = ranking.counts[:, :, 1:].any(2)
     hits = relevant.cumsum(1)
-    gained = (counts.double() @ histogram.gain_values()).cumsum(1) if weighted else hits
-    total = (gained / _ranks(counts.shape[1], histogram)).mul_(relevant).sum(1)
+    gained = ranking.gains().cumsum(1) if weighted else hits
+    ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)
+    total = (gained / ranks).mul_(relevant).sum(1)
     divisor = hits[:, -1] if denominator == "hits" else histogram.total_relevant.clamp(max=k)
     return total / divisor.double().where(divisor > 0, math.nan)
 
 
-def precision(
-    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
-) -> Tensor:
+def precision(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
     """Compute the share of relevant items among the first ``min(top_k, Nd)``: float64 ``(Nq,)``.
 
     Example:
@@ -274,58 +268,61 @@ def precision(
     return precision_at(histogram, [_cut(histogram, top_k)], ties=ties)[0]
 
 
-def recall(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
+def recall(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
     """Compute the share of all relevant items that are among the first ``top_k``: float64 ``(Nq,)``."""
     return recall_at(histogram, [_cut(histogram, top_k)], ties=ties)[0]
 
 
-def precision_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+def precision_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
     """Compute :func:`precision` at each of many ranks: float64 ``(ranks, Nq)``."""
     depth = torch.tensor(ranks, device=histogram.counts.device)[:, None].clamp(max=histogram.total_items)
     return _nan_without_relevant(hits_at(histogram, ranks, ties=ties) / depth.clamp(min=1), histogram)
 
 
-def recall_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+def recall_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
     """Compute :func:`recall` at each of many ranks: float64 ``(ranks, Nq)``."""
     hits = hits_at(histogram, ranks, ties=ties)
     return _nan_without_relevant(hits / histogram.total_relevant.clamp(min=1), histogram)
 
 
-def hits_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: TieRule = "expected") -> Tensor:
+def hits_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
     """Compute the mean number of relevant items among the first ``ranks``: float64 ``(ranks, Nq)``."""
-    by_rule = _ordered(histogram, ties)
-    items = by_rule.items.cumsum(1)
-    relevant = by_rule.relevant.cumsum(1)
-    rank = torch.tensor(ranks, device=items.device).expand(len(items), -1).contiguous()
+    groups = _tie_groups(histogram, max(ranks), ties)
+    items = groups.n.cumsum(1)
+    rank = torch.tensor(ranks, dtype=torch.float64, device=items.device).expand(len(items), -1).contiguous()
     # The first group whose items, with those before it, reach the rank; the last group for ranks beyond all.
     group = torch.searchsorted(items, rank).clamp(max=items.shape[1] - 1)
-    n = by_rule.items.gather(1, group)
-    r = by_rule.relevant.gather(1, group)
+    n = groups.n.gather(1, group)
     taken = n - (items.gather(1, group) - rank).clamp(min=0)
-    # All relevant items of the groups before it, and of its own items ``taken``, each relevant in r of n.
-    return (relevant.gather(1, group) - r + taken * r / n.clamp(min=1).double()).T
+    # All relevant items of the groups before it, and ``taken`` of its own items, each relevant in r of n.
+    return (groups.R.gather(1, group) + taken * groups.r.gather(1, group) / n.clamp(min=1)).T
 
 
-def hit_rate(histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected") -> Tensor:
+def hit_rate(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
     """Compute the probability that one of the first ``top_k`` items is relevant: float64 ``(Nq,)``."""
     return _nan_without_relevant(_first_hit(histogram, top_k, ties)[0], histogram)
 
 
 def reciprocal_rank(
-    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
+    histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected"
 ) -> Tensor:
     """Compute 1 / (rank of the first relevant item), 0 if it lies beyond ``top_k``: float64 ``(Nq,)``."""
     return _nan_without_relevant(_first_hit(histogram, top_k, ties)[1], histogram)
 
 
-def _first_hit(histogram: DistanceHistogram, top_k: int | None, ties: TieRule) -> tuple[Tensor, Tensor]:
+def _first_hit(histogram: DistanceHistogram, top_k: int | None, ties: Ties) -> tuple[Tensor, Tensor]:
     """Probability of a hit within the cut, and the mean of 1 / its rank.
 
     The first hit lies in the first tie group with a relevant item. Its first i items hold none with
     probability ``S(i) = prod_{j < i} (n - r - j) / (n - j)``, so the first hit is at place i with probability
     ``S(i - 1) - S(i)``, where its rank is ``a + i``.
     """
-    groups = _tie_groups(_ordered(histogram, ties), _cut(histogram, top_k))
+    k = _cut(histogram, top_k)
+    if histogram.is_ranking:
+        relevant = histogram.head(k).counts[:, :, 1:].any(2)
+        found = relevant.any(1).double()
+        return found, found / (relevant.byte().argmax(1) + 1)
+    groups = _tie_groups(histogram, k, ties)
     first = (groups.r > 0).byte().argmax(1, keepdim=True)
     a, n, m, r, *_ = [values.gather(1, first) for values in groups]
     m = torch.where(r > 0, m, 0)
@@ -348,15 +345,14 @@ def _first_hit(histogram: DistanceHistogram, top_k: int | None, ties: TieRule) -
 
 
 def average_cumulative_gain(
-    histogram: DistanceHistogram, top_k: int | None = None, *, ties: TieRule = "expected"
+    histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected"
 ) -> Tensor:
     """Compute the mean number of shared labels of the first ``min(top_k, Nd)`` items: float64 ``(Nq,)``.
 
     Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
     """
     k = _cut(histogram, top_k)
-    by_rule = _ordered(histogram, ties)
-    groups = _tie_groups(by_rule, k, by_rule.gains())
+    groups = _tie_groups(histogram, k, ties, "linear")
     gain = (groups.m * groups.g / groups.n.clamp(min=1)).sum(1)
     return _nan_without_relevant(gain / histogram.total_items.clamp(1, k).double(), histogram)
 
@@ -365,7 +361,7 @@ def ndcg(
     histogram: DistanceHistogram,
     top_k: int | None = None,
     *,
-    ties: TieRule = "expected",
+    ties: Ties = "expected",
     exponential: bool = True,
 ) -> Tensor:
     """Compute the discounted cumulative gain of the first ``top_k`` items over that of the ideal ranking.
@@ -379,17 +375,18 @@ def ndcg(
     Source: gains as Zhao et al., CVPR 2015; ties as He et al., CVPR 2018.
     """
     k = _cut(histogram, top_k)
-    discount = _cumulative(1 / (1 + _ranks(k, histogram)).log2())
-
-    def gained(ranking: DistanceHistogram) -> Tensor:
-        groups = _tie_groups(ranking, k, ranking.gains(exponential=exponential))
-        discounts = discount[(groups.a + groups.m).long()] - discount[groups.a.long()]
-        return (groups.g / groups.n.clamp(min=1) * discounts).sum(1)
-
+    gain: Gain = "exponential" if exponential else "linear"
+    ranks = torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
+    discount = F.pad((1 / (1 + ranks).log2()).cumsum(0), (1, 0))
     # In the ideal ranking the whole database is one tie group, put into the best order.
     everything = DistanceHistogram(histogram.grades[:, None], histogram.grades)
-    ideal = gained(everything.sorted_ties(best=True))
-    return gained(_ordered(histogram, ties)) / ideal.where(ideal > 0, math.nan)
+    actual = _tie_groups(histogram, k, ties, gain)
+    perfect = _tie_groups(everything, k, "best", gain)
+    gained, ideal = [
+        (g / n.clamp(min=1) * (discount[(a + m).long()] - discount[a.long()])).sum(1)
+        for a, n, m, _, g, _, _ in (actual, perfect)
+    ]
+    return gained / ideal.where(ideal > 0, math.nan)
 
 
 def precision_within(histogram: DistanceHistogram, radius: int) -> Tensor:
@@ -430,14 +427,20 @@ def geometric_ranks(size: int, top_k: int | None = None, *, points: int = 100) -
     return sorted(set(steps.round().long().tolist()))
 
 
-def _tie_groups(histogram: DistanceHistogram, k: int, gains: Tensor | None = None) -> TieGroups:
-    """The tie groups of a histogram, cut after rank ``k``; without gains, a relevant item gains 1."""
-    if histogram.is_ranking:  # rank by rank: nothing beyond the cut matters
-        histogram = DistanceHistogram(histogram.counts[:, :k], histogram.grades)
-        gains = None if gains is None else gains[:, :k]
+def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Gain | None = None) -> TieGroups:
+    """The tie groups of a histogram, cut after rank ``k``; without ``gain``, a relevant item gains 1.
+
+    With ``"best"`` and ``"worst"`` the groups are split by grade, so that no order inside of them matters.
+    """
+    check_choice("ties", ties, ("expected", "stable", "best", "worst"))
+    if ties == "stable" and not histogram.is_ranking:
+        raise ValueError("a histogram does not know the order of tied items: use the metrics")
+    histogram = histogram.head(k)
+    if ties in ("best", "worst"):
+        histogram = histogram.sorted_ties(best=ties == "best")
     n = histogram.items
     r = histogram.relevant
-    g = r.double() if gains is None else gains
+    g = r.double() if gain is None else histogram.gains(exponential=gain == "exponential")
     a = (n.cumsum(1) - n).clamp(max=k)  # nothing is looked up beyond the cut
     m = torch.minimum(n, k - a)
     R = r.cumsum(1) - r
@@ -450,22 +453,6 @@ def _cut(histogram: DistanceHistogram, top_k: int | None) -> int:
     if top_k is not None:
         size = min(check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database"), size)
     return max(1, size)
-
-
-def _ordered(histogram: DistanceHistogram, ties: TieRule) -> DistanceHistogram:
-    """The histogram with its tie groups (``expected``), or with each split by grade (``best``, ``worst``)."""
-    check_choice("ties", ties, ("expected", "best", "worst"))
-    return histogram if ties == "expected" else histogram.sorted_ties(best=ties == "best")
-
-
-def _ranks(k: int, histogram: DistanceHistogram) -> Tensor:
-    """The ranks 1..k: float64 ``(k,)``."""
-    return torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
-
-
-def _cumulative(weights: Tensor) -> Tensor:
-    """Sums of the first 0..k of ``k`` weights of ranks: float64 ``(k + 1,)``."""
-    return torch.cat([weights.new_zeros(1), weights.cumsum(0)])
 
 
 def _group_of(histogram: DistanceHistogram, radius: int) -> int:

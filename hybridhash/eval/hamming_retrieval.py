@@ -13,8 +13,8 @@ from torch import Tensor
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import MAX_BITS, HashCodes, as_packed
 from hybridhash.eval.evaluation import check_settings, evaluate
-from hybridhash.eval.functional import Denominator
-from hybridhash.eval.metrics import Empty, Ties
+from hybridhash.eval.functional import Denominator, Ties
+from hybridhash.eval.metrics import Empty
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.labels import as_labels
 

@@ -85,11 +85,6 @@ class QueryDatabase:
     self_rows: Tensor | None = None
     chunk_size: int | None = None
 
-    @property
-    def size(self) -> int:
-        """Number of database items."""
-        return self.database.shape[0]
-
 
 @dataclass(frozen=True)
 class DistanceHistogram:
@@ -99,13 +94,15 @@ class DistanceHistogram:
         counts: int64 ``(Nq, groups, grades)``; ``counts[q, d, s]`` items of tie group ``d`` share ``s``
             labels with query ``q``. Groups are in the order of retrieval: the Hamming distances 0..bits.
             Where only relevance is counted there are two grades, 0 and 1. Of a ranking: bool, one group for
-            each rank.
+            each rank, empty groups last.
         grades: int64 ``(Nq, grades)``: items of each grade in the whole database; more than ``counts`` sums
             to if the groups are only the head of a ranking.
+        is_ranking: whether each group is a rank, so that there are no ties.
     """
 
     counts: Tensor
     grades: Tensor
+    is_ranking: bool = False
 
     def __len__(self) -> int:
         """Number of queries."""
@@ -113,12 +110,7 @@ class DistanceHistogram:
 
     def __getitem__(self, queries: slice | Tensor) -> DistanceHistogram:
         """The histogram of some of the queries."""
-        return DistanceHistogram(self.counts[queries], self.grades[queries])
-
-    @property
-    def is_ranking(self) -> bool:
-        """Whether each group is a rank, so that there are no ties."""
-        return self.counts.dtype == torch.bool
+        return DistanceHistogram(self.counts[queries], self.grades[queries], self.is_ranking)
 
     @cached_property
     def items(self) -> Tensor:
@@ -142,12 +134,14 @@ class DistanceHistogram:
 
     def gains(self, *, exponential: bool = False) -> Tensor:
         """Sum the numbers s of shared labels, or 2^s - 1, of each group: float64 ``(Nq, groups)``."""
-        return self.counts.double() @ self.gain_values(exponential=exponential)
-
-    def gain_values(self, *, exponential: bool = False) -> Tensor:
-        """Return what an item of each grade s is worth, s or 2^s - 1: float64 ``(grades,)``."""
         grade = torch.arange(self.counts.shape[2], dtype=torch.float64, device=self.counts.device)
-        return torch.exp2(grade) - 1 if exponential else grade
+        return self.counts.double() @ (torch.exp2(grade) - 1 if exponential else grade)
+
+    def head(self, k: int) -> DistanceHistogram:
+        """Return the first ``k`` ranks of a ranking; a histogram of distances as it is."""
+        if not self.is_ranking or self.counts.shape[1] <= k:
+            return self
+        return DistanceHistogram(self.counts[:, :k], self.grades, self.is_ranking)
 
     def sorted_ties(self, *, best: bool) -> DistanceHistogram:
         """Split each tie group by grade: high grades first (``best``) or last.
@@ -280,57 +274,41 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
     if graded and data.query_labels.ndim == 2:
         grades = 1 + max(1, min(most_labels(data.query_labels), most_labels(data.database_labels)))
     if data.query.device.type == "cpu":
-        counts = _count_on_cpu(data, grades, graded)
+        counts = torch.zeros((len(data.query), data.bits + 1, grades), dtype=torch.int64)
+        query = data.query.numpy()
+        span = min(data.chunk_size or _SPAN, _SPAN)
+        if data.query_labels.ndim == 2:
+            span = max(1, min(span, _LABEL_BYTES // data.query_labels.shape[1]))
+        for start in range(0, len(data.database), span):
+            items = slice(start, start + span)
+            grade_of = _grade_rows(data.query_labels, data.database_labels[items], grades, graded)
+            packed_counts(query, data.database[items].numpy(), data.bits, grade_of, counts.numpy())
     else:
         counts = _count_on_device(data, grades, graded)
     if data.self_rows is not None:
         rows = (data.self_rows >= 0).nonzero()[:, 0]
-        items = data.self_rows[rows]
-        differing = unpack_bits(data.query[rows], data.bits) != unpack_bits(data.database[items], data.bits)
-        grade = _shared_with_self(data.query_labels[rows], data.database_labels[items]).clamp(max=grades - 1)
+        own = data.self_rows[rows]
+        differing = unpack_bits(data.query[rows], data.bits) != unpack_bits(data.database[own], data.bits)
+        grade = _shared_with_self(data.query_labels[rows], data.database_labels[own]).clamp(max=grades - 1)
         counts[rows, differing.sum(1), grade] -= 1
     return DistanceHistogram(counts, counts.sum(1))
 
 
-def _count_on_cpu(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
-    """Items at each distance and of each grade, int64 ``(Nq, bits + 1, grades)``, span by span."""
-    counts = torch.zeros((len(data.query), data.bits + 1, grades), dtype=torch.int64)
-    span = _SPAN
-    if data.query_labels.ndim == 2:
-        span = max(1, min(span, _LABEL_BYTES // data.query_labels.shape[1]))
-    if data.chunk_size is not None:
-        span = min(span, data.chunk_size)
-    for start in range(0, data.size, span):
-        items = slice(start, start + span)
-        if data.query_labels.ndim == 1:
-            grade_of = _relevance_of_ids(data.query_labels, data.database_labels[items])
-        else:
-            grade_of = _grades_of_rows(data.query_labels, data.database_labels[items], grades, graded)
-        packed_counts(data.query.numpy(), data.database[items].numpy(), data.bits, grade_of, counts.numpy())
-    return counts
+def _grade_rows(query_labels: Tensor, labels: Tensor, grades: int, graded: bool) -> Callable[[int], Array]:
+    """Return a function from the row of a query to the grade of each item: unsigned or bool ``(n,)``."""
+    if query_labels.ndim == 1:
+        query = query_labels.tolist()
+        small = np.min_scalar_type(-2 - max(0, int(labels.max())))  # few bytes an item are compared faster
+        ids = labels.masked_fill(labels < 0, -2).numpy().astype(small)  # two times -1 is no common label
+        return lambda row: np.equal(ids, query[row])
 
-
-def _relevance_of_ids(query_labels: Tensor, labels: Tensor) -> Callable[[int], Array]:
-    """A function from the row of a query to whether each item has its class: bool ``(n,)``."""
-    query = query_labels.tolist()
-    small = np.min_scalar_type(-2 - max(0, int(labels.max())))  # few bytes an item are compared faster
-    ids = labels.masked_fill(labels < 0, -2).numpy().astype(small)  # -1 on both sides is no common label
-    return lambda row: np.equal(ids, query[row])
-
-
-def _grades_of_rows(
-    query_labels: Tensor, labels: Tensor, grades: int, graded: bool
-) -> Callable[[int], Array]:
-    """A function from the row of a query to the grade of each item: unsigned ``(n,)``.
-
-    The labels are kept as one row of bytes for each class: the rows of a query's own classes are joined.
-    """
-    query = query_labels.numpy()
+    # One row of bytes for each class: the rows of the query's own classes are joined.
+    hot = query_labels.numpy()
     classes = np.ascontiguousarray(labels.numpy().T).view(np.uint8)
     kind = np.min_scalar_type(grades - 1)
 
     def grade_of(row: int) -> Array:
-        own = classes[np.flatnonzero(query[row])]
+        own = classes[np.flatnonzero(hot[row])]
         joined = np.add.reduce(own, axis=0, dtype=kind) if graded else np.bitwise_or.reduce(own, axis=0)
         return np.asarray(joined)
 
@@ -341,13 +319,13 @@ def _count_on_device(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
     """The same counts in operations of torch: query, distance and grade of a block of pairs in one key."""
     pairs = _BUDGET // _BYTES_PER_PAIR
     size = (data.bits + 1) * grades
-    columns = min(data.size, data.chunk_size or data.size, pairs)
+    columns = min(len(data.database), data.chunk_size or len(data.database), pairs)
     step = max(1, min(pairs // columns, _TABLE // size))
     counts = torch.zeros((len(data.query), size), dtype=torch.int64, device=data.query.device)
     for top in range(0, len(counts), step):
         rows = slice(top, min(top + step, len(counts)))
         first_key = torch.arange(0, (rows.stop - top) * size, size, device=counts.device)[:, None]
-        for left in range(0, data.size, columns):
+        for left in range(0, len(data.database), columns):
             items = slice(left, left + columns)
             distances = packed_distances(data.query[rows], data.database[items], data.bits)
             with torch.autocast(counts.device.type, enabled=False):  # half precision does not count

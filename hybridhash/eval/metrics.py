@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
-from hybridhash.eval.functional import Denominator, TieRule
+from hybridhash.eval.functional import Denominator, Ties
 from hybridhash.eval.histogram import (
     DistanceHistogram,
     InputOptions,
@@ -46,7 +47,6 @@ __all__ = [
     "weighted_map",
 ]
 
-Ties = Literal["expected", "stable", "best", "worst"]
 Empty = Literal["zero", "skip"]
 Aggregation = Literal["mean"] | None
 Gain = Literal["exponential", "linear"]
@@ -142,7 +142,7 @@ def mean_average_precision(
     database = query_labels if isinstance(query_labels, HashCodes) else database_codes
     values = published_average_precision(definition, query_codes, database, data, as_cuts(top_k))
     values = join_queries(values, "skip", options.get("aggregation", "mean"))
-    return values[0] if is_single(top_k) else values
+    return values[0] if top_k is None or isinstance(top_k, Integral) else values
 
 
 def precision_at_k(
@@ -332,20 +332,15 @@ def _measure(
     aggregation = options.get("aggregation", "mean")
     check_rules(ties, empty, aggregation)
     cuts = as_cuts(top_k)
-    forms = [partial(form, top_k=cut, ties=tie_rule(ties)) for cut in cuts]
-    pieces = histograms(data, cuts, ties, graded=graded)
+    forms = [partial(form, top_k=cut, ties=ties) for cut in cuts]
+    pieces: Iterable[DistanceHistogram]
+    if ties == "stable":
+        known = [cut for cut in cuts if cut is not None]
+        pieces = stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
+    else:
+        pieces = [histogram_of(data, graded=graded)]
     values = join_queries(values_per_query(forms, pieces), empty, aggregation)
-    return values[0] if is_single(top_k) else values
-
-
-def histograms(
-    data: QueryDatabase, cuts: Sequence[int | None], ties: Ties, *, graded: bool
-) -> Iterable[DistanceHistogram]:
-    """The histogram of distances; or, where ties stay in database order, rankings down to the deepest cut."""
-    if ties != "stable":
-        return [histogram_of(data, graded=graded)]
-    known = [cut for cut in cuts if cut is not None]
-    return stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
+    return values[0] if top_k is None or isinstance(top_k, Integral) else values
 
 
 def values_per_query(
@@ -377,27 +372,10 @@ def check_rules(ties: Ties, empty: Empty, aggregation: Aggregation = "mean") -> 
     check_choice("aggregation", aggregation, ("mean", None))
 
 
-def tie_rule(ties: Ties) -> TieRule:
-    """The rule for the closed forms: a ranking in database order has no ties left."""
-    return "expected" if ties == "stable" else ties
-
-
 def as_cuts(top_k: Cuts) -> list[int | None]:
     """One or several cuts, checked, as a list."""
-    cuts = as_list(top_k)
+    cuts = np.atleast_1d(np.asarray(top_k, dtype=object)).tolist()
     if not cuts:
         raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")
     advice = "use top_k=None for the whole database"
     return [None if cut is None else check_integer("top_k", cut, 1, advice=advice) for cut in cuts]
-
-
-def as_list(values: Any) -> list[Any]:
-    """A single value, or a sequence, array or tensor of values, as a list."""
-    if isinstance(values, np.ndarray | Tensor):
-        values = values.tolist()
-    return list(values) if isinstance(values, Sequence) else [values]
-
-
-def is_single(values: Any) -> bool:
-    """Whether this is a single value, not a sequence of values."""
-    return np.ndim(values) == 0

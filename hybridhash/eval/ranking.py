@@ -12,8 +12,8 @@ from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogra
 
 __all__ = ["as_rankings", "stable_rankings"]
 
-# Ranks of all queries whose relevance is held at a time, and labels of their items.
-_RANKS, _LABELS = 1 << 19, 1 << 24
+# Ranks of all queries whose relevance is held at a time.
+_RANKS = 1 << 19
 
 
 def stable_rankings(
@@ -27,14 +27,14 @@ def stable_rankings(
         graded: count the labels that are shared, not only whether there is one.
         totals: items of each grade for each query, ``grades`` of the distance histogram if it is known.
     """
-    depth = data.size if top_k is None else min(top_k, data.size)
+    depth = len(data.database) if top_k is None else min(top_k, len(data.database))
     if data.self_rows is not None:
-        depth = min(depth + 1, data.size)  # one of them is left out
-    if totals is None:
+        depth = min(depth + 1, len(data.database))  # one of them is left out
+    if totals is None and depth < len(data.database):
         totals = histogram_of(data, graded=graded).grades
     for rows in _pieces(len(data.query), depth):
         _, indices = packed_topk(data.query[rows], data.database, data.bits, depth, data.chunk_size)
-        yield _ranking(indices, data, rows, totals[rows], graded)
+        yield _ranking(indices, data, rows, None if totals is None else totals[rows], graded)
 
 
 def as_rankings(indices: Tensor, data: QueryDatabase, *, graded: bool) -> Iterator[DistanceHistogram]:
@@ -51,7 +51,7 @@ def _pieces(queries: int, depth: int) -> Iterator[slice]:
 
 
 def _ranking(
-    indices: Tensor, data: QueryDatabase, rows: slice, totals: Tensor, graded: bool
+    indices: Tensor, data: QueryDatabase, rows: slice, totals: Tensor | None, graded: bool
 ) -> DistanceHistogram:
     """Rankings of the queries ``rows`` as a histogram with one group for each rank.
 
@@ -59,7 +59,7 @@ def _ranking(
         indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
         data: queries and database.
         rows: which of the queries these are.
-        totals: items of each grade in the database, ``(q, grades)``.
+        totals: items of each grade in the database, ``(q, grades)``; None if these rankings hold all.
         graded: count the labels that are shared, not only whether there is one.
     """
     if data.self_rows is not None:
@@ -67,21 +67,30 @@ def _ranking(
     if bool((indices < 0).any()):  # ranks that hold nothing go last
         indices = indices.gather(1, (indices < 0).byte().argsort(stable=True, dim=1))
     query = data.query_labels[rows]
+    found = indices >= 0
+    flat = indices.clamp(min=0).flatten()
     if query.ndim == 1:
-        grade = (data.database_labels[indices.clamp(min=0)] == query[:, None]) & (query >= 0)[:, None]
+        labels = data.database_labels.index_select(0, flat).view(indices.shape)
+        grade = (labels == query[:, None]) & (query >= 0)[:, None]
     else:
-        shared = [
-            _shared(own, data.database_labels, items) for own, items in zip(query, indices, strict=True)
-        ]
-        grade = torch.stack(shared) if graded else torch.stack(shared) > 0
-    levels = torch.arange(totals.shape[1], device=grade.device)
-    counts = (grade[:, :, None] == levels) & (indices >= 0)[:, :, None]
-    return DistanceHistogram(counts, totals)
+        pairs = zip(query, flat.view(indices.shape), strict=True)
+        grade = torch.stack([_shared(own, data.database_labels, items) for own, items in pairs])
+    if graded and query.ndim == 2:
+        grades = int(grade.max()) + 1 if totals is None else totals.shape[1]
+        levels = torch.arange(max(2, grades), device=grade.device)
+        counts = (grade[:, :, None] == levels) & found[:, :, None]
+    else:
+        relevant = grade > 0
+        counts = torch.stack([~relevant & found, relevant & found], 2)
+    return DistanceHistogram(counts, counts.sum(1) if totals is None else totals, is_ranking=True)
 
 
 def _shared(own: Tensor, database_labels: Tensor, items: Tensor) -> Tensor:
     """Number of labels that one query ``own (C,)`` shares with some items: int16 ``(k,)``."""
-    classes = own.nonzero()[:, 0]
-    step = max(1, _LABELS // len(own))
-    parts = torch.split(items.clamp(min=0), step)
-    return torch.cat([database_labels[part][:, classes].sum(1, dtype=torch.int16) for part in parts])
+    # For most items of the database, add in its order, which reads its labels in theirs.
+    most = 4 * len(items) > len(database_labels)
+    labels = database_labels if most else database_labels.index_select(0, items)
+    shared = torch.zeros(len(labels), dtype=torch.int16, device=labels.device)
+    for column in own.nonzero()[:, 0].tolist():
+        shared += labels[:, column]
+    return shared.index_select(0, items) if most else shared
