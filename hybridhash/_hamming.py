@@ -113,8 +113,9 @@ def packed_counts(
     def count(part: slice) -> None:
         differing = np.empty(items.shape[1], items.dtype)
         for row in range(part.start, part.stop):
-            distance = np.zeros(items.shape[1], np.min_scalar_type(bits))
-            for query_word, item_words in zip(queries[:, row], items, strict=True):
+            np.bitwise_xor(items[0], queries[0, row], out=differing)
+            distance = np.bitwise_count(differing).astype(np.min_scalar_type(bits), copy=False)
+            for item_words, query_word in zip(items[1:], queries[1:, row], strict=True):
                 np.bitwise_xor(item_words, query_word, out=differing)
                 distance += np.bitwise_count(differing)
             keys = distance * grades + grade_of(row)

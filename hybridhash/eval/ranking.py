@@ -13,7 +13,7 @@ from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogra
 __all__ = ["as_rankings", "stable_rankings"]
 
 # Ranks of all queries whose relevance is held at a time.
-_RANKS = 1 << 19
+_RANKS = 1 << 17
 
 
 def stable_rankings(
@@ -64,24 +64,25 @@ def _ranking(
     """
     if data.self_rows is not None:
         indices = indices.masked_fill(indices == data.self_rows[rows, None], -1)
-    if bool((indices < 0).any()):  # ranks that hold nothing go last
+    gaps = bool((indices < 0).any())
+    if gaps:  # ranks that hold nothing go last
         indices = indices.gather(1, (indices < 0).byte().argsort(stable=True, dim=1))
+    items = indices.clamp(min=0) if gaps else indices
     query = data.query_labels[rows]
-    found = indices >= 0
-    flat = indices.clamp(min=0).flatten()
     if query.ndim == 1:
-        labels = data.database_labels.index_select(0, flat).view(indices.shape)
-        grade = (labels == query[:, None]) & (query >= 0)[:, None]
+        labels = data.database_labels.index_select(0, items.flatten()).view(items.shape)
+        grade = labels == query.masked_fill(query < 0, -2)[:, None]  # two times -1 is no common label
     else:
-        pairs = zip(query, flat.view(indices.shape), strict=True)
-        grade = torch.stack([_shared(own, data.database_labels, items) for own, items in pairs])
+        pairs = zip(query, items, strict=True)
+        grade = torch.stack([_shared(own, data.database_labels, row) for own, row in pairs])
     if graded and query.ndim == 2:
         grades = int(grade.max()) + 1 if totals is None else totals.shape[1]
-        levels = torch.arange(max(2, grades), device=grade.device)
-        counts = (grade[:, :, None] == levels) & found[:, :, None]
+        counts = grade[:, :, None] == torch.arange(max(2, grades), device=grade.device)
     else:
-        relevant = grade > 0
-        counts = torch.stack([~relevant & found, relevant & found], 2)
+        relevant = grade.bool()
+        counts = torch.stack([~relevant, relevant], 2)
+    if gaps:
+        counts &= (indices >= 0)[:, :, None]
     return DistanceHistogram(counts, counts.sum(1) if totals is None else totals, is_ranking=True)
 
 
