@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import Metric
 
 from hybridhash.eval.hamming_retrieval import HammingRetrieval
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError("this needs torchmetrics: pip install hybridhash[torchmetrics]") from error
 
 __all__ = ["RetrievalMetric"]
 

@@ -160,10 +160,8 @@ class HammingRetrieval:
         Raises:
             ImportError: torchmetrics is not installed (``pip install hybridhash[torchmetrics]``).
         """
-        try:
-            from hybridhash.eval._torchmetrics import RetrievalMetric
-        except ImportError as error:
-            raise ImportError("this needs torchmetrics: pip install hybridhash[torchmetrics]") from error
+        from hybridhash.eval._torchmetrics import RetrievalMetric
+
         return RetrievalMetric(self)
 
     @staticmethod

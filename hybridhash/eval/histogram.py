@@ -255,13 +255,13 @@ def query_database(
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, 1, advice="use None to choose")
     self_rows = None
-    exclude_self = options.get("exclude_self", False)
+    exclude_self: object = options.get("exclude_self", False)
     if isinstance(exclude_self, Tensor):
         check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
         self_rows = exclude_self.long().to(query.device)
     elif exclude_self is True:
         self_rows = _rows_of_ids(query_codes, database_codes).to(query.device)
-    elif exclude_self not in (False, None):
+    elif exclude_self is not False and exclude_self is not None:
         raise TypeError(
             f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
         )

@@ -143,7 +143,7 @@ def evaluate_ranking(
     if isinstance(exclude_self, Tensor):
         check_rows("exclude_self", exclude_self[:, None], len(query), len(database))
         self_rows = exclude_self.long().to(indices.device)
-    elif exclude_self not in (False, None):
+    elif exclude_self is not False and exclude_self is not None:
         raise ValueError("a ranking has no ids: give exclude_self the database row of each query")
     depth = indices.shape[1]
     check_settings(top_k, ks, 0, "stable", denominator, empty)

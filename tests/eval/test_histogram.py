@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hybridhash.codes import hamming_distance
 from hybridhash.eval import DistanceHistogram, distance_histogram, histogram
-from hybridhash.labels import shared_labels
+from hybridhash.labels import as_labels, shared_labels
 
 
 def case(seed, queries, items, bits, classes, *, single, density=0.2):
@@ -177,3 +177,8 @@ def test_one_hot_labels_are_counted_as_class_ids():
     ]
     want = distance_histogram(query, ids, codes, database_ids)
     assert torch.equal(distance_histogram(query, one_hot[0], codes, one_hot[1]).counts, want.counts)
+
+
+def test_bool_labels_are_not_copied():
+    labels = torch.zeros(5, 3, dtype=torch.bool)
+    assert as_labels(labels) is labels
