@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridhash._tables import aligned
 from hybridhash.data.lists import (
     ImageList,
     LabelledImages,
@@ -23,7 +24,6 @@ from hybridhash.data.lists import (
     read_csv,
 )
 from hybridhash.data.splits import Draw, Parts, Split, draw_split
-from hybridhash.eval.report import _aligned
 from hybridhash.labels import as_labels
 
 __all__ = [
@@ -327,7 +327,7 @@ def describe_protocols() -> str:
                 _drawn(protocol.draw),
             ]
         )
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def own_protocol(

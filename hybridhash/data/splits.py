@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridhash._files import replacing
+from hybridhash._tables import aligned
 from hybridhash.data.lists import LabelledImages
-from hybridhash.eval.report import _aligned
 from hybridhash.labels import as_labels
 
 __all__ = ["Draw", "Parts", "Split", "draw_split"]
@@ -194,7 +194,7 @@ class Parts(NamedTuple):
             mean = f"{int(counts.sum()) / max(len(labels), 1):.2f}"
             spread = f"{int(counts.min())}..{int(counts.max())}" if len(counts) else "-"
             rows.append([name, f"{len(part):,}", f"{part.unlabelled:,}", mean, spread])
-        return _aligned(rows)
+        return aligned(rows)
 
     def __str__(self) -> str:
         return self.describe()

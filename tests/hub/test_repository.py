@@ -20,9 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hybridhash
-from hybridhash import hub as hub_module
 from hybridhash.eval import evaluate
-from hybridhash.hub import load, save_pretrained
+from hybridhash.hub import load, repository, save_pretrained
 from tests._hub_models import FILES, SMALL, Malicious, content, create, images_for
 
 
@@ -298,8 +297,8 @@ def fail_at_the_second_file():
 
 
 FAILURES = {
-    "writing": (hub_module, "save_for_hf", write_half),
-    "making files": (hub_module.tempfile, "mkdtemp", refuse),
+    "writing": (repository, "save_for_hf", write_half),
+    "making files": (repository.tempfile, "mkdtemp", refuse),
     "moving in": (os, "replace", fail_at_the_second_file),
 }
 
