@@ -1,4 +1,4 @@
-"""Kernels on packed codes: packing, Hamming distances and top-k.
+"""Kernels on packed codes: packing, Hamming distances, their counts and top-k.
 
 They trust their input; :mod:`hybridhash.codes` checks it.
 """
@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["pack_bits", "packed_distances", "packed_topk", "unpack_bits"]
+__all__ = ["pack_bits", "packed_counts", "packed_distances", "packed_topk", "unpack_bits"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _TILE = 1 << 18  # bytes of a tile of distances on the CPU: they stay in the second-level cache
+_ROWS = 16  # queries that a thread counts at a time
 _PAIRS = 1 << 21  # pairs in a block of distances on the CPU, one or two bytes each
 _DEVICE_PAIRS = 1 << 24  # elsewhere: about 20 bytes each while they are ranked
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Pack bools, eight to a byte: big-endian in the byte, padded on the right with zeros.
+    """Pack bools eight to a byte, big-endian in the byte and padded on the right with zeros.
 
     Args:
         bits: bool ``(N, width)``.
@@ -93,10 +94,56 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
     return product.to(torch.uint8 if bits <= 255 else torch.int16)
 
 
+def packed_counts(
+    query: Array,
+    database: Array,
+    bits: int,
+    grade_of: Callable[[int], Array],
+    counts: Array,
+) -> None:
+    """Count the database items at each distance and of each grade of relevance, for each query, on the CPU.
+
+    One row of distances at a time: exclusive or, bit count, and one ``numpy.bincount`` of the keys
+    ``distance * grades + grade``. Queries are spread over ``torch.get_num_threads()`` threads that use NumPy
+    only: operations of torch would start teams of OpenMP threads, which spin against each other.
+
+    Args:
+        query: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
+        database: uint8 ``(n, ceil(bits / 8))`` with zero padding bits; tens of thousands of items, so that
+            what belongs to a row stays in the cache.
+        bits: code length.
+        grade_of: returns the grades of all items for the query of a row, unsigned or bool ``(n,)``.
+        counts: int64 ``(q, bits + 1, grades)``, which the counts are added to.
+    """
+    queries = _words(query)
+    items = _words(database)
+    size = counts[0].size
+    grades = np.min_scalar_type(size).type(counts.shape[2])  # its type is wide enough for every key
+
+    def count(part: slice) -> None:
+        differing = np.empty(items.shape[1], items.dtype)
+        for row in range(part.start, part.stop):
+            np.bitwise_xor(items[0], queries[0, row], out=differing)
+            distance = np.bitwise_count(differing).astype(np.min_scalar_type(bits), copy=False)
+            for item_words, query_word in zip(items[1:], queries[1:, row], strict=True):
+                np.bitwise_xor(item_words, query_word, out=differing)
+                distance += np.bitwise_count(differing)
+            keys = distance * grades + grade_of(row)
+            counts[row] += np.bincount(keys, minlength=size).reshape(counts.shape[1:])
+
+    parts = [slice(start, min(start + _ROWS, len(query))) for start in range(0, len(query), _ROWS)]
+    # To start threads takes longer than to count a million pairs.
+    threads = torch.get_num_threads() if len(query) * len(database) >= _PAIRS // 2 else 1
+    _in_threads(count, parts, threads)
+
+
 def packed_topk(
     query_packed: Tensor, database_packed: Tensor, bits: int, top_k: int, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the ``top_k`` nearest database items of each query, by distance and then by index.
+    """Find the ``top_k`` nearest database items of each query, by distance, equal distances by index.
+
+    This is the default because it needs no other package and breaks ties by index. Where FAISS is installed,
+    ``faiss.knn_hamming`` takes the same packed codes and about the same time.
 
     Args:
         query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.

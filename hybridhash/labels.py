@@ -10,7 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "class_ids", "labelled", "shared_labels", "similar", "to_multi_hot"]
+__all__ = [
+    "as_labels",
+    "class_ids",
+    "labelled",
+    "most_labels",
+    "same_form",
+    "shared_labels",
+    "similar",
+    "to_multi_hot",
+]
 
 
 def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels") -> Tensor:
@@ -56,7 +65,7 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
         return ids
     if labels.shape[1] == 0:
         raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
-    hot = labels != 0
+    hot = labels if labels.dtype == torch.bool else labels != 0
     if labels.dtype == torch.bool or torch.compiler.is_compiling():
         return hot
     if not torch.equal(hot.to(labels.dtype), labels):
@@ -155,3 +164,41 @@ def class_ids(labels: Tensor) -> Tensor:
         return labels
     # argmax of bools is not defined; of bytes it gives the first of the largest, and a view copies nothing.
     return torch.where(labels.any(1), labels.view(torch.uint8).argmax(1), -1)
+
+
+def same_form(query_labels: Tensor, database_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring both sides into the same form: class ids if no row has two labels, else multi-hot.
+
+    Args:
+        query_labels: ``(Nq,)`` class ids or ``(Nq, C)`` multi-hot, as :func:`as_labels` returns them.
+        database_labels: ``(Nd,)`` or ``(Nd, C)``; may be of the other form than ``query_labels``.
+
+    Raises:
+        ValueError: the two sides have different numbers of classes, or an id beyond the other side's columns.
+
+    Example:
+        >>> same_form(torch.tensor([1, 0]), torch.tensor([[True, False], [False, False]]))
+        (tensor([1, 0]), tensor([ 0, -1]))
+    """
+    widths = {labels.shape[1] for labels in (query_labels, database_labels) if labels.ndim == 2}
+    if len(widths) > 1:
+        raise ValueError(
+            f"query_labels have {query_labels.shape[1]} classes but database_labels have "
+            f"{database_labels.shape[1]}: both need the same columns"
+        )
+    for labels, name in ((query_labels, "query_labels"), (database_labels, "database_labels")):
+        if widths and labels.ndim == 1 and int(labels.max()) >= min(widths):
+            raise ValueError(
+                f"{name} hold class id {int(labels.max())}, but the other side has only {min(widths)} classes"
+            )
+    if all(labels.ndim == 1 or most_labels(labels) <= 1 for labels in (query_labels, database_labels)):
+        return class_ids(query_labels), class_ids(database_labels)
+    classes = min(widths)
+    return to_multi_hot(query_labels, classes), to_multi_hot(database_labels, classes)
+
+
+def most_labels(labels: Tensor) -> int:
+    """Return the largest number of labels of a row of bool ``(N, C)``."""
+    # In parts, because the sum copies them to int64.
+    parts = torch.split(labels, max(1, (1 << 20) // labels.shape[1]))
+    return max(int(part.sum(1).max()) for part in parts)

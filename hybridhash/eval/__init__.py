@@ -1,14 +1,15 @@
-"""Exact evaluation of retrieval with binary codes: histograms of distances, and every metric from them."""
+"""Exact evaluation of retrieval with binary codes: one histogram of distances, and every metric from it."""
 
 from hybridhash._moved import moved
+from hybridhash.eval import functional
 from hybridhash.eval.curves import (
     PrecisionRecallCurve,
     precision_recall_curve,
     precision_within_radius,
     recall_within_radius,
 )
-from hybridhash.eval.definitions import DEFINITIONS, Definition
 from hybridhash.eval.evaluation import evaluate
+from hybridhash.eval.hamming_retrieval import HammingRetrieval
 from hybridhash.eval.histogram import DistanceHistogram, distance_histogram
 from hybridhash.eval.metrics import (
     acg_at_k,
@@ -28,17 +29,17 @@ from hybridhash.eval.plots import (
     plot_report,
     plot_retrieval_grid,
 )
+from hybridhash.eval.published import DEFINITIONS, MapDefinition
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.eval.reranking import evaluate_ranking, rerank
-from hybridhash.eval.retrieval import HammingRetrieval
 from hybridhash.eval.statistics import CodeStatistics, code_statistics
 
 __all__ = [
     "DEFINITIONS",
     "CodeStatistics",
-    "Definition",
     "DistanceHistogram",
     "HammingRetrieval",
+    "MapDefinition",
     "PrecisionRecallCurve",
     "RetrievalReport",
     "acg_at_k",
@@ -46,6 +47,7 @@ __all__ = [
     "distance_histogram",
     "evaluate",
     "evaluate_ranking",
+    "functional",
     "hit_rate_at_k",
     "mean_average_precision",
     "mean_reciprocal_rank",
@@ -67,7 +69,8 @@ __all__ = [
 
 __getattr__ = moved(
     __name__,
-    {
+    {"Definition": "hybridhash.eval.MapDefinition"}
+    | {
         name: f"hybridhash.data.{name}"
         for name in (
             "ImageList",

@@ -1,37 +1,40 @@
 """Metrics by Hamming radius, and precision-recall curves.
 
-All items at one distance are within a radius or none is, so that ties do not matter here. Arguments that are
-not described are those of :func:`hybridhash.eval.metrics.mean_average_precision`.
+All items at one distance are within a radius or none is, so that ties do not matter here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
-from hybridhash.eval import closed_forms
-from hybridhash.eval.inputs import Sides, as_sides, check_choice, check_radius, check_rank
-from hybridhash.eval.measure import (
-    Aggregation,
-    Empty,
-    Form,
-    Ties,
-    aggregate,
-    per_query,
-    tie_rule,
+from hybridhash.eval import functional
+from hybridhash.eval.functional import Ties
+from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of, query_database
+from hybridhash.eval.metrics import (
+    MeanOptions,
+    as_cuts,
+    check_rules,
+    join_queries,
+    values_per_query,
 )
+from hybridhash.eval.ranking import stable_rankings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "PrecisionRecallCurve",
     "precision_recall_curve",
     "precision_within_radius",
-    "ranks_up_to",
     "recall_within_radius",
 ]
 
@@ -57,26 +60,27 @@ def precision_within_radius(
     database_labels: Tensor | None = None,
     *,
     radius: int | Sequence[int] = 2,
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MeanOptions],
 ) -> Tensor:
-    """Share of relevant items among those within a Hamming radius of the query (P@H<=r).
+    """Compute the share of relevant items among those within a Hamming radius of the query (P@H<=r).
 
     Args:
-        query_codes: see :func:`mean_average_precision <hybridhash.eval.metrics.mean_average_precision>`, as
-            for all arguments but these:
-        radius: largest distance; a sequence of radii gives a value for each.
-        empty: a query with nothing within the radius counts 0 (``zero``, as DCH does) or is left out
-            (``skip``).
+        query_codes: The first four arguments are those of
+            :func:`mean_average_precision <hybridhash.eval.metrics.mean_average_precision>`.
+        query_labels: Labels of the queries.
+        database_codes: Codes of the database.
+        database_labels: Labels of the database.
+        radius: The largest distance; a sequence of radii gives a value for each.
+        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and ``chunk_size``, see
+            :class:`~hybridhash.eval.metrics.MeanOptions`. Here ``empty`` is about queries with nothing within
+            the radius: they count 0 (``"zero"``, as DCH does) or are left out (``"skip"``).
 
     Returns:
         float64: a scalar, or ``(Nq,)`` with ``aggregation=None``; preceded by a dimension for several radii.
 
     Raises:
-        TypeError, ValueError: see :func:`hybridhash.eval.inputs.as_sides`; a negative radius.
+        TypeError, ValueError: A negative radius, an unknown rule or option, or sides that do not fit
+            together, see :func:`hybridhash.eval.histogram.query_database`.
 
     Source: Cao et al., "Deep Cauchy Hashing for Hamming Space Retrieval", CVPR 2018.
 
@@ -85,10 +89,8 @@ def precision_within_radius(
         >>> precision_within_radius(query, torch.tensor([0]), database, torch.tensor([0, 1, 0]), radius=1)
         tensor(0.5000, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return _within(closed_forms.precision_within, sides, radius, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MeanOptions)
+    return _within(functional.precision_by_radius, data, radius, options)
 
 
 def recall_within_radius(
@@ -98,13 +100,9 @@ def recall_within_radius(
     database_labels: Tensor | None = None,
     *,
     radius: int | Sequence[int] = 2,
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MeanOptions],
 ) -> Tensor:
-    """Share of all relevant items that lie within a Hamming radius of the query.
+    """Compute the share of all relevant items that lie within a Hamming radius of the query.
 
     Arguments, result and errors: see :func:`precision_within_radius`; ``empty`` is about queries without a
     relevant item.
@@ -114,10 +112,8 @@ def recall_within_radius(
         >>> recall_within_radius(query, torch.tensor([0]), database, torch.tensor([0, 1, 0]), radius=1)
         tensor(0.5000, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return _within(closed_forms.recall_within, sides, radius, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MeanOptions)
+    return _within(functional.recall_by_radius, data, radius, options)
 
 
 def precision_recall_curve(
@@ -129,30 +125,33 @@ def precision_recall_curve(
     by: Literal["radius", "rank"] = "radius",
     top_k: int | Sequence[int] | None = None,
     ties: Ties = "expected",
-    empty: Empty = "skip",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MeanOptions],
 ) -> PrecisionRecallCurve:
-    """Precision and recall as the radius, or the number of retrieved items, grows.
+    """Compute precision and recall as the radius, or the number of retrieved items, grows.
 
     Args:
-        query_codes: see :func:`mean_average_precision <hybridhash.eval.metrics.mean_average_precision>`, as
-            for all arguments but these:
-        by: ``radius``: a point for each Hamming distance 0..bits; ``rank``: a point for each number of
+        query_codes: The first four arguments are those of
+            :func:`mean_average_precision <hybridhash.eval.metrics.mean_average_precision>`.
+        query_labels: Labels of the queries.
+        database_codes: Codes of the database.
+        database_labels: Labels of the database.
+        by: ``"radius"`` gives a point for each Hamming distance 0..bits, ``"rank"`` one for each number of
             retrieved items.
-        top_k: for ``rank``: the deepest rank (None: the whole database), reached in up to 100 steps that grow
-            geometrically; or a sequence of ranks.
-        ties: for ``rank``; a radius cuts no tie.
-        empty: ``skip`` leaves a query out of the precision of radii at which it finds nothing, and out of
-            all points if it has no relevant item; ``zero`` counts it as 0.
+        top_k: For ``"rank"``, the deepest rank (None is the whole database), reached in up to 100 steps that
+            grow geometrically; or a sequence of ranks.
+        ties: The rule for ``"rank"``, see :class:`~hybridhash.eval.metrics.MetricOptions`; a radius cuts no
+            tie.
+        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and ``chunk_size``, see
+            :class:`~hybridhash.eval.metrics.MeanOptions`. Here ``empty="skip"`` is the default: it leaves a
+            query out of the precision of radii at which it finds nothing, and out of all points if it has no
+            relevant item; ``"zero"`` counts it as 0.
 
     Returns:
         The curve: mean over the queries of precision and of recall at each point.
 
     Raises:
-        TypeError, ValueError: see :func:`hybridhash.eval.inputs.as_sides`; ``top_k`` below 1.
+        TypeError, ValueError: ``top_k`` below 1, an unknown rule or option, or sides that do not fit
+            together, see :func:`hybridhash.eval.histogram.query_database`.
 
     Example:
         >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, -1]])
@@ -160,47 +159,43 @@ def precision_recall_curve(
         >>> curve.precision.tolist(), curve.recall.tolist()
         ([1.0, 0.5, 0.6666666666666666], [0.5, 0.5, 1.0])
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MeanOptions)
+    empty = options.get("empty", "skip")
+    aggregation = options.get("aggregation", "mean")
     check_choice("by", by, ("radius", "rank"))
-    rule = tie_rule(ties)
-    points: list[int]
+    check_rules(ties, empty, aggregation)
+    forms: list[Callable[..., Tensor]]
     if by == "radius":
-        points, ties = list(range(sides.bits + 1)), "expected"
-        forms: list[Form] = [closed_forms.precision_by_radius, closed_forms.recall_by_radius]
+        points = list(range(data.bits + 1))
+        forms = [functional.precision_by_radius, functional.recall_by_radius]
     else:
-        points = list(top_k) if isinstance(top_k, Sequence) else ranks_up_to(sides.size, top_k)
-        points = [check_rank(point) for point in points]
-        forms = [partial(closed_forms.precision_at, ranks=points, ties=rule)]
-        forms += [partial(closed_forms.recall_at, ranks=points, ties=rule)]
-    values = per_query(forms, sides, ties, max(points), chunk_size=chunk_size)
-    precision, recall = aggregate(values, empty, aggregation).chunk(2)
+        cuts = as_cuts(top_k)
+        points = [len(data.database) if cut is None else min(cut, len(data.database)) for cut in cuts]
+        if top_k is None or isinstance(top_k, Integral):
+            points = functional.geometric_ranks(points[0])
+        forms = [partial(functional.precision_at, ranks=points, ties=ties)]
+        forms += [partial(functional.recall_at, ranks=points, ties=ties)]
+    pieces: Iterable[DistanceHistogram]
+    if by == "rank" and ties == "stable":
+        pieces = stable_rankings(data, max(points), graded=False)
+    else:
+        pieces = [histogram_of(data, graded=False)]
+    values = values_per_query(forms, pieces)
+    precision, recall = join_queries(values, empty, aggregation).chunk(2)
     return PrecisionRecallCurve(precision, recall, torch.tensor(points, device=precision.device))
 
 
-def ranks_up_to(size: int, top_k: int | None = None, *, points: int = 100) -> list[int]:
-    """At most ``points`` ranks from 1 to ``min(top_k, size)`` that grow geometrically.
-
-    Example:
-        >>> ranks_up_to(1000, points=4)
-        [1, 10, 100, 1000]
-    """
-    deepest = size if top_k is None else min(check_rank(top_k), size)
-    steps = torch.logspace(0, math.log10(deepest), points, dtype=torch.float64)
-    return sorted(set(steps.round().long().tolist()))
-
-
 def _within(
-    form: Callable[..., Tensor],
-    sides: Sides,
-    radius: int | Sequence[int],
-    empty: Empty,
-    aggregation: Aggregation,
-    chunk_size: int | None,
+    form: Callable[..., Tensor], data: QueryDatabase, radius: int | Sequence[int], options: MeanOptions
 ) -> Tensor:
-    """Evaluate ``form(histogram, radius=...)`` at each radius and aggregate over the queries."""
-    radii = [check_radius(value) for value in (radius if isinstance(radius, Sequence) else [radius])]
-    forms = [partial(form, radius=value) for value in radii]
-    values = aggregate(per_query(forms, sides, "expected", None, chunk_size=chunk_size), empty, aggregation)
-    return values if isinstance(radius, Sequence) else values[0]
+    """Evaluate ``form(histogram)``, which gives a value for each radius 0..bits, at some radii."""
+    empty = options.get("empty", "zero")
+    aggregation = options.get("aggregation", "mean")
+    check_rules("expected", empty, aggregation)
+    radii = np.atleast_1d(np.asarray(radius, dtype=object)).tolist()
+    if not radii:
+        raise ValueError("radius is an empty sequence: give at least one radius")
+    radii = [check_integer("radius", value, 0, advice="0 finds equal codes only") for value in radii]
+    values = form(histogram_of(data, graded=False))[[min(value, data.bits) for value in radii]]
+    values = join_queries(values, empty, aggregation)
+    return values[0] if isinstance(radius, Integral) else values

@@ -1,65 +1,125 @@
-"""The one thing every retrieval metric is computed from: how many items lie at each Hamming distance.
+"""From codes and labels to the one thing every retrieval metric is computed from: the distance histogram.
 
-A query meets the database in blocks of equal distance (ties). How many items of each relevance grade a block
-holds decides every metric, whatever the order of the database. A ranking without ties (database order inside
-equal distances, or the answer of an index) is the same thing with one item in each block.
+A query meets the database in tie groups: all items at one Hamming distance. How many items of each relevance
+grade a tie group holds decides every metric, whatever the order of the database. A ranking without ties
+(:mod:`hybridhash.eval.ranking`) is the same thing with at most one item in each group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hybridhash._hamming import packed_topk, unpack_bits
-from hybridhash.codes import HashCodes
-from hybridhash.eval.counting import count_pairs
-from hybridhash.eval.inputs import Sides, as_sides, check_chunk_size
-from hybridhash.eval.relevance import Relevance
+from hybridhash._checks import check_integer
+from hybridhash._hamming import packed_counts, packed_distances, unpack_bits
+from hybridhash.codes import HashCodes, as_packed_pair
+from hybridhash.labels import as_labels, most_labels, same_form, shared_labels
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "DistanceHistogram",
+    "InputOptions",
+    "QueryDatabase",
+    "check_rows",
     "distance_histogram",
     "histogram_of",
-    "ranked",
-    "ranking_chunks",
-    "ranking_of",
+    "query_database",
 ]
 
-# Counts (blocks of one item, times grades) of rankings that are held at a time.
-_RANKED = 1 << 20
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+# Database items counted at a time on the CPU: their distances stay in the cache.
+_SPAN = 1 << 15
+# Bytes of the labels of such a span, one for each item and class.
+_LABEL_BYTES = 32 << 20
+# Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.
+_BUDGET, _BYTES_PER_PAIR, _TABLE = 256 << 20, 40, 1 << 22
+
+
+class InputOptions(TypedDict, total=False):
+    """Options of every function that compares queries with a database.
+
+    Attributes:
+        bits: Code length; needed only if both sides are packed tensors.
+        exclude_self: Leave each query out of its own ranking, for queries that are items of the database.
+            True matches the ``ids`` of two HashCodes. For tensors, give the database row of each query, int
+            ``(Nq,)``, -1 for a query that is not in the database. The default is False.
+        chunk_size: Largest number of database items compared at a time; it never changes the result.
+    """
+
+    bits: int | None
+    exclude_self: bool | Tensor
+    chunk_size: int | None
+
+
+@dataclass(frozen=True)
+class QueryDatabase:
+    """Queries and database, checked, in canonical form and on one device.
+
+    Attributes:
+        query: packed codes of the queries, uint8 ``(Nq, ceil(bits / 8))``.
+        database: packed codes of the database, uint8 ``(Nd, ceil(bits / 8))``.
+        bits: code length.
+        query_labels: int64 ``(Nq,)``, or bool ``(Nq, C)``; of the same form on both sides.
+        database_labels: int64 ``(Nd,)``, or bool ``(Nd, C)``.
+        self_rows: None, or int64 ``(Nq,)``: the database row that is the query itself and is left out of its
+            ranking, -1 where there is none.
+        chunk_size: largest number of database items compared at a time, or None.
+    """
+
+    query: Tensor
+    database: Tensor
+    bits: int
+    query_labels: Tensor
+    database_labels: Tensor
+    self_rows: Tensor | None = None
+    chunk_size: int | None = None
 
 
 @dataclass(frozen=True)
 class DistanceHistogram:
-    """Items of each relevance grade in each block of a ranking, for several queries.
+    """Items of each relevance grade at each distance, for several queries.
 
     Attributes:
-        counts: int64 ``(Nq, blocks, grades)``; ``counts[q, d, g]`` items of block ``d`` share ``g`` labels
-            with query ``q``. Blocks are in the order of retrieval: Hamming distances 0..bits, or the ranks of
-            a given order. Where only relevance is counted there are two grades, 0 and 1.
+        counts: int64 ``(Nq, groups, grades)``; ``counts[q, d, s]`` items of tie group ``d`` share ``s``
+            labels with query ``q``. Groups are in the order of retrieval: the Hamming distances 0..bits.
+            Where only relevance is counted there are two grades, 0 and 1. Of a ranking: bool, one group for
+            each rank, empty groups last.
         grades: int64 ``(Nq, grades)``: items of each grade in the whole database; more than ``counts`` sums
-            to if the blocks are only the head of a ranking.
+            to if the groups are only the head of a ranking.
+        is_ranking: whether each group is a rank, so that there are no ties.
     """
 
     counts: Tensor
     grades: Tensor
+    is_ranking: bool = False
 
     def __len__(self) -> int:
         """Number of queries."""
         return self.counts.shape[0]
 
+    def __getitem__(self, queries: slice | Tensor) -> DistanceHistogram:
+        """The histogram of some of the queries."""
+        return DistanceHistogram(self.counts[queries], self.grades[queries], self.is_ranking)
+
     @cached_property
     def items(self) -> Tensor:
-        """Items in each block: int64 ``(Nq, blocks)``."""
+        """Items in each group: int64 ``(Nq, groups)``."""
         return self.counts.sum(2)
 
     @cached_property
     def relevant(self) -> Tensor:
-        """Items in each block that share at least one label with the query: int64 ``(Nq, blocks)``."""
+        """Items in each group that share at least one label with the query: int64 ``(Nq, groups)``."""
         return self.counts[:, :, 1:].sum(2)
 
     @property
@@ -73,19 +133,21 @@ class DistanceHistogram:
         return self.grades[:, 1:].sum(1)
 
     def gains(self, *, exponential: bool = False) -> Tensor:
-        """Sum in each block of the number of shared labels r, or of 2^r - 1: float64 ``(Nq, blocks)``."""
-        return self.counts.double() @ self.gain_values(exponential=exponential)
-
-    def gain_values(self, *, exponential: bool = False) -> Tensor:
-        """What an item of each grade is worth, r or 2^r - 1: float64 ``(grades,)``."""
+        """Sum the numbers s of shared labels, or 2^s - 1, of each group: float64 ``(Nq, groups)``."""
         grade = torch.arange(self.counts.shape[2], dtype=torch.float64, device=self.counts.device)
-        return torch.exp2(grade) - 1 if exponential else grade
+        return self.counts.double() @ (torch.exp2(grade) - 1 if exponential else grade)
+
+    def head(self, k: int) -> DistanceHistogram:
+        """Return the first ``k`` ranks of a ranking; a histogram of distances as it is."""
+        if not self.is_ranking or self.counts.shape[1] <= k:
+            return self
+        return DistanceHistogram(self.counts[:, :k], self.grades, self.is_ranking)
 
     def sorted_ties(self, *, best: bool) -> DistanceHistogram:
-        """The same ranking with each block split by grade: high grades first (``best``) or last.
+        """Split each tie group by grade: high grades first (``best``) or last.
 
         Returns:
-            A histogram of ``blocks * grades`` blocks in which all items of a block have the same grade.
+            A histogram of ``groups * grades`` groups in which all items of a group have the same grade.
 
         Example:
             >>> histogram = DistanceHistogram(torch.tensor([[[3, 1]]]), torch.tensor([[3, 1]]))
@@ -93,14 +155,12 @@ class DistanceHistogram:
             tensor([[[0, 1],
                      [3, 0]]])
         """
+        if self.is_ranking:
+            return self
         split = torch.diag_embed(self.counts)
         if best:
             split = split.flip(2)
         return DistanceHistogram(split.flatten(1, 2), self.grades)
-
-    def __getitem__(self, queries: slice | Tensor) -> DistanceHistogram:
-        """The histogram of some of the queries."""
-        return DistanceHistogram(self.counts[queries], self.grades[queries])
 
 
 def distance_histogram(
@@ -110,30 +170,28 @@ def distance_histogram(
     database_labels: Tensor | None = None,
     *,
     graded: bool = False,
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[InputOptions],
 ) -> DistanceHistogram:
-    """Items of each relevance grade at each Hamming distance 0..bits, for each query, in one pass.
+    """Count the items of each relevance grade at each Hamming distance 0..bits, for each query, in one pass.
 
-    Needs at most 256 MiB above its inputs and outputs, for any size of the database.
+    Needs at most 256 MiB above its inputs and outputs, for any size of the database. The functions of
+    :mod:`hybridhash.eval.functional` compute every metric from the result.
 
     Args:
-        query_codes: see :func:`hybridhash.eval.inputs.as_sides`, which checks the first four arguments,
-            ``bits`` and ``exclude_self``.
-        query_labels: class ids ``(Nq,)`` or multi-hot ``(Nq, C)``.
-        database_codes: codes of the ``Nd`` database items.
-        database_labels: class ids ``(Nd,)`` or multi-hot ``(Nd, C)``.
-        graded: count items by the number of labels shared with the query, not only as relevant or not.
-        bits: code length; needed only if both sides are packed tensors.
-        exclude_self: leave each query out of its own ranking.
-        chunk_size: largest number of database items compared at a time; it never changes the result.
+        query_codes: Codes of the queries, see :func:`~hybridhash.eval.histogram.query_database`; two
+            HashCodes may stand for the first four arguments.
+        query_labels: Class ids ``(Nq,)`` or multi-hot ``(Nq, C)``.
+        database_codes: Codes of the ``Nd`` database items.
+        database_labels: Class ids ``(Nd,)`` or multi-hot ``(Nd, C)``.
+        graded: Count items by the number of labels shared with the query, not only as relevant or not.
+        **options: ``bits``, ``exclude_self`` and ``chunk_size``, see
+            :class:`~hybridhash.eval.histogram.InputOptions`.
 
     Returns:
         The histogram, on the device of the codes.
 
     Raises:
-        TypeError, ValueError: as :func:`hybridhash.eval.inputs.as_sides`.
+        TypeError, ValueError: See :func:`~hybridhash.eval.histogram.query_database`.
 
     Example:
         >>> query, database = torch.tensor([[1.0, 1]]), torch.tensor([[1.0, 1], [1, -1], [-1, -1], [-1, -1]])
@@ -141,61 +199,186 @@ def distance_histogram(
         >>> histogram.items, histogram.relevant
         (tensor([[1, 1, 2]]), tensor([[1, 1, 1]]))
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return histogram_of(sides, graded=graded, chunk_size=chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options)
+    return histogram_of(data, graded=graded)
 
 
-def histogram_of(sides: Sides, *, graded: bool, chunk_size: int | None = None) -> DistanceHistogram:
+def query_database(
+    query_codes: Tensor | HashCodes,
+    query_labels: Tensor | HashCodes | None,
+    database_codes: Tensor | HashCodes | None,
+    database_labels: Tensor | None,
+    options: InputOptions,
+    known: type = InputOptions,
+) -> QueryDatabase:
+    """Check the arguments that all retrieval functions share.
+
+    Args:
+        query_codes: Real-valued or ±1 ``(Nq, bits)``, packed uint8 ``(Nq, ceil(bits / 8))``, or
+            :class:`~hybridhash.codes.HashCodes`, which carry their labels.
+        query_labels: Class ids ``(Nq,)`` or multi-hot ``(Nq, C)``; may be left out for HashCodes. Two
+            HashCodes may be given in a row: ``metric(query, database)``.
+        database_codes: As ``query_codes``, for ``Nd`` items; may be of another form.
+        database_labels: As ``query_labels``; may be of the other form.
+        options: The keyword arguments of the caller; those of :class:`InputOptions` are used here.
+        known: The class that declares all of them.
+
+    Raises:
+        TypeError, ValueError: An unknown option; a missing or empty side; bits, label spaces or devices that
+            differ; NaN codes; labels of the wrong shape; ids that are missing, repeated or out of range.
+
+    Warns:
+        UserWarning: All database codes are the same, so that every item ties with every other.
+    """
+    for name in options:
+        if name not in known.__annotations__:
+            close = get_close_matches(name, known.__annotations__, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known.__annotations__)}"
+            raise TypeError(f"unknown option {name!r}: {hint}")
+    if isinstance(query_labels, HashCodes):
+        if database_codes is not None or database_labels is not None:
+            raise TypeError("the second argument is HashCodes, so it is the database: give no other database")
+        database_codes = query_labels
+        query_labels = None
+    if database_codes is None:
+        raise TypeError("database_codes is missing: give codes and labels of queries and of the database")
+    query, database, bits = as_packed_pair(query_codes, database_codes, bits=options.get("bits"))
+    given = _labels_of(query_codes, query_labels, len(query), "query_labels").to(query.device)
+    stored = _labels_of(database_codes, database_labels, len(database), "database_labels").to(query.device)
+    given, stored = same_form(given, stored)
+    if len(database) > 1 and bool((database == database[0]).all()):
+        warnings.warn(
+            f"all {len(database)} database codes are the same: every item ties, and retrieval is at chance",
+            stacklevel=3,
+        )
+    chunk_size = options.get("chunk_size")
+    if chunk_size is not None:
+        chunk_size = check_integer("chunk_size", chunk_size, 1, advice="use None to choose")
+    self_rows = None
+    exclude_self: object = options.get("exclude_self", False)
+    if isinstance(exclude_self, Tensor):
+        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
+        self_rows = exclude_self.long().to(query.device)
+    elif exclude_self is True:
+        self_rows = _rows_of_ids(query_codes, database_codes).to(query.device)
+    elif exclude_self is not False and exclude_self is not None:
+        raise TypeError(
+            f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
+        )
+    return QueryDatabase(query, database, bits, given, stored, self_rows, chunk_size)
+
+
+def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
     """:func:`distance_histogram` of checked inputs."""
-    relevance = Relevance(sides.query_labels, sides.database_labels, graded=graded)
-    counts = count_pairs(sides, relevance, chunk_size=check_chunk_size(chunk_size))
-    if sides.own is not None:
-        rows = (sides.own >= 0).nonzero()[:, 0]
-        query, item = sides.query[rows], sides.database[sides.own[rows]]
-        distance = (unpack_bits(query, sides.bits) != unpack_bits(item, sides.bits)).sum(1)
-        grade = relevance.pairs(slice(None), sides.own[:, None])[rows, 0]
-        counts[rows, distance, grade] -= 1
+    grades = 2
+    if graded and data.query_labels.ndim == 2:
+        grades = 1 + max(1, min(most_labels(data.query_labels), most_labels(data.database_labels)))
+    if data.query.device.type == "cpu":
+        counts = torch.zeros((len(data.query), data.bits + 1, grades), dtype=torch.int64)
+        query = data.query.numpy()
+        span = min(data.chunk_size or _SPAN, _SPAN)
+        if data.query_labels.ndim == 2:
+            span = max(1, min(span, _LABEL_BYTES // data.query_labels.shape[1]))
+        for start in range(0, len(data.database), span):
+            items = slice(start, start + span)
+            grade_of = _grade_rows(data.query_labels, data.database_labels[items], grades, graded)
+            packed_counts(query, data.database[items].numpy(), data.bits, grade_of, counts.numpy())
+    else:
+        counts = _count_on_device(data, grades, graded)
+    if data.self_rows is not None:
+        rows = (data.self_rows >= 0).nonzero()[:, 0]
+        own = data.self_rows[rows]
+        differing = unpack_bits(data.query[rows], data.bits) != unpack_bits(data.database[own], data.bits)
+        grade = _shared_with_self(data.query_labels[rows], data.database_labels[own]).clamp(max=grades - 1)
+        counts[rows, differing.sum(1), grade] -= 1
     return DistanceHistogram(counts, counts.sum(1))
 
 
-def ranking_of(
-    sides: Sides, top_k: int | None, *, graded: bool, chunk_size: int | None = None
-) -> Iterator[DistanceHistogram]:
-    """The rankings of checked inputs, ties in database order, one item per block; some queries at a time."""
-    relevance = Relevance(sides.query_labels, sides.database_labels, graded=graded)
-    check_chunk_size(chunk_size)
-    depth = sides.size if top_k is None else min(top_k, sides.size)
-    if sides.own is not None:
-        depth = min(depth + 1, sides.size)
-    for rows in ranking_chunks(len(sides.query), depth, relevance.grades):
-        _, indices = packed_topk(sides.query[rows], sides.database, sides.bits, depth, chunk_size)
-        yield ranked(indices, relevance, rows, None if sides.own is None else sides.own[rows])
+def _grade_rows(query_labels: Tensor, labels: Tensor, grades: int, graded: bool) -> Callable[[int], Array]:
+    """Return a function from the row of a query to the grade of each item: unsigned or bool ``(n,)``."""
+    if query_labels.ndim == 1:
+        query = query_labels.tolist()
+        small = np.min_scalar_type(-2 - max(0, int(labels.max())))  # few bytes an item are compared faster
+        ids = labels.masked_fill(labels < 0, -2).numpy().astype(small)  # two times -1 is no common label
+        return lambda row: np.equal(ids, query[row])
+
+    # One row of bytes for each class: the rows of the query's own classes are joined.
+    hot = query_labels.numpy()
+    classes = np.ascontiguousarray(labels.numpy().T).view(np.uint8)
+    kind = np.min_scalar_type(grades - 1)
+
+    def grade_of(row: int) -> Array:
+        own = classes[np.flatnonzero(hot[row])]
+        joined = np.add.reduce(own, axis=0, dtype=kind) if graded else np.bitwise_or.reduce(own, axis=0)
+        return np.asarray(joined)
+
+    return grade_of
 
 
-def ranking_chunks(queries: int, depth: int, grades: int) -> Iterator[slice]:
-    """Slices of queries whose rankings of ``depth`` items are held at a time."""
-    step = max(1, _RANKED // (depth * grades))
-    for start in range(0, queries, step):
-        yield slice(start, min(start + step, queries))
+def _count_on_device(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
+    """The same counts in operations of torch: query, distance and grade of a block of pairs in one key."""
+    pairs = _BUDGET // _BYTES_PER_PAIR
+    size = (data.bits + 1) * grades
+    columns = min(len(data.database), data.chunk_size or len(data.database), pairs)
+    step = max(1, min(pairs // columns, _TABLE // size))
+    counts = torch.zeros((len(data.query), size), dtype=torch.int64, device=data.query.device)
+    for top in range(0, len(counts), step):
+        rows = slice(top, min(top + step, len(counts)))
+        first_key = torch.arange(0, (rows.stop - top) * size, size, device=counts.device)[:, None]
+        for left in range(0, len(data.database), columns):
+            items = slice(left, left + columns)
+            distances = packed_distances(data.query[rows], data.database[items], data.bits)
+            with torch.autocast(counts.device.type, enabled=False):  # half precision does not count
+                shared = shared_labels(data.query_labels[rows], data.database_labels[items])
+            grade = shared if graded else shared > 0
+            keys = distances.to(torch.int32) * grades + grade.to(torch.int32) + first_key.to(torch.int32)
+            counts[rows] += torch.bincount(keys.flatten(), minlength=len(first_key) * size).view(-1, size)
+    return counts.view(len(counts), data.bits + 1, grades)
 
 
-def ranked(indices: Tensor, relevance: Relevance, rows: slice, own: Tensor | None) -> DistanceHistogram:
-    """Rankings as a histogram with one item per block.
+def _shared_with_self(query_labels: Tensor, item_labels: Tensor) -> Tensor:
+    """Number of labels that each query shares with one item: int64 ``(q,)``."""
+    if query_labels.ndim == 1:
+        return ((query_labels == item_labels) & (query_labels >= 0)).long()
+    return (query_labels & item_labels).sum(1)
 
-    Args:
-        indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
-        relevance: grades of all queries.
-        rows: which of them the rankings belong to.
-        own: int64 ``(q,)``: an item to leave out of each ranking, -1 for none; or None.
-    """
-    totals = relevance.totals(rows)
-    if own is not None:
-        own = own[:, None]
-        totals = totals.scatter_add(1, relevance.pairs(rows, own), -(own >= 0).long())
-        indices = indices.masked_fill(indices == own, -1)
-    # Ranks that hold nothing go last.
-    indices = indices.gather(1, (indices < 0).byte().argsort(stable=True, dim=1))
-    grades = torch.nn.functional.one_hot(relevance.pairs(rows, indices), relevance.grades)
-    return DistanceHistogram(grades * (indices >= 0)[:, :, None], totals)
+
+def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:
+    if labels is None and isinstance(codes, HashCodes):
+        if codes.labels is None:
+            raise ValueError(f"{name} is missing: the HashCodes carry no labels")
+        return codes.labels  # checked when the HashCodes were made
+    if labels is None:
+        raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
+    return as_labels(labels, length=length, name=name)
+
+
+def _rows_of_ids(query: Tensor | HashCodes, database: Tensor | HashCodes) -> Tensor:
+    """The database row with the id of each query, -1 where there is none: int64 ``(Nq,)``."""
+    query_ids = query.ids if isinstance(query, HashCodes) else None
+    database_ids = database.ids if isinstance(database, HashCodes) else None
+    if query_ids is None or database_ids is None:
+        raise ValueError(
+            "exclude_self=True matches queries and database by id: give HashCodes with ids, or give "
+            "exclude_self the database row of each query"
+        )
+    sorted_ids, rows = database_ids.sort()
+    repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+    if len(repeated):
+        raise ValueError(f"exclude_self=True needs unique database ids, got id {int(repeated[0])} twice")
+    query_ids = query_ids.to(sorted_ids.device)
+    place = torch.searchsorted(sorted_ids, query_ids).clamp(max=len(rows) - 1)
+    return torch.where(sorted_ids[place] == query_ids, rows[place], -1)
+
+
+def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:
+    """Raise unless ``rows (queries, k)`` holds database rows, or -1."""
+    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"{name} must be database rows, an int64 tensor, got {got}")
+    if rows.ndim != 2 or rows.shape[0] != queries or rows.shape[1] == 0:
+        raise ValueError(f"{name} must have a row for each of {queries} queries, got {tuple(rows.shape)}")
+    if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < items:
+        raise ValueError(
+            f"{name} must hold database rows 0..{items - 1} or -1, got {int(rows.min())}..{int(rows.max())}"
+        )

@@ -1,34 +1,42 @@
 """Retrieval metrics of binary codes: exact under ties, independent of the order of the database.
 
 All functions take the same arguments in the same order: codes and labels of the queries, codes and labels of
-the database (see :func:`hybridhash.eval.inputs.as_sides`); two :class:`~hybridhash.codes.HashCodes` may stand
-for the four. What is done with items at equal distance (``ties``):
-
-- ``"expected"``: the exact mean over all orders of the tied items. No order of the database changes it.
-- ``"stable"``: tied items in database order, as a stable sort leaves them.
-- ``"best"``, ``"worst"``: the largest and the smallest value that an order of the tied items can give.
-
-``empty="zero"`` counts a query for which the metric is not defined (it has no relevant item) as 0;
-``empty="skip"`` leaves it out of the mean. ``aggregation="mean"`` gives one number, ``None`` one per query
-(NaN for those left out). ``top_k=None`` is the whole database; several cuts in one call share the pass.
+the database; two :class:`~hybridhash.codes.HashCodes` may stand for the four. The options they share are
+those of :class:`MetricOptions`. Each function makes one histogram of distances and reads one closed form of
+:mod:`hybridhash.eval.functional` from it; whoever wants several metrics can do the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
-from hybridhash.eval import closed_forms
-from hybridhash.eval.average_precision import Denominator, average_precision
-from hybridhash.eval.definitions import published_average_precision
-from hybridhash.eval.inputs import as_sides, check_choice, check_cuts
-from hybridhash.eval.measure import Aggregation, Empty, Ties, aggregate, measure
+from hybridhash.eval import functional
+from hybridhash.eval.functional import Denominator, Ties
+from hybridhash.eval.histogram import (
+    DistanceHistogram,
+    InputOptions,
+    QueryDatabase,
+    histogram_of,
+    query_database,
+)
+from hybridhash.eval.published import published_average_precision
+from hybridhash.eval.ranking import stable_rankings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
+    "MeanOptions",
+    "MetricOptions",
     "acg_at_k",
     "hit_rate_at_k",
     "mean_average_precision",
@@ -39,7 +47,44 @@ __all__ = [
     "weighted_map",
 ]
 
+Empty = Literal["zero", "skip"]
+Aggregation = Literal["mean"] | None
 Gain = Literal["exponential", "linear"]
+Cuts: TypeAlias = int | Sequence[int | None] | None
+
+# Counts of a piece of a histogram, each tie group split by grade, that are held at a time.
+_COUNTS = 1 << 21
+
+
+class MeanOptions(InputOptions, total=False):
+    """Options of every metric: those of :class:`InputOptions`, and how queries are joined to one number.
+
+    Attributes:
+        empty: What to do with a query for which the metric is not defined, because it has no relevant item
+            (average precision divided by ``"hits"``: none among the first ``top_k`` in any order of the
+            ties). ``"zero"``, the default, counts it as 0; ``"skip"`` leaves it out of the mean.
+        aggregation: ``"mean"``, the default, gives one number; None gives one for each query, NaN for those
+            that are left out.
+    """
+
+    empty: Empty
+    aggregation: Aggregation
+
+
+class MetricOptions(MeanOptions, total=False):
+    """Options of the metrics with a cut: those of :class:`MeanOptions`, the cut and the rule for ties.
+
+    Attributes:
+        top_k: How many of the nearest items count. None, the default, is the whole database. A sequence of
+            cuts gives a value for each, in one pass.
+        ties: What to do with items at equal distance. ``"expected"``, the default, is the exact mean over all
+            orders of the tied items, which no order of the database changes. ``"stable"`` leaves them in
+            database order, as a stable sort does. ``"best"`` and ``"worst"`` are the largest and the smallest
+            value that an order can give.
+    """
+
+    top_k: Cuts
+    ties: Ties
 
 
 def mean_average_precision(
@@ -48,44 +93,34 @@ def mean_average_precision(
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
     *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
     denominator: Denominator = "hits",
-    empty: Empty = "zero",
     definition: str | None = None,
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Mean over the queries of the average precision of the first ``top_k`` items by Hamming distance.
+    """Compute the mean over the queries of the average precision of the first ``top_k`` items (mAP).
 
-    ``AP = (1/D) sum_{t <= top_k} rel_t * (hits up to rank t) / t``.
+    ``AP = (1/D) sum_{t <= top_k} rel_t * (hits up to rank t) / t``, items ranked by Hamming distance.
 
     Args:
-        query_codes: real-valued or ±1 ``(Nq, bits)``, packed uint8 ``(Nq, ceil(bits / 8))``, or HashCodes.
-        query_labels: class ids ``(Nq,)`` or multi-hot ``(Nq, C)``; HashCodes carry theirs.
-        database_codes: codes of the ``Nd`` database items.
-        database_labels: their labels.
-        top_k: the cut, None for the whole database; a sequence of cuts gives a value for each.
-        ties: ``expected``, ``stable``, ``best`` or ``worst``; see the module.
-        denominator: D: ``hits``, the relevant items among the first ``top_k`` (the hashing literature); or
-            ``relevant``, ``min(top_k, all relevant items)`` (information retrieval).
-        empty: ``zero`` or ``skip``, for queries without a relevant item (with ``hits``: without one among the
-            first ``top_k`` in any order of the ties).
-        definition: compute what a published code base computes, instead of the rules above: a key of
-            :data:`DEFINITIONS <hybridhash.eval.definitions.DEFINITIONS>`.
-        aggregation: ``mean``, or None for one value per query.
-        bits: code length; needed only if both sides are packed tensors.
-        exclude_self: leave each query out of its own ranking, by ids; or the database row of each query.
-        chunk_size: largest number of database items compared at a time; it never changes the result.
+        query_codes: Real-valued or ±1 ``(Nq, bits)``, packed uint8 ``(Nq, ceil(bits / 8))``, or HashCodes.
+        query_labels: Class ids ``(Nq,)`` or multi-hot ``(Nq, C)``; HashCodes carry theirs. HashCodes here
+            are the database: ``mean_average_precision(query, database)``.
+        database_codes: Codes of the ``Nd`` database items.
+        database_labels: Their labels.
+        denominator: What D is: the relevant items among the first ``top_k`` (``"hits"``, the hashing
+            literature); or ``min(top_k, all relevant items)`` (``"relevant"``, information retrieval).
+        definition: A key of :data:`DEFINITIONS <hybridhash.eval.published.DEFINITIONS>`: compute
+            what that code base computes, instead of ``ties``, ``denominator`` and ``empty``.
+        **options: ``top_k``, ``ties``, ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and
+            ``chunk_size``, see :class:`MetricOptions`.
 
     Returns:
         float64: a scalar, or ``(Nq,)`` with ``aggregation=None``; preceded by a dimension for the cuts if
         ``top_k`` is a sequence. NaN if ``empty="skip"`` leaves no query.
 
     Raises:
-        TypeError, ValueError: see :func:`hybridhash.eval.inputs.as_sides`; ``top_k < 1``; an unknown rule.
+        TypeError, ValueError: ``top_k < 1``, an unknown rule or option, or sides that do not fit together,
+            see :func:`hybridhash.eval.histogram.query_database`.
 
     Source: He et al., "Hashing as Tie-Aware Learning to Rank", CVPR 2018, for the mean over ties.
 
@@ -96,28 +131,18 @@ def mean_average_precision(
         >>> mean_average_precision(query, torch.tensor([0]), database, labels, top_k=3)
         tensor(0.9167, dtype=torch.float64)
     """
-    if definition is not None:
-        if (ties, denominator, empty) != ("expected", "hits", "zero"):
-            raise ValueError("definition sets ties, denominator and empty: leave them out")
-        values = published_average_precision(
-            definition,
-            query_codes,
-            query_labels,
-            database_codes,
-            database_labels,
-            top_k=check_cuts(top_k),
-            bits=bits,
-            exclude_self=exclude_self,
-            chunk_size=chunk_size,
-        )
-        values = aggregate(values, "skip", aggregation)
-        return values if isinstance(top_k, Sequence) else values[0]
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
     check_choice("denominator", denominator, ("hits", "relevant"))
-    form = partial(average_precision, denominator=denominator)
-    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size)
+    if definition is None:
+        return _measure(partial(functional.average_precision, denominator=denominator), data, options)
+    rules = (options.get("ties", "expected"), denominator, options.get("empty", "zero"))
+    if rules != ("expected", "hits", "zero"):
+        raise ValueError("definition sets ties, denominator and empty: leave them out")
+    top_k = options.get("top_k")
+    database = query_labels if isinstance(query_labels, HashCodes) else database_codes
+    values = published_average_precision(definition, query_codes, database, data, as_cuts(top_k))
+    values = join_queries(values, "skip", options.get("aggregation", "mean"))
+    return values[0] if top_k is None or isinstance(top_k, Integral) else values
 
 
 def precision_at_k(
@@ -125,16 +150,9 @@ def precision_at_k(
     query_labels: Tensor | HashCodes | None = None,
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
-    *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Share of relevant items among the first ``min(top_k, Nd)`` by Hamming distance (P@k).
+    """Compute the share of relevant items among the first ``min(top_k, Nd)`` by Hamming distance (P@k).
 
     Arguments, result and errors: see :func:`mean_average_precision`.
 
@@ -145,10 +163,8 @@ def precision_at_k(
         >>> precision_at_k(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.2500, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return measure(closed_forms.precision, sides, top_k, ties, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
+    return _measure(functional.precision, data, options)
 
 
 def recall_at_k(
@@ -156,16 +172,9 @@ def recall_at_k(
     query_labels: Tensor | HashCodes | None = None,
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
-    *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Share of all relevant items that are among the first ``top_k`` by Hamming distance (R@k).
+    """Compute the share of all relevant items that are among the first ``top_k`` by Hamming distance (R@k).
 
     Arguments, result and errors: see :func:`mean_average_precision`.
 
@@ -176,10 +185,8 @@ def recall_at_k(
         >>> recall_at_k(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.2500, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return measure(closed_forms.recall, sides, top_k, ties, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
+    return _measure(functional.recall, data, options)
 
 
 def hit_rate_at_k(
@@ -187,18 +194,11 @@ def hit_rate_at_k(
     query_labels: Tensor | HashCodes | None = None,
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
-    *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Share of queries with a relevant item among the first ``top_k``; in the mean over ties.
+    """Compute the share of queries with a relevant item among the first ``top_k``.
 
-    Metric learning calls this Recall@k.
+    Metric learning calls this Recall@k. With ties, it is the mean over their orders.
 
     Arguments, result and errors: see :func:`mean_average_precision`.
 
@@ -209,10 +209,8 @@ def hit_rate_at_k(
         >>> hit_rate_at_k(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.5000, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return measure(closed_forms.hit_rate, sides, top_k, ties, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
+    return _measure(functional.hit_rate, data, options)
 
 
 def mean_reciprocal_rank(
@@ -220,16 +218,9 @@ def mean_reciprocal_rank(
     query_labels: Tensor | HashCodes | None = None,
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
-    *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Mean of 1 / (rank of the first relevant item), 0 where it lies beyond ``top_k`` (MRR).
+    """Compute the mean of 1 / (rank of the first relevant item), 0 where it lies beyond ``top_k`` (MRR).
 
     Arguments, result and errors: see :func:`mean_average_precision`.
 
@@ -240,10 +231,8 @@ def mean_reciprocal_rank(
         >>> mean_reciprocal_rank(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.2500, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return measure(closed_forms.reciprocal_rank, sides, top_k, ties, empty, aggregation, chunk_size)
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
+    return _measure(functional.reciprocal_rank, data, options)
 
 
 def ndcg_at_k(
@@ -252,24 +241,18 @@ def ndcg_at_k(
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
     *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
     gain: Gain = "exponential",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Normalised discounted cumulative gain of the first ``top_k`` items (NDCG@k).
+    """Compute the normalised discounted cumulative gain of the first ``top_k`` items (NDCG@k).
 
     ``DCG = sum_{t <= top_k} gain_t / log2(1 + t)``, divided by the DCG of the ideal ranking. An item that
-    shares r labels with the query gains ``2^r - 1``, or r with ``gain="linear"``.
+    shares s labels with the query gains ``2^s - 1``, or s with ``gain="linear"``.
+
+    Other arguments, result and errors: see :func:`mean_average_precision`.
 
     Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015;
     ties as He et al., "Hashing as Tie-Aware Learning to Rank", CVPR 2018.
-
-    Arguments, result and errors: see :func:`mean_average_precision`.
 
     Example:
         >>> import torch
@@ -278,12 +261,10 @@ def ndcg_at_k(
         >>> ndcg_at_k(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.1934, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
     check_choice("gain", gain, ("exponential", "linear"))
-    form = partial(closed_forms.ndcg, exponential=gain == "exponential")
-    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size, graded=True)
+    form = partial(functional.ndcg, exponential=gain == "exponential")
+    return _measure(form, data, options, graded=True)
 
 
 def acg_at_k(
@@ -291,20 +272,13 @@ def acg_at_k(
     query_labels: Tensor | HashCodes | None = None,
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
-    *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Mean number of labels that the first ``min(top_k, Nd)`` items share with the query (ACG@k).
-
-    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
+    """Compute the mean number of labels that the first ``min(top_k, Nd)`` items share with the query (ACG@k).
 
     Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
 
     Example:
         >>> import torch
@@ -313,12 +287,8 @@ def acg_at_k(
         >>> acg_at_k(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.2500, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
-    return measure(
-        closed_forms.average_cumulative_gain, sides, top_k, ties, empty, aggregation, chunk_size, graded=True
-    )
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
+    return _measure(functional.average_cumulative_gain, data, options, graded=True)
 
 
 def weighted_map(
@@ -327,23 +297,17 @@ def weighted_map(
     database_codes: Tensor | HashCodes | None = None,
     database_labels: Tensor | None = None,
     *,
-    top_k: int | Sequence[int | None] | None = None,
-    ties: Ties = "expected",
     denominator: Denominator = "hits",
-    empty: Empty = "zero",
-    aggregation: Aggregation = "mean",
-    bits: int | None = None,
-    exclude_self: bool | Tensor = False,
-    chunk_size: int | None = None,
+    **options: Unpack[MetricOptions],
 ) -> Tensor:
-    """Mean average precision with ACG in place of precision (weighted mAP).
+    """Compute mean average precision with ACG in place of precision (weighted mAP).
 
     ``AP_w = (1/D) sum_{t <= top_k} rel_t ACG@t``: the mean over the relevant ranks of the mean number of
     labels shared down to that rank.
 
-    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
-
     Arguments, result and errors: see :func:`mean_average_precision`.
+
+    Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
 
     Example:
         >>> import torch
@@ -352,9 +316,66 @@ def weighted_map(
         >>> weighted_map(query, torch.tensor([0]), database, labels, top_k=2)
         tensor(0.2500, dtype=torch.float64)
     """
-    sides = as_sides(
-        query_codes, query_labels, database_codes, database_labels, bits=bits, exclude_self=exclude_self
-    )
+    data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
     check_choice("denominator", denominator, ("hits", "relevant"))
-    form = partial(average_precision, denominator=denominator, weighted=True)
-    return measure(form, sides, top_k, ties, empty, aggregation, chunk_size, graded=True)
+    form = partial(functional.average_precision, denominator=denominator, weighted=True)
+    return _measure(form, data, options, graded=True)
+
+
+def _measure(
+    form: Callable[..., Tensor], data: QueryDatabase, options: MetricOptions, graded: bool = False
+) -> Tensor:
+    """Evaluate ``form(histogram, top_k=..., ties=...)`` at each cut, in one pass, and join the queries."""
+    top_k = options.get("top_k")
+    ties = options.get("ties", "expected")
+    empty = options.get("empty", "zero")
+    aggregation = options.get("aggregation", "mean")
+    check_rules(ties, empty, aggregation)
+    cuts = as_cuts(top_k)
+    forms = [partial(form, top_k=cut, ties=ties) for cut in cuts]
+    pieces: Iterable[DistanceHistogram]
+    if ties == "stable":
+        known = [cut for cut in cuts if cut is not None]
+        pieces = stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
+    else:
+        pieces = [histogram_of(data, graded=graded)]
+    values = join_queries(values_per_query(forms, pieces), empty, aggregation)
+    return values[0] if top_k is None or isinstance(top_k, Integral) else values
+
+
+def values_per_query(
+    forms: Sequence[Callable[[DistanceHistogram], Tensor]], pieces: Iterable[DistanceHistogram]
+) -> Tensor:
+    """Evaluate every form for every query: float64 ``(values, Nq)``; a form gives one value or several."""
+    columns = []
+    for histogram in pieces:
+        # Some forms split tie groups by grade, which takes groups times grades times grades.
+        _, groups, grades = histogram.counts.shape
+        step = max(1, _COUNTS // (groups * grades * grades))
+        for start in range(0, len(histogram.counts), step):
+            part = histogram[start : start + step]
+            columns.append(torch.cat([form(part).reshape(-1, len(part.counts)) for form in forms]))
+    return torch.cat(columns, 1)
+
+
+def join_queries(values: Tensor, empty: Empty, aggregation: Aggregation) -> Tensor:
+    """Mean over the last dimension, of values that are NaN where the metric is not defined."""
+    if empty == "zero":
+        values = values.nan_to_num(0.0)
+    return values if aggregation is None else values.nanmean(-1)
+
+
+def check_rules(ties: Ties, empty: Empty, aggregation: Aggregation = "mean") -> None:
+    """Raise ValueError unless the rules are known, before anything is counted."""
+    check_choice("ties", ties, ("expected", "stable", "best", "worst"))
+    check_choice("empty", empty, ("zero", "skip"))
+    check_choice("aggregation", aggregation, ("mean", None))
+
+
+def as_cuts(top_k: Cuts) -> list[int | None]:
+    """One or several cuts, checked, as a list."""
+    cuts = np.atleast_1d(np.asarray(top_k, dtype=object)).tolist()
+    if not cuts:
+        raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")
+    advice = "use top_k=None for the whole database"
+    return [None if cut is None else check_integer("top_k", cut, 1, advice=advice) for cut in cuts]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from hybridhash.eval.inputs import check_choice
+from hybridhash._checks import check_choice
 from hybridhash.eval.report import RetrievalReport
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hybridhash.eval.average_precision import Denominator
-from hybridhash.eval.curves import ranks_up_to
-from hybridhash.eval.evaluation import count_unlabelled, rank_forms, rank_results
-from hybridhash.eval.histogram import ranked, ranking_chunks
-from hybridhash.eval.inputs import check_choice, check_rank, check_rows, same_form
-from hybridhash.eval.measure import Empty
-from hybridhash.eval.relevance import Relevance
+from hybridhash._checks import check_choice, check_integer
+from hybridhash.eval import functional
+from hybridhash.eval.evaluation import check_settings, rank_forms, rank_results
+from hybridhash.eval.functional import Denominator
+from hybridhash.eval.histogram import QueryDatabase, check_rows
+from hybridhash.eval.metrics import Empty
+from hybridhash.eval.ranking import as_rankings
 from hybridhash.eval.report import RetrievalReport
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, labelled, same_form
 
 __all__ = ["evaluate_ranking", "rerank"]
 
@@ -72,7 +72,9 @@ def rerank(
             f"{database_features.shape[1]}"
         )
     check_rows("candidates", candidates, len(query_features), len(database_features))
-    depth = candidates.shape[1] if top_k is None else min(check_rank(top_k), candidates.shape[1])
+    depth = candidates.shape[1]
+    if top_k is not None:
+        depth = min(depth, check_integer("top_k", top_k, 1, advice="use None for all candidates"))
     query, database = query_features.detach().float(), database_features.detach()
     if distance == "cosine":
         query = torch.nn.functional.normalize(query, dim=1)
@@ -102,7 +104,7 @@ def evaluate_ranking(
     ks: Sequence[int] = (1, 5, 10, 100, 1000),
     denominator: Denominator = "hits",
     empty: Empty = "zero",
-    exclude_self: Tensor | None = None,
+    exclude_self: bool | Tensor = False,
 ) -> RetrievalReport:
     """Score a ranking from any index, with or without re-ranking.
 
@@ -114,7 +116,8 @@ def evaluate_ranking(
         ks: the cuts of the other metrics; those beyond the ranking are left out.
         denominator: ``hits`` or ``relevant``.
         empty: ``zero`` or ``skip``.
-        exclude_self: int64 ``(Nq,)``: the database row of each query, left out of its ranking; -1 for none.
+        exclude_self: Leave each query out of its own ranking, for queries that are items of the database:
+            int64 ``(Nq,)``, the database row of each query, -1 for a query that is not in the database.
 
     Returns:
         The report of :func:`hybridhash.eval.evaluate`, without what needs codes.
@@ -136,23 +139,28 @@ def evaluate_ranking(
     in_order = indices.sort(dim=1).values
     if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
         raise ValueError("indices hold a database row twice for the same query: a ranking has each item once")
-    if exclude_self is not None:
+    self_rows = None
+    if isinstance(exclude_self, Tensor):
         check_rows("exclude_self", exclude_self[:, None], len(query), len(database))
+        self_rows = exclude_self.long().to(indices.device)
+    elif exclude_self is not False and exclude_self is not None:
+        raise ValueError("a ranking has no ids: give exclude_self the database row of each query")
     depth = indices.shape[1]
-    if top_k is not None and check_rank(top_k) > depth and depth < len(database):
+    check_settings(top_k, ks, 0, "stable", denominator, empty)
+    if top_k is not None and top_k > depth and depth < len(database):
         raise ValueError(f"top_k={top_k}, but the ranking has only {depth} ranks: search deeper")
     graded = query.ndim == 2
     cut = min(depth, len(database)) if top_k is None else top_k
     forms = rank_forms(cut, ks, "stable", denominator, size=depth, graded=graded)
-    relevance = Relevance(query, database, graded=graded)
-    pieces = (
-        ranked(indices[rows], relevance, rows, None if exclude_self is None else exclude_self[rows].long())
-        for rows in ranking_chunks(len(query), depth, relevance.grades)
-    )
-    metrics, curves = rank_results(forms, pieces, ranks_up_to(depth), "expected", empty)
+    # There are no codes: give all items the same one.
+    no_codes = torch.zeros((len(query), 1), dtype=torch.uint8, device=indices.device)
+    all_codes = torch.zeros((len(database), 1), dtype=torch.uint8, device=indices.device)
+    data = QueryDatabase(no_codes, all_codes, 1, query, database, self_rows)
+    pieces = as_rankings(indices, data, graded=graded)
+    metrics, curves = rank_results(forms, pieces, functional.geometric_ranks(depth), "expected", empty)
     return RetrievalReport(
         queries=len(query),
-        unlabelled_queries=count_unlabelled(query),
+        unlabelled_queries=int((~labelled(query)).sum()),
         database=len(database),
         bits=None,
         top_k=cut,
@@ -160,7 +168,7 @@ def evaluate_ranking(
         ties="none",
         denominator=denominator,
         empty=empty,
-        exclude_self=exclude_self is not None,
+        exclude_self=self_rows is not None,
         metrics=metrics,
         curves=curves,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,7 +128,7 @@ def test_a_cut_below_one_is_refused(metric, top_k):
 
 @pytest.mark.parametrize("metric", CUTS[:-1])
 def test_cuts_of_the_wrong_type_and_no_cuts_are_refused(metric):
-    with pytest.raises(TypeError, match="top_k must be an integer"):
+    with pytest.raises(TypeError, match="top_k must be an int"):
         metric(*random_case(), top_k=2.5)
     with pytest.raises(ValueError, match="empty sequence"):
         metric(*random_case(), top_k=[])
@@ -146,7 +147,7 @@ def test_a_cut_beyond_the_database_is_the_whole_database(metric):
 def test_a_negative_radius_is_refused(metric):
     with pytest.raises(ValueError, match="radius must be >= 0, got -1"):
         metric(*random_case(), radius=-1)
-    with pytest.raises(TypeError, match="radius must be an integer"):
+    with pytest.raises(TypeError, match="radius must be an int"):
         metric(*random_case(), radius=1.5)
 
 
@@ -193,3 +194,37 @@ def test_bad_ways_to_leave_queries_out_are_refused():
 def test_a_chunk_size_below_one_is_refused(metric):
     with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
         metric(*random_case(), chunk_size=0)
+
+
+def test_unknown_options_are_refused_with_the_near_miss(metric):
+    with pytest.raises(TypeError, match="unknown option 'chunksize': did you mean 'chunk_size'"):
+        metric(*random_case(), chunksize=5)
+    with pytest.raises(TypeError, match="unknown option 'x': there are "):
+        metric(*random_case(), x=5)
+
+
+@pytest.mark.parametrize("metric", CUTS)
+def test_numpy_integers_arrays_and_tensors_of_cuts_are_cuts(metric):
+    case = random_case()
+    five = metric(*case, top_k=np.int64(5))
+    assert five == metric(*case, top_k=5)
+    if metric is not evaluation.evaluate:
+        assert metric(*case, top_k=np.array([5, 6])).tolist() == metric(*case, top_k=[5, 6]).tolist()
+        assert metric(*case, top_k=torch.tensor([5]))[0] == five
+
+
+def test_values_that_are_no_way_to_leave_queries_out_are_refused():
+    query, query_labels, codes, labels = random_case()
+    with pytest.raises(TypeError, match="exclude_self must be a bool or a tensor"):
+        evaluation.mean_average_precision(query, query_labels, codes, labels, exclude_self=np.arange(12))
+    with pytest.raises(TypeError, match="ks must be a sequence"):
+        evaluation.evaluate(query, query_labels, codes, labels, ks=5)
+    with pytest.raises(ValueError, match="radius is an empty sequence"):
+        evaluation.precision_within_radius(query, query_labels, codes, labels, radius=[])
+    with pytest.raises(ValueError, match="top_k is an empty sequence"):
+        evaluation.precision_recall_curve(query, query_labels, codes, labels, by="rank", top_k=[])
+
+
+def test_the_old_name_of_map_definition_warns():
+    with pytest.warns(DeprecationWarning, match="hybridhash.eval.MapDefinition"):
+        assert evaluation.Definition is evaluation.MapDefinition

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridhash.codes import HashCodes, pack_codes
-from hybridhash.eval import DistanceHistogram, mean_average_precision
-from hybridhash.eval.average_precision import average_precision as closed_form
+from hybridhash.eval import DistanceHistogram, functional, mean_average_precision
 from tests import GOLDEN
 from tests.eval._oracles import average_precision, instance, over_orders
 
@@ -45,7 +44,7 @@ def test_reference_values_are_matched(case, ties):
 )
 def test_worked_fractions_of_tied_levels(levels, fraction):
     counts = torch.tensor([[[n - r, r] for n, r in levels]])
-    value = closed_form(DistanceHistogram(counts, counts.sum(1)))
+    value = functional.average_precision(DistanceHistogram(counts, counts.sum(1)))
     assert value.item() == pytest.approx(float(fraction), abs=1e-15)
 
 
@@ -83,17 +82,19 @@ def test_weighted_average_precision_equals_the_enumeration_of_all_orders(items, 
         counts[0, distance, grade] += 1
     histogram = DistanceHistogram(counts, counts.sum(1))
     for ties in ("expected", "best", "worst"):
-        got = closed_form(histogram, top_k, ties=ties, denominator=denominator, weighted=True)
+        got = functional.average_precision(
+            histogram, top_k, ties=ties, denominator=denominator, weighted=True
+        )
         assert got.nan_to_num(0.0).item() == pytest.approx(want[ties], abs=1e-12), ties
 
 
-def test_large_cut_blocks_agree_with_random_orders():
+def test_large_tie_groups_at_the_cut_agree_with_random_orders():
     # 4,000 tied items, cut at 500: the tails of the hit distribution are left out, the mean must not notice.
     generator = torch.Generator().manual_seed(0)
     relevant = torch.zeros(4000)
     relevant[:1200] = 1
     counts = torch.tensor([[[2800, 1200]]])
-    got = closed_form(DistanceHistogram(counts, counts.sum(1)), 500).item()
+    got = functional.average_precision(DistanceHistogram(counts, counts.sum(1)), 500).item()
     values = []
     for _ in range(2000):
         head = relevant[torch.randperm(4000, generator=generator)][:500].double()

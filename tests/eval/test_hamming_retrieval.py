@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import sys
@@ -43,7 +42,8 @@ def test_forms_of_codes_agree_and_only_packed_codes_are_kept():
     metric(pack_codes(query), query_labels, is_query=True)
     metric.update(HashCodes(pack_codes(codes), 8, labels), is_query=False)
     assert metric.report() == evaluate(query, query_labels, codes, labels, **SETTINGS)
-    assert all(part.dtype == torch.uint8 for part in metric.query_packed + metric.database_packed)
+    kept = metric._batches["query"] + metric._batches["database"]
+    assert all(batch.packed.dtype == torch.uint8 and batch.packed.shape[1] == 1 for batch in kept)
 
 
 def test_repeated_indices_count_once():
@@ -129,31 +129,59 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert os.path.exists(out + ".0")
 
 
-def test_it_is_a_torchmetrics_metric_where_there_is_torchmetrics():
-    torchmetrics = pytest.importorskip("torchmetrics")
+def test_it_is_the_same_class_with_and_without_torchmetrics(monkeypatch):
+    assert HammingRetrieval.__mro__ == (HammingRetrieval, object)
     metric = filled(random_case(seed=78))
+    assert pickle.loads(pickle.dumps(metric)).report() == metric.report()
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "hybridhash.eval._torchmetrics", raising=False)
+    with pytest.raises(ImportError, match=r"pip install hybridhash\[torchmetrics\]"):
+        metric.as_torchmetrics()
+
+
+def test_as_torchmetrics_gives_a_metric_for_a_collection():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    case = random_case(seed=78)
+    want = evaluate(*case, **SETTINGS)
+    metric = filled(case).as_torchmetrics()
     assert isinstance(metric, torchmetrics.Metric)
     collection = torchmetrics.MetricCollection({"retrieval": metric})
-    want = evaluate(*random_case(seed=78), **SETTINGS)
     assert collection.compute()["map"].item() == want["map"]
-    copy = pickle.loads(pickle.dumps(metric))
-    assert copy.report() == want
-
-
-def test_it_works_alone_without_torchmetrics(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # importing it fails
-    spec = importlib.util.find_spec("hybridhash.eval.retrieval")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.HammingRetrieval.__mro__[1] is module._Alone
-    case = random_case(seed=80)
-    metric = module.HammingRetrieval(8, **SETTINGS)
+    assert pickle.loads(pickle.dumps(metric)).compute()["map"].item() == want["map"]
+    metric.reset()
     metric(*case[:2], is_query=True)
     metric.update(*case[2:], is_query=False)
-    assert metric.report() == evaluate(*case, **SETTINGS)
-    metric.reset()
-    with pytest.raises(ValueError, match="no query codes"):
-        metric.compute()
+    assert metric.compute()["map"].item() == want["map"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ties": "nope"}, "ties must be one of"),
+        ({"top_k": -5}, "top_k must be >= 1"),
+        ({"ks": [1.5]}, "a cut in ks must be an int"),
+        ({"ks": 5}, "ks must be a sequence of cuts"),
+        ({"radius": -1}, "radius must be >= 0"),
+        ({"denominator": "all"}, "denominator must be one of"),
+        ({"empty": "drop"}, "empty must be one of"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_encoded(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        HammingRetrieval(16, **settings)
+
+
+def test_batches_that_do_not_go_together_are_refused_when_they_come():
+    query, query_labels, _, _ = random_case(seed=76)
+    metric = HammingRetrieval(8)
+    metric.update(query, query_labels, is_query=True)
+    with pytest.raises(ValueError, match="do not go with those of earlier query batches"):
+        metric.update(query, torch.zeros(12, dtype=torch.long), is_query=True)
+    with pytest.raises(ValueError, match="by its indices"):
+        HammingRetrieval(8, exclude_self=True).update(query, query_labels, is_query=True)
+    metric = HammingRetrieval(8)
+    metric.update(query, query_labels, is_query=True, indices=torch.arange(12, dtype=torch.int32))
+    assert metric._gathered("query").ids.dtype == torch.int64
 
 
 def test_it_works_in_a_lightning_module():
