@@ -36,8 +36,9 @@ PairLosses = Callable[[Tensor, Tensor, Tensor], Tensor]
 Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ChunkSum = Callable[[Tensor, int, int], Tensor]
 
-# Up to so many pairs (4 MiB in float32) all are computed at once; more are computed in chunks.
-_PAIRS_AT_ONCE = 2**20
+# Pairs with a fixed second side are computed at once if these and a copy of that side are so many numbers
+# (4 MiB in float32), and in chunks if they are more.
+_AT_ONCE = 2**20
 
 
 def log_likelihood(t: Tensor, s: Tensor) -> Tensor:
@@ -154,8 +155,8 @@ class _SumInChunks(torch.autograd.Function):
         # none; without an error the second derivative would silently be 0.
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the loss of more than a million pairs with a bank or ref_codes is differentiable once, but "
-                "create_graph=True asks for more: compare within the batch, or with fewer ref_codes"
+                "the loss against so many codes of a bank or of ref_codes is differentiable only once, and "
+                "create_graph=True asks for more: compare within the batch, or with fewer codes"
             )
         (grad,) = ctx.saved_tensors
         return grads[0] * grad, None, None
@@ -245,9 +246,9 @@ class PairwiseLoss(nn.Module, ABC):
             ref_labels: ``(M,)`` or ``(M, C)``, labels of ``ref_codes``.
 
         Returns:
-            0-dim, float32 (float64 for float64 codes), whatever autocast does. More than a million pairs with
-            a bank or with ``ref_codes`` are computed in chunks; then it is differentiable once, and raises a
-            RuntimeError if it is asked for more.
+            0-dim, float32 (float64 for float64 codes), whatever autocast does. More than about a million
+            pairs with a bank or with ``ref_codes`` are computed in chunks. Then it is differentiable once; a
+            gradient with ``create_graph=True`` raises a RuntimeError.
 
         Raises:
             IndexError: an index outside the bank.
@@ -318,18 +319,19 @@ class PairwiseLoss(nn.Module, ABC):
                 out. None leaves out no pair.
             over_ranks: Sum over the ``codes`` of all processes.
             chunk_size: Take so many rows of ``ref_codes`` at once. None takes all of them if there are at
-                most a million pairs, or if ``ref_codes is codes``.
+                most about a million pairs, or if ``ref_codes is codes``.
 
         Returns:
             0-dim, dtype of ``codes``.
         """
-        num_refs = ref_codes.shape[0]
+        num_refs, bits = ref_codes.shape
+        # What a reference code needs: its copy, and its pairs with the batch.
+        width = bits + codes.shape[0]
         chunks = [(0, num_refs)]
-        at_once = ref_codes is codes or codes.shape[0] * num_refs <= _PAIRS_AT_ONCE
-        if chunk_size is not None or not at_once:
+        in_chunks = ref_codes is not codes and width * num_refs > _AT_ONCE
+        if in_chunks or chunk_size is not None:
             # On a CPU the intermediate results of a chunk stay near the cache; a GPU likes large steps.
-            pairs = 2**18 if codes.device.type == "cpu" else 2**23
-            step = chunk_size or max(pairs // codes.shape[0], 256)
+            step = chunk_size or max((2**19 if codes.device.type == "cpu" else 2**23) // width, 1)
             chunks = [(start, min(start + step, num_refs)) for start in range(0, num_refs, step)]
 
         def kept(start: int, stop: int) -> Tensor:
@@ -343,8 +345,9 @@ class PairwiseLoss(nn.Module, ABC):
             counts = torch.zeros(2, dtype=torch.float64, device=codes.device)
             for start, stop in chunks:
                 similar = shared_labels(labels, ref_labels[start:stop]) > 0
-                keep = kept(start, stop)
-                counts += torch.stack(((similar & keep).sum(), (~similar & keep).sum()))
+                keep = kept(start, stop).expand_as(similar)
+                num_similar = torch.count_nonzero(similar & keep)
+                counts += torch.stack((num_similar, torch.count_nonzero(keep) - num_similar))
             if over_ranks:
                 counts = sum_over_ranks(counts)
             of_similar, of_dissimilar = self.weights(counts[0], counts[1])
@@ -352,7 +355,9 @@ class PairwiseLoss(nn.Module, ABC):
             def chunk_sum(codes: Tensor, start: int, stop: int) -> Tensor:
                 """Sum the weighted losses of the pairs of a chunk."""
                 s = label_affinity(labels, ref_labels[start:stop], self.affinity, codes.dtype)
-                losses = self.pair_losses(codes, ref_codes[start:stop].to(codes.dtype), s)
+                # A copy, because a bank may be written to before the backward pass.
+                chunk = ref_codes[start:stop].to(codes.dtype, copy=True)
+                losses = self.pair_losses(codes, chunk, s)
                 keep = kept(start, stop).to(codes.dtype)
                 weight = torch.where(s > 0, of_similar * keep, of_dissimilar * keep)
                 return torch.dot(weight.flatten(), losses.flatten())
