@@ -254,7 +254,8 @@ class PairwiseLoss(nn.Module, ABC):
             IndexError: an index outside the bank.
             TypeError: codes that are not floating-point, labels or indices that are not integers.
             ValueError: shapes that do not fit each other or the bank, a bank without indices or with
-                reference codes, reference codes without labels, codes with NaN that would enter a bank.
+                reference codes, reference codes without labels, codes that are not finite and would stay in a
+                bank.
         """
         codes = upcast(check_codes(codes))
         labels = as_labels(labels, length=codes.shape[0]).to(codes.device)

@@ -48,7 +48,7 @@ class WMLLoss(PairwiseLoss):
 
     In training mode the batch is written into the bank before the loss is computed. In evaluation mode
     (``loss.eval()``) the bank is only read, and ``indices`` are not needed. Codes that contain NaN give a NaN
-    loss, but with a bank they raise, because they would stay in it.
+    loss; with a bank, NaN and infinite codes raise, because they would stay in it.
 
     Under ``torch.distributed`` every process returns the loss of the joined batch. The gradients, averaged
     over the processes as ``DistributedDataParallel`` does, are those of a single process on the joined batch.

@@ -90,6 +90,21 @@ def test_bad_updates_are_named_and_write_nothing(error: type[Exception], message
     assert not bool(bank.seen.any())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float32, torch.inf), (torch.float32, torch.nan), (torch.float16, 7e4), (torch.float16, -7e4)],
+)
+def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype: torch.dtype, value: float) -> None:
+    loss = WMLLoss(bank=CodeBank(20, 4, dtype=dtype))
+    codes = torch.ones(2, 4)
+    codes[0, 0] = value
+    with pytest.raises(ValueError, match="would stay in the bank"):
+        loss(codes, torch.tensor([0, 1]), indices=torch.tensor([3, 4]))
+    clean = torch.linspace(-1, 1, 8).view(2, 4).requires_grad_()
+    loss(clean, torch.tensor([0, 1]), indices=torch.tensor([5, 6])).backward()
+    assert bool(clean.grad.isfinite().all())
+
+
 def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:
     bank = CodeBank(6, 2)
     indices = torch.tensor([[0, 3, 4], [3]][rank])
