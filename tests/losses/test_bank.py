@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses import CodeBank, WMLLoss
+from hybridhash.losses import CodeBank, MDSHCLoss, WMLLoss
 from tests.losses._ranks import run_on_ranks
 
 
@@ -103,6 +103,17 @@ def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype: torch.dty
     clean = torch.linspace(-1, 1, 8).view(2, 4).requires_grad_()
     loss(clean, torch.tensor([0, 1]), indices=torch.tensor([5, 6])).backward()
     assert bool(clean.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(5, 4, bank=bank)])
+def test_a_batch_without_gradients_is_not_written(make) -> None:
+    bank = CodeBank(20, 4)
+    loss, labels = make(bank), torch.tensor([0, 1])
+    loss(torch.ones(2, 4), labels, indices=torch.tensor([3, 4]))
+    before = {name: buffer.clone() for name, buffer in bank.state_dict().items()}
+    with torch.no_grad():
+        loss(-torch.ones(2, 4), labels, indices=torch.tensor([3, 5]))
+    assert all(torch.equal(before[name], buffer) for name, buffer in bank.state_dict().items())
 
 
 def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:
