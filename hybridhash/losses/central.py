@@ -57,7 +57,7 @@ def csq_loss(
         else:
             losses = _negative_log((1 + target * codes) / 2, resolution).mean(1)
         if quantization:
-            losses = losses + quantization * squared(codes, labels)
+            losses = losses + quantization * squared(codes)
         return mean_over_labelled(losses, labels)
 
 

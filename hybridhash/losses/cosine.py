@@ -1,9 +1,8 @@
-"""Losses on the cosines of a code with the hash centers of all classes: MDSHC and OrthoHash."""
+"""OrthoHash: cross entropy over the cosines with the hash centers of all classes."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
@@ -13,55 +12,10 @@ from hybridhash.losses._classes import (
     check_batch,
     cosines,
     mean_over_labelled,
-    unit_rows,
 )
-from hybridhash.losses._inputs import upcast
-from hybridhash.losses._pairs import pair_loss
-from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import CenterMethod
-from hybridhash.losses.quantizers import squared
 
-__all__ = ["MDSHCLoss", "OrthoHashLoss", "mdshc_loss", "orthohash_loss"]
-
-
-def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: float = 1e-4) -> Tensor:
-    """Center part and quantiser of a batch; see :class:`MDSHCLoss`.
-
-    Args:
-        codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
-        centers: ±1 ``(C, bits)``, at least two of them.
-        quantization: weight of the quantiser.
-
-    Returns:
-        0-dim, float32 (float64 for float64 codes).
-
-    Example:
-        >>> centers = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
-        >>> mdshc_loss(torch.tensor([[0.9, -0.8]]), torch.tensor([0]), centers=centers)
-        tensor(0.2349)
-    """
-    check_not_negative(quantization=quantization)
-    if centers.shape[0] < 2:
-        raise ValueError("the softmax over the centers needs at least two classes, got 1")
-    codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
-    with torch.autocast(codes.device.type, enabled=False):
-        logits = cosines(codes, centers.to(codes.dtype)) * centers.shape[1] ** 0.5
-        yes, no = _log_softmax_pair(logits)
-        losses = -torch.where(labels, yes, no).mean(1)
-        if quantization:
-            losses = losses + quantization * squared(codes, labels)
-        return mean_over_labelled(losses, labels)
-
-
-def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """``log p`` and ``log(1 - p)`` of the softmax over the columns, accurate also where p is near 1."""
-    top = logits.argmax(1, keepdim=True)
-    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
-    others = logits.masked_fill(is_top, -torch.inf).logsumexp(1, keepdim=True)
-    total = torch.logaddexp(others, logits.gather(1, top))
-    yes = logits - total
-    return yes, torch.where(is_top, others - total, torch.log1p(-yes.masked_fill(is_top, -1).exp()))
+__all__ = ["OrthoHashLoss", "orthohash_loss"]
 
 
 def orthohash_loss(
@@ -104,152 +58,6 @@ def orthohash_loss(
             ones = torch.ones_like(codes[:1]) if codes.shape[0] else codes.new_ones(1, codes.shape[1])
             losses = losses + quantization * (1 - cosines(codes.abs(), ones)[:, 0])
         return mean_over_labelled(losses, labels)
-
-
-class MDSHCLoss(CenterLoss):
-    r"""Minimal-distance-separated hash centers: softmax over the cosines with all centers.
-
-    .. math::
-        L = -\frac{1}{BC} \sum_{i,c} [s_{ic} \log p_{ic} + (1 - s_{ic}) \log(1 - p_{ic})]
-        + \lambda \frac{1}{BK} \sum_{i,k} (|u_{ik}| - 1)^2 + \beta L_{pair}
-
-    with p the softmax over the classes of ``sqrt(K) cos(u_i, c)``, and s the multi-hot labels: several labels
-    need no centroid. The sums run over the rows that have a label.
-
-    With a ``bank`` there is a pair term, the mean over the similar pairs of batch and bank of
-    ``softplus((1 - cos) / 2)``. It begins after ``pair_from`` calls of :meth:`epoch_end`; the bank is filled
-    from the beginning. In the official code the bank holds the codes of a momentum network (an exponential
-    moving average of the weights, factor 0.9). Such a network belongs to the training loop: give its codes of
-    the same batch as ``ref_codes`` and they are written; without them the batch's own codes are.
-
-    Args:
-        num_classes: classes C, at least two.
-        bits: code length.
-        centers: method of :func:`hash_centers`, or ±1 ``(C, bits)``.
-        quantization: the weight lambda.
-        bank: memory of the training set's codes for the pair term; None leaves the term out.
-        pair_weight: the weight beta.
-        pair_from: epochs before the pair term begins.
-        generator: source of the random choices.
-
-    Raises:
-        ValueError: a negative weight, fewer than two classes or more than codes, centers or a bank that do
-            not fit.
-
-    Source: Wang et al., Deep Hashing with Minimal-Distance-Separated Hash Centers, CVPR 2023, in the form and
-    with the weights of the official code (``OurLoss``: lambda 1e-4, beta 1, pair term from epoch 9). There
-    the bank starts with random codes and labels; here rows are left out until they were seen. Not in
-    swuxyj/DeepHash-pytorch.
-
-    Example:
-        >>> loss = MDSHCLoss(num_classes=10, bits=48)
-        >>> round(loss(torch.zeros(2, 48), torch.tensor([3, 5])).item(), 4)
-        0.3252
-    """
-
-    requires: frozenset[str] = frozenset({"epoch_hook"})
-
-    epochs: Tensor
-
-    def __init__(
-        self,
-        num_classes: int,
-        bits: int,
-        *,
-        centers: CenterMethod | Tensor = "mds",
-        quantization: float = 1e-4,
-        bank: CodeBank | None = None,
-        pair_weight: float = 1.0,
-        pair_from: int = 9,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        check_not_negative(quantization=quantization, pair_weight=pair_weight, pair_from=pair_from)
-        if num_classes == 1:
-            raise ValueError("num_classes must be at least 2 for a softmax over the centers, got 1")
-        super().__init__(num_classes, bits, centers, generator)
-        if bank is not None and bank.bits != bits:
-            raise ValueError(f"the bank holds codes of {bank.bits} bits, the centers have {bits}")
-        if bank is not None and bank.num_classes not in (None, num_classes):
-            raise ValueError(f"the bank holds labels of {bank.num_classes} classes, expected {num_classes}")
-        self.quantization = quantization
-        self.pair_weight = pair_weight
-        self.pair_from = pair_from
-        self.bank = bank
-        if bank is not None:
-            self.requires = self.requires | {"bank", "indices"}
-        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
-
-    def forward(
-        self,
-        codes: Tensor,
-        labels: Tensor,
-        *,
-        indices: Tensor | None = None,
-        ref_codes: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of a batch.
-
-        Args:
-            codes: ``(B, bits)`` floating-point.
-            labels: ``(B,)`` class ids or ``(B, C)`` multi-hot; rows without a label are left out.
-            indices: integers ``(B,)``, rows of the training set; needed with a bank in training mode.
-            ref_codes: ``(B, bits)``, codes of the same images that are written into the bank instead of
-                ``codes``; only with a bank.
-            ref_labels: not used by this loss; None.
-
-        Returns:
-            0-dim, float32 (float64 for float64 codes), whatever autocast does; 0 without any label.
-
-        Raises:
-            IndexError: an index outside the bank.
-            TypeError: codes that are not floating-point, labels that are not integers or multi-hot.
-            ValueError: another number of bits or classes than at construction, a bank without indices,
-                reference codes without a bank.
-        """
-        refuse_reference(type(self).__name__, ref_codes if self.bank is None else None, ref_labels)
-        loss = mdshc_loss(codes, labels, centers=self.centers, quantization=self.quantization)
-        if self.bank is None:
-            return loss
-        if self.training:
-            if indices is None:
-                raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
-            self.bank.update(indices, codes if ref_codes is None else ref_codes, labels)
-        if self.pair_weight and int(self.epochs) >= self.pair_from:
-            loss = loss + self.pair_weight * self._pair_term(self.bank, codes, labels)
-        return loss
-
-    def _pair_term(self, bank: CodeBank, codes: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(codes.device.type, enabled=False):
-            return pair_loss(
-                unit_rows(upcast(codes)),
-                bank.codes,
-                bank.convert_labels(labels, codes.shape[0]),
-                bank.labels,
-                _attraction,
-                _similar_only,
-                embed=unit_rows,
-                valid=bank.seen,
-                over_ranks=True,
-            )
-
-    @torch.no_grad()
-    def epoch_end(self) -> None:
-        """Count an epoch; the pair term begins after ``pair_from`` of them."""
-        self.epochs += 1
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, quantization={self.quantization:g}"
-
-
-def _attraction(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """``softplus((1 - x) / 2)`` of a cosine x, and its derivative; only similar pairs are weighted."""
-    half = (1 - x) / 2
-    return F.softplus(half), -half.sigmoid() / 2
-
-
-def _similar_only(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
-    return 1 / num_similar.clamp(min=1), torch.zeros_like(num_dissimilar)
 
 
 class OrthoHashLoss(CenterLoss):

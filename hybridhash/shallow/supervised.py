@@ -16,6 +16,7 @@ from torch import Tensor
 from hybridhash._checks import check_integer, check_positive
 from hybridhash.codes import sign
 from hybridhash.labels import as_labels, labelled, similar, to_multi_hot
+from hybridhash.shallow.discrete import dsdh_codes, ridge_classifier
 from hybridhash.shallow.unsupervised import as_features, itq_rotation, random_normal
 
 if TYPE_CHECKING:
@@ -457,9 +458,6 @@ def discrete_codes(
         >>> signs.shape, projection.shape
         (torch.Size([16, 4]), torch.Size([2, 4]))
     """
-    # Imported here: the losses are not loaded with the models.
-    from hybridhash.losses.discrete import dsdh_codes, ridge_classifier
-
     check_integer("iterations", iterations, 0)
     check_positive(classifier_ridge=classifier_ridge, nu=nu, kernel_ridge=kernel_ridge)
     signs = start

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hybridhash.losses import CodeBank
 from hybridhash.losses.central import CSQLoss, DPNLoss
 from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss
-from hybridhash.losses.cosine import MDSHCLoss, OrthoHashLoss
+from hybridhash.losses.cosine import OrthoHashLoss
+from hybridhash.losses.mdshc import MDSHCLoss
 from tests.losses._ranks import run_on_ranks
 
 CLASSES, BITS = 5, 12

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hybridhash.losses as losses
 from hybridhash.losses import CodeBank, create_loss, list_losses
-from hybridhash.losses._rule import PairwiseLoss
+from hybridhash.losses.pairwise import PairwiseLoss
 from tests import ROOT
 from tests.losses._ranks import run_on_ranks
 
