@@ -1,4 +1,4 @@
-"""Losses on the cosines of a code with the hash centers of all classes: MDSHC and OrthoHash."""
+"""MDSHC: softmax over the cosines of a code with the hash centers of all classes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive
-from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._classes import (
-    CenterLoss,
-    check_batch,
-    cosines,
-    mean_over_labelled,
-    unit_rows,
-)
-from hybridhash.losses._inputs import upcast
+from hybridhash._checks import check_not_negative
+from hybridhash.labels import to_multi_hot
+from hybridhash.losses._classes import CenterLoss, cosines, unit_rows
+from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference, upcast
 from hybridhash.losses._pairs import pair_loss
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.quantizers import squared
 
-__all__ = ["MDSHCLoss", "OrthoHashLoss", "mdshc_loss", "orthohash_loss"]
+__all__ = ["MDSHCLoss", "mdshc_loss"]
 
 
 def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: float = 1e-4) -> Tensor:
@@ -44,11 +38,11 @@ def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: 
     check_not_negative(quantization=quantization)
     if centers.shape[0] < 2:
         raise ValueError("the softmax over the centers needs at least two classes, got 1")
-    codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
     with torch.autocast(codes.device.type, enabled=False):
         logits = cosines(codes, centers.to(codes.dtype)) * centers.shape[1] ** 0.5
         yes, no = _log_softmax_pair(logits)
-        losses = -torch.where(labels, yes, no).mean(1)
+        losses = -torch.where(to_multi_hot(labels, centers.shape[0]), yes, no).mean(1)
         if quantization:
             losses = losses + quantization * squared(codes, labels)
         return mean_over_labelled(losses, labels)
@@ -62,48 +56,6 @@ def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.logaddexp(others, logits.gather(1, top))
     yes = logits - total
     return yes, torch.where(is_top, others - total, torch.log1p(-yes.masked_fill(is_top, -1).exp()))
-
-
-def orthohash_loss(
-    codes: Tensor,
-    labels: Tensor,
-    *,
-    centers: Tensor,
-    scale: float = 8.0,
-    margin: float = 0.2,
-    quantization: float = 0.0,
-) -> Tensor:
-    """Cosine cross entropy of a batch against fixed codes; see :class:`OrthoHashLoss`.
-
-    Args:
-        codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
-        centers: ±1 ``(C, bits)``.
-        scale: s > 0.
-        margin: m >= 0.
-        quantization: weight of ``1 - cos(v, sign v)``.
-
-    Returns:
-        0-dim, float32 (float64 for float64 codes).
-
-    Example:
-        >>> centers = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
-        >>> orthohash_loss(torch.tensor([[0.9, -0.8]]), torch.tensor([0]), centers=centers)
-        tensor(0.0027)
-    """
-    check_positive(scale=scale)
-    check_not_negative(margin=margin, quantization=quantization)
-    codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
-    with torch.autocast(codes.device.type, enabled=False):
-        share = labels.to(codes.dtype)
-        logits = scale * (cosines(codes, centers.to(codes.dtype)) - margin * share)
-        share = share / share.sum(1, keepdim=True).clamp(min=1)
-        losses = -(share * logits.log_softmax(1)).sum(1)
-        if quantization:
-            # cos(v, sign v) = |v|_1 / (|v|_2 sqrt(bits)), the cosine of |v| with the word of ones.
-            ones = torch.ones_like(codes[:1]) if codes.shape[0] else codes.new_ones(1, codes.shape[1])
-            losses = losses + quantization * (1 - cosines(codes.abs(), ones)[:, 0])
-        return mean_over_labelled(losses, labels)
 
 
 class MDSHCLoss(CenterLoss):
@@ -207,7 +159,8 @@ class MDSHCLoss(CenterLoss):
             ValueError: another number of bits or classes than at construction, a bank without indices,
                 reference codes without a bank.
         """
-        refuse_reference(type(self).__name__, ref_codes if self.bank is None else None, ref_labels)
+        if ref_labels is not None or (ref_codes is not None and self.bank is None):
+            refuse_reference("MDSHCLoss")
         loss = mdshc_loss(codes, labels, centers=self.centers, quantization=self.quantization)
         if self.bank is None:
             return loss
@@ -250,78 +203,3 @@ def _attraction(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tens
 
 def _similar_only(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
     return 1 / num_similar.clamp(min=1), torch.zeros_like(num_dissimilar)
-
-
-class OrthoHashLoss(CenterLoss):
-    r"""OrthoHash: cross entropy over the cosines with fixed codes, with a margin on the right ones.
-
-    .. math::
-        L = -\frac{1}{B} \sum_i \sum_c \frac{y_{ic}}{\sum_d y_{id}} \log p_{ic}, \quad
-        p_i = \mathrm{softmax}_c\, s (\cos(v_i, c) - m y_{ic})
-
-    over the rows that have a label; y are the multi-hot labels. The paper's network ends in a linear layer
-    without bias and a batch normalisation, which balances the bits.
-
-    Args:
-        num_classes: classes C.
-        bits: code length.
-        centers: method of :func:`hash_centers`, or ±1 ``(C, bits)``. The official code draws all bits
-            independently, which can repeat a code; "bernoulli" does not.
-        scale: s > 0. The official code's default is 8.
-        margin: m >= 0. 0.2 is the official code's default; its CIFAR-10 setting is 0.3.
-        quantization: weight of the mean over the batch of ``1 - cos(v, sign v)``; 0 in the official code.
-        generator: source of the random choices.
-
-    Raises:
-        ValueError: a scale that is not positive, a negative margin or weight, more classes than codes,
-            centers that do not fit, are not ±1, or repeat.
-
-    Source: Hoe et al., One Loss for All, NeurIPS 2021, and its official code (``m_type="cos"``,
-    ``multiclass_loss="label_smoothing"``). Not in swuxyj/DeepHash-pytorch.
-
-    Example:
-        >>> loss = OrthoHashLoss(num_classes=10, bits=48)
-        >>> round(loss(torch.zeros(2, 48), torch.tensor([3, 5])).item(), 4)
-        3.8194
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        bits: int,
-        *,
-        centers: CenterMethod | Tensor = "bernoulli",
-        scale: float = 8.0,
-        margin: float = 0.2,
-        quantization: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        check_positive(scale=scale)
-        check_not_negative(margin=margin, quantization=quantization)
-        super().__init__(num_classes, bits, centers, generator)
-        self.scale = scale
-        self.margin = margin
-        self.quantization = quantization
-
-    def forward(
-        self,
-        codes: Tensor,
-        labels: Tensor,
-        *,
-        indices: Tensor | None = None,
-        ref_codes: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of a batch; arguments, result and errors as :meth:`hybridhash.losses.CSQLoss.forward`."""
-        refuse_reference(type(self).__name__, ref_codes, ref_labels)
-        return orthohash_loss(
-            codes,
-            labels,
-            centers=self.centers,
-            scale=self.scale,
-            margin=self.margin,
-            quantization=self.quantization,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scale={self.scale:g}, margin={self.margin:g}"

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybridhash.losses import CSQLoss, DPNLoss
 from hybridhash.losses._hadamard import hadamard_matrix
-from hybridhash.losses.central import CSQLoss, DPNLoss, csq_loss, dpn_loss
+from hybridhash.losses.functional import csq_loss, dpn_loss
 from tests.losses._oracles import U, Y
 
 H4 = hadamard_matrix(4)
