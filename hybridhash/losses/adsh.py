@@ -105,8 +105,8 @@ class ADSHLoss(nn.Module):
         self.register_buffer("database_codes", (2 * signs - 1).to(labels.device, torch.float32))
         self.register_buffer("outputs", torch.zeros_like(self.database_codes))
         self.register_buffer("sampled", torch.zeros(labels.shape[0], dtype=torch.bool, device=labels.device))
-        ratio = torch.ones(()) if dissimilarity == "batch" else torch.tensor(self._fixed_ratio())
-        self.register_buffer("ratio", ratio.to(labels.device, torch.float64))
+        ratio = 1.0 if dissimilarity == "batch" else self._fixed_ratio()
+        self.register_buffer("ratio", torch.tensor(ratio, dtype=torch.float32, device=labels.device))
 
     @property
     def num_database(self) -> int:
@@ -291,7 +291,7 @@ class ADSHLoss(nn.Module):
         return product - ratio * codes.sum(0)
 
     def _ratio(self, indices: Tensor) -> Tensor:
-        """Return r, 0-dim float64: the buffer, or that of the pairs of these rows with the database."""
+        """Return r, 0-dim: the buffer, or that of the pairs of these rows with the database."""
         if self.dissimilarity != "batch":
             return self.ratio
         labels = self.database_labels[indices]

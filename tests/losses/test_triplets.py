@@ -211,6 +211,19 @@ def test_chunks_of_anchors_do_not_change_the_sums(max_triplets: int) -> None:
     assert counts.tolist() == [sum(1 for t in found if t[0] == q) for q in range(6)]
 
 
+def test_chunks_of_anchors_have_right_first_and_second_derivatives() -> None:
+    gains = torch.tensor(shares(LABELS["multi-hot"])).double()
+    valid = ~torch.eye(6, dtype=torch.bool)
+
+    def total(x: Tensor) -> Tensor:
+        sums, _ = triplet_sums(x, gains, valid, lambda difference: F.softplus(1 - difference), max_triplets=1)
+        return sums.sum()
+
+    x = random_codes(6, 6).requires_grad_()
+    assert torch.autograd.gradcheck(total, x)
+    assert torch.autograd.gradgradcheck(total, x)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_triplet_gives_only_what_is_not_a_triplet(function: Callable[..., Tensor]) -> None:
     settings = {"balance": 0.0} if function is dsrh_loss else {}
