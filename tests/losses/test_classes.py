@@ -265,3 +265,16 @@ def test_gradient_descent_on_the_codes_separates_the_classes(name: str) -> None:
     distances = (BITS - words @ words.T) / 2
     alike = labels[:, None] == labels
     assert distances[alike].mean() + 1 < distances[~alike].mean()
+
+
+@pytest.mark.parametrize("name", ["csq", "mdshc", "dpn", "orthohash"])
+def test_torchs_default_dtype_and_device_change_nothing(name: str) -> None:
+    codes, labels = batch()
+    expected = value_and_grad(build(name), codes, labels)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            loss = build(name)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(value_and_grad(loss, codes, labels), expected)
