@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +40,8 @@ def csq_loss(
 
     Raises:
         TypeError: codes or labels of the wrong type.
-        ValueError: a negative weight, or shapes that do not fit the centers.
+        ValueError: a negative weight, shapes that do not fit the centers, or codes outside [-1, 1] without
+            ``tanh`` (not looked for under ``torch.compile``).
 
     Example:
         >>> csq_loss(torch.tensor([[0.9, -0.8]]), torch.tensor([0]), centers=torch.tensor([[1.0, -1.0]]))
@@ -48,6 +51,13 @@ def csq_loss(
         check_not_negative(quantization=quantization)
     given = codes
     codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    if codes.numel() and not tanh and not torch.compiler.is_compiling():
+        largest = float(torch.linalg.vector_norm(codes.detach(), torch.inf))
+        if largest > 1 + 1e-3:
+            raise ValueError(
+                f"codes must be in [-1, 1], as a tanh head gives them, got one of size {largest:g}: "
+                "set tanh=True for an unbounded head"
+            )
     with torch.autocast(codes.device.type, enabled=False):
         # The center of each image: that of its class, or the majority of those of its labels. Without a label
         # (id -1) it is the last one, but these rows are left out of the mean.
@@ -60,11 +70,10 @@ def csq_loss(
             entropy = F.softplus(-2 * target * codes)
             codes = codes.tanh()
         else:
-            probability = (1 + target * codes) / 2
-            # Below the resolution of the codes, -log p is continued by its tangent: finite at p = 0.
-            resolution = torch.finfo(given.dtype).eps / 4
-            tangent = (resolution - probability).clamp(min=0) / resolution
-            entropy = tangent - probability.clamp(resolution, 1).log()
+            # -log of (1 + c u) / 2. A code of -c counts as the next number that its dtype can hold: a network
+            # in half precision saturates at exactly -1 and 1.
+            next_to_one = 1 - torch.finfo(given.dtype).eps / 2
+            entropy = math.log(2) - torch.log1p((target * codes).clamp(min=-next_to_one))
         penalty = (codes.abs() - 1).square()
         return mean_over_labelled((entropy + quantization * penalty).mean(1), labels)
 
@@ -96,10 +105,9 @@ class CSQLoss(CenterLoss):
     have a label. For several labels, c is the majority of their centers, bit by bit; undecided bits are those
     of one random codeword, drawn at construction (``tie_bits``).
 
-    Codes must lie in [-1, 1], as a tanh head gives them. Where the probability of the right bit is below the
-    resolution of the codes' dtype (a quarter of its eps, reached only at ±1 and outside), the logarithm is
-    continued by its tangent, so that saturated half-precision codes do not overflow. For an unbounded head
-    set ``tanh=True``: the loss is then ``softplus(-2 c z)``, exact for any z.
+    Codes must lie in [-1, 1], as a tanh head gives them. A code of exactly -c, where the logarithm has no
+    value, counts as the next number that its dtype can hold, so that saturated half-precision codes do not
+    overflow. For an unbounded head set ``tanh=True``: the loss is then ``softplus(-2 c z)``, exact for any z.
 
     Args:
         num_classes: number of classes C.
@@ -165,7 +173,8 @@ class CSQLoss(CenterLoss):
 
         Raises:
             TypeError: codes that are not floating-point, or labels that are not integers or multi-hot.
-            ValueError: another number of bits or classes than at construction, or reference codes.
+            ValueError: another number of bits or classes than at construction, codes outside [-1, 1] without
+                ``tanh``, or reference codes.
         """
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("CSQLoss")

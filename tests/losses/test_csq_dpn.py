@@ -112,10 +112,14 @@ def test_csq_takes_the_exact_logarithm_up_to_the_last_code_below_one() -> None:
     assert got.item() == pytest.approx(-math.log(2**-25), rel=1e-6)
 
 
-def test_csq_codes_outside_of_the_range_are_pulled_back() -> None:
-    codes = torch.tensor([[-50.0, 50.0]], requires_grad=True)
-    (grad,) = torch.autograd.grad(csq_loss(codes, torch.tensor([0]), centers=torch.ones(1, 2)), codes)
-    assert grad[0, 0] < 0 < grad[0, 1]
+def test_csq_refuses_codes_of_an_unbounded_head() -> None:
+    codes, ids = torch.tensor([[-3.0, 0.5]]), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"codes must be in \[-1, 1\].* size 3: set tanh=True"):
+        CSQLoss(2, 2)(codes, ids)
+    with pytest.raises(ValueError, match=r"got one of size inf"):
+        csq_loss(codes / 0, ids, centers=torch.ones(1, 2))
+    assert csq_loss(codes, ids, centers=torch.ones(1, 2), tanh=True).isfinite()
+    assert csq_loss(codes * math.nan, ids, centers=torch.ones(1, 2)).isnan()
 
 
 def test_dpn_of_a_worked_example() -> None:
