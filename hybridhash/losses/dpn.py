@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_choice, check_positive
+from hybridhash._checks import check_choice, check_integer, check_positive
 from hybridhash.codes import sign
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._distributed import sum_over_ranks
 from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
-from hybridhash.losses.centers import CenterMethod
+from hybridhash.losses.centers import CenterMethod, minimum_distance
 from hybridhash.losses.csq import centroids
 
 __all__ = ["DPNLoss", "dpn_loss"]
@@ -84,9 +85,11 @@ class DPNLoss(CenterLoss):
     an image with several labels is the sum over them.
 
     With ``adaptive=True`` the targets follow the codes: in training mode the signs of the codes are summed
-    for each class (an image counts for all its labels), and :meth:`epoch_end` sets a target to the sign of
-    its sum. Bits that are tied, and classes that did not occur, keep their target; targets may come to
-    coincide if the codes of two classes do.
+    for each class (an image counts for all its labels), and after every ``update_every`` epochs
+    :meth:`epoch_end` sets each target to the sign of its sum over the last epoch. Bits that are tied, and
+    classes that did not occur, keep their target. An update that would give two classes the same target is
+    left out with a warning. The codes of a network that has hardly been trained are all alike, and targets
+    taken from them ruin the training, so the first update comes after ``update_every`` epochs too.
 
     Args:
         num_classes: number of classes C.
@@ -97,17 +100,20 @@ class DPNLoss(CenterLoss):
         reduction: "sum" or "mean" over the bits.
         multi_label: "sum" over an image's labels, or one loss with the "centroid" of their targets as in CSQ.
         adaptive: whether :meth:`epoch_end` updates the targets.
+        update_every: number of epochs between updates, and before the first one; used with ``adaptive``.
         generator: source of the random choices.
 
     Raises:
-        ValueError: a margin that is not positive, an unknown choice, more classes than codes, or centers that
-            do not fit, are not ±1, or repeat.
+        TypeError: ``update_every`` is not an integer.
+        ValueError: a margin that is not positive, an unknown choice, ``update_every`` below 1, more classes
+            than codes, or centers that do not fit, are not ±1, or repeat.
 
-    Source: Fan et al., Deep Polarized Network, IJCAI 2020, and its official code. An epoch's update there
-    looks at the first label only. The ternary codes of the paper (0 where v is within the margin) are a
-    matter of retrieval. swuxyj/DeepHash-pytorch takes the mean over the bits (``reduction="mean"``) and CSQ's
-    centroid (``multi_label="centroid"``); its "-T" variant assigns ternary codes before the loss, which
-    leaves no gradient, and is not offered.
+    Source: Fan et al., Deep Polarized Network, IJCAI 2020, and its official code
+    (``--centroid-update-time`` is ``update_every``). An update there looks at the first label only. The
+    ternary codes of the paper (0 where v is within the margin) are a matter of retrieval.
+    swuxyj/DeepHash-pytorch takes the mean over the bits (``reduction="mean"``) and CSQ's centroid
+    (``multi_label="centroid"``); its "-T" variant assigns ternary codes before the loss, which leaves no
+    gradient, and is not offered.
 
     Example:
         >>> loss = DPNLoss(num_classes=10, bits=48)
@@ -118,6 +124,7 @@ class DPNLoss(CenterLoss):
     requires: frozenset[str] = frozenset({"epoch_hook"})
 
     class_sums: Tensor
+    epochs: Tensor
     tie_bits: Tensor
 
     def __init__(
@@ -130,6 +137,7 @@ class DPNLoss(CenterLoss):
         reduction: Literal["sum", "mean"] = "sum",
         multi_label: Literal["sum", "centroid"] = "sum",
         adaptive: bool = False,
+        update_every: int = 5,
         generator: torch.Generator | None = None,
     ) -> None:
         check_positive(margin=margin)
@@ -140,8 +148,10 @@ class DPNLoss(CenterLoss):
         self.reduction = reduction
         self.multi_label = multi_label
         self.adaptive = adaptive
+        self.update_every = check_integer("update_every", update_every, 1)
         self._add_tie_bits(generator)
         self.register_buffer("class_sums", torch.zeros_like(self.centers))
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def forward(
         self,
@@ -178,10 +188,21 @@ class DPNLoss(CenterLoss):
 
     @torch.no_grad()
     def epoch_end(self) -> None:
-        """Set the targets to the majority of this epoch's codes of each class, if ``adaptive``."""
-        if self.adaptive:
-            self.centers.copy_(torch.where(self.class_sums == 0, self.centers, self.class_sums.sign()))
-            self.class_sums.zero_()
+        """Count an epoch of ``adaptive``, and update the targets after every ``update_every`` of them."""
+        if not self.adaptive:
+            return
+        self.epochs += 1
+        if int(self.epochs) % self.update_every == 0:
+            targets = torch.where(self.class_sums == 0, self.centers, self.class_sums.sign())
+            if minimum_distance(targets) > 0:
+                self.centers.copy_(targets)
+            else:
+                warnings.warn(
+                    "the codes of two classes have the same majority: the targets stay as they were. "
+                    f"Train for more epochs before an update (update_every is {self.update_every})",
+                    stacklevel=3,
+                )
+        self.class_sums.zero_()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin:g}, adaptive={self.adaptive}"
