@@ -84,8 +84,9 @@ def shared_labels(query_labels: Tensor, database_labels: Tensor) -> Tensor:
         tensor([[2., 0.]])
     """
     if query_labels.ndim == 1 and database_labels.ndim == 1:
-        equal = query_labels[:, None] == database_labels[None, :]
-        return (equal & (query_labels >= 0)[:, None]).float()
+        # -2 equals no id: an item without a label (-1) shares none with another one.
+        query_labels = query_labels.masked_fill(query_labels < 0, -2)
+        return (query_labels[:, None] == database_labels).float()
     classes = (query_labels if query_labels.ndim == 2 else database_labels).shape[1]
     query, database = to_multi_hot(query_labels, classes), to_multi_hot(database_labels, classes)
     return query.float() @ database.float().T

@@ -6,20 +6,33 @@ from hybridhash.losses.adsh import ADSHLoss
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
-from hybridhash.losses.cosine import MDSHCLoss
 from hybridhash.losses.csq import CSQLoss
+from hybridhash.losses.dch import DCHLoss
+from hybridhash.losses.dfh import DFHLoss
 from hybridhash.losses.dh import DHLoss
-from hybridhash.losses.discrete import DFHLoss, DSDHLoss
-from hybridhash.losses.distance import DCHLoss, DSHLoss
+from hybridhash.losses.dhn import DHNLoss
 from hybridhash.losses.dlbhc import DLBHCLoss
 from hybridhash.losses.dnnh import DNNHLoss
 from hybridhash.losses.dpn import DPNLoss
+from hybridhash.losses.dpsh import DPSHLoss
 from hybridhash.losses.drsdh import DRSDHLoss
+from hybridhash.losses.dsdh import DSDHLoss
+from hybridhash.losses.dsh import DSHLoss
 from hybridhash.losses.dsrh import DSRHLoss
 from hybridhash.losses.dtsh import DTSHLoss
 from hybridhash.losses.greedyhash import GreedyHashLoss
+from hybridhash.losses.hashnet import HashNetLoss
+from hybridhash.losses.idhn import IDHNLoss
+from hybridhash.losses.mdshc import MDSHCLoss
 from hybridhash.losses.orthohash import OrthoHashLoss
-from hybridhash.losses.pairwise import DHNLoss, DPSHLoss, HashNetLoss, IDHNLoss
+from hybridhash.losses.pairwise import (
+    PairwiseLoss,
+    balanced,
+    cosines,
+    log_likelihood,
+    squared_distances,
+    uniform,
+)
 from hybridhash.losses.registry import create_loss, create_loss_for, list_losses
 from hybridhash.losses.superviseddh import SupervisedDHLoss
 from hybridhash.losses.tieawareap import TieAwareAPLoss
@@ -49,19 +62,25 @@ __all__ = [
     "IDHNLoss",
     "MDSHCLoss",
     "OrthoHashLoss",
+    "PairwiseLoss",
     "SupervisedDHLoss",
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",
     "WMLLoss",
+    "balanced",
     "cnnh_codes",
     "cnnh_objective",
+    "cosines",
     "create_loss",
     "create_loss_for",
     "functional",
     "hash_centers",
     "list_losses",
+    "log_likelihood",
     "minimum_distance",
+    "squared_distances",
     "target_distance",
+    "uniform",
 ]
 
 __getattr__ = moved(__name__, {"balanced_batches": "hybridhash.data.balanced_batches"})

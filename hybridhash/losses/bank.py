@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._distributed import gather_rows
+from hybridhash.losses._distributed import gather_rows, world_size
 from hybridhash.losses._inputs import check_codes
 
 __all__ = ["CodeBank"]
@@ -87,13 +87,12 @@ class CodeBank(nn.Module):
         """Columns of the labels; None if the bank holds class ids."""
         return None if self.labels.ndim == 1 else self.labels.shape[1]
 
-    @torch.no_grad()
     def update(self, indices: Tensor, codes: Tensor, labels: Tensor) -> None:
-        """Write rows; the tensors are detached.
+        """Write the codes and labels of a batch; nothing is differentiated.
 
         Args:
             indices: integers ``(B,)``, rows to write. If a row occurs several times, its last occurrence
-                counts (under ``torch.distributed``: in the order of the ranks).
+                counts (under ``torch.distributed``: in the order of the processes).
             codes: ``(B, bits)``, any floating-point type.
             labels: ``(B,)`` class ids, or ``(B, num_classes)`` multi-hot if the bank was made for them.
 
@@ -103,48 +102,32 @@ class CodeBank(nn.Module):
             ValueError: shapes that do not fit the bank or each other, codes that contain NaN (they would
                 stay in the bank), tensors on another device.
         """
-        codes = check_codes(codes)
-        indices = self.check_indices(indices, codes.shape[0])
-        labels = self.convert_labels(labels, codes.shape[0])
-        if codes.shape[1] != self.bits:
-            raise ValueError(f"codes have {codes.shape[1]} bits, the bank was made for {self.bits}")
+        labels = as_labels(labels, length=check_codes(codes).shape[0])
+        rows, labels = self.check(indices, codes, labels)
+        assert rows is not None
+        self.write(rows, codes, labels)
+
+    def check(self, indices: Tensor | None, codes: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Check that a batch fits the bank, and return its rows and labels in the bank's form.
+
+        Args:
+            indices: integers ``(B,)``, or None for a batch that is not in the bank.
+            codes: floating-point ``(B, bits)``.
+            labels: as :func:`hybridhash.labels.as_labels` returns them.
+
+        Returns:
+            int64 ``(B,)`` or None, and labels ``(B,)`` or ``(B, num_classes)``; both on the bank's device.
+
+        Raises:
+            As :meth:`update`.
+        """
+        bits = self.codes.shape[1]
+        if check_codes(codes).shape[1] != bits:
+            raise ValueError(f"codes have {codes.shape[1]} bits, the bank was made for {bits}")
         if codes.device != self.codes.device:
             raise ValueError(
                 f"codes are on {codes.device}, the bank is on {self.codes.device}: use .to(device)"
             )
-        if bool(codes.isnan().any()):
-            raise ValueError("codes contain NaN, which would stay in the bank: the training has diverged")
-        codes, labels, indices = gather_rows(codes.detach()), gather_rows(labels), gather_rows(indices)
-        ordered, order = torch.sort(indices, stable=True)
-        last = torch.ones_like(ordered, dtype=torch.bool)
-        last[:-1] = ordered[1:] != ordered[:-1]
-        rows, source = ordered[last], order[last]
-        self.codes[rows] = codes[source].to(self.codes.dtype)
-        self.labels[rows] = labels[source]
-        self.seen[rows] = True
-
-    def check_indices(self, indices: Tensor, length: int) -> Tensor:
-        """``indices`` as int64 ``(length,)`` on the bank's device, or the error that says what is wrong."""
-        if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
-            got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"indices must be a tensor of integers (row numbers of the data set), got {got}")
-        if indices.shape != (length,):
-            raise ValueError(
-                f"indices must have shape ({length},), one for each code, got {tuple(indices.shape)}"
-            )
-        indices = indices.to(device=self.codes.device, dtype=torch.int64)
-        if length:
-            low, high = (int(bound) for bound in torch.aminmax(indices))
-            if low < 0 or high >= self.num_samples:
-                raise IndexError(
-                    f"index {low if low < 0 else high} is outside the bank of {self.num_samples} rows: "
-                    "make the bank as large as the training set, and give row numbers of that set"
-                )
-        return indices
-
-    def convert_labels(self, labels: Tensor, length: int) -> Tensor:
-        """Labels in the form that the bank holds, or the error that says what is wrong."""
-        labels = as_labels(labels, length=length)
         if self.labels.ndim == 1 and labels.ndim == 2:
             raise ValueError(
                 f"the bank holds class ids, got multi-hot labels of shape {tuple(labels.shape)}: "
@@ -156,7 +139,44 @@ class CodeBank(nn.Module):
             raise ValueError(
                 f"labels have {labels.shape[1]} classes, the bank was made for {self.labels.shape[1]}"
             )
-        return labels.to(self.labels.device)
+        labels = labels.to(self.codes.device)
+        if indices is None:
+            return None, labels
+        if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+            got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"indices must be a tensor of integers (row numbers of the data set), got {got}")
+        if indices.shape != codes.shape[:1]:
+            raise ValueError(
+                f"indices must have shape ({codes.shape[0]},), one for each code, got {tuple(indices.shape)}"
+            )
+        rows = indices.to(device=self.codes.device, dtype=torch.int64)
+        num_samples = self.codes.shape[0]
+        outside = (rows < 0) | (rows >= num_samples)
+        if bool(outside.any()):
+            raise IndexError(
+                f"index {int(rows[outside][0])} is outside the bank of {num_samples} rows: "
+                "make the bank as large as the training set, and give row numbers of that set"
+            )
+        if bool(codes.isnan().any()):
+            raise ValueError("codes contain NaN, which would stay in the bank: the training has diverged")
+        return rows, labels
+
+    @torch.no_grad()
+    def write(self, rows: Tensor, codes: Tensor, labels: Tensor) -> None:
+        """Write a batch that :meth:`check` has passed; the arguments are its results.
+
+        Under ``torch.distributed`` the rows of all processes are written.
+        """
+        if world_size() > 1:
+            rows, codes, labels = gather_rows(rows), gather_rows(codes.detach()), gather_rows(labels)
+        # Of a row that occurs several times, the last occurrence counts.
+        ordered, order = torch.sort(rows, stable=True)
+        last = torch.ones_like(ordered, dtype=torch.bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        rows, source = ordered[last], order[last]
+        self.codes[rows] = codes[source].to(self.codes.dtype)
+        self.labels[rows] = labels[source]
+        self.seen[rows] = True
 
     def extra_repr(self) -> str:
         return (

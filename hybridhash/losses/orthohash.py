@@ -7,9 +7,10 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.labels import to_multi_hot
-from hybridhash.losses._classes import CenterLoss, cosines
+from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
 from hybridhash.losses.centers import CenterMethod
+from hybridhash.losses.pairwise import cosines
 
 __all__ = ["OrthoHashLoss", "orthohash_loss"]
 

@@ -1,417 +1,381 @@
-"""Pairwise losses by likelihood: each is a scale, a weighting and a quantiser over the one pair kernel.
+"""What all pairwise losses share, and all that one of your own needs.
 
-All take a batch, a :class:`hybridhash.losses.CodeBank`, or explicit ``ref_codes``; the forward pass, its
-errors, the evaluation mode and the behaviour under ``torch.distributed`` are those of
-:class:`hybridhash.losses.WMLLoss`. "Mean" is over all ordered pairs of the batch (or of batch and bank).
+A pairwise loss compares every code of a batch with every code of a second side: the batch itself, the memory
+bank of the whole training set, or codes that the caller gives. A subclass of :class:`PairwiseLoss` states the
+loss of a pair in plain PyTorch, and autograd differentiates it.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from hybridhash._checks import check_choice, check_not_negative, check_positive
-from hybridhash.losses._pairs import affinity_likelihood, balanced, log_likelihood
-from hybridhash.losses._rule import PairRule, PairwiseLoss, pairwise_loss
+from hybridhash.labels import as_labels, shared_labels, to_multi_hot
+from hybridhash.losses._distributed import gather_rows, sum_over_ranks
+from hybridhash.losses._inputs import check_codes, upcast
 from hybridhash.losses.bank import CodeBank
-from hybridhash.losses.quantizers import absolute, log_cosh, summed
 
 __all__ = [
-    "DHNLoss",
-    "DPSHLoss",
-    "HashNetLoss",
-    "IDHNLoss",
-    "dhn_loss",
-    "dpsh_loss",
-    "hashnet_loss",
-    "idhn_loss",
+    "Affinity",
+    "PairwiseLoss",
+    "balanced",
+    "cosines",
+    "log_likelihood",
+    "squared_distances",
+    "uniform",
 ]
 
-HashNetWeighting = Literal["paper", "pytorch", "caffe"]
-DHNVariant = Literal["B", "Q", "E"]
+Affinity = Literal["binary", "jaccard", "cosine"]
+
+PairLosses = Callable[[Tensor, Tensor, Tensor], Tensor]
+Weights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+ChunkSum = Callable[[Tensor, int, int], Tensor]
+
+# Pairs with a fixed second side are computed at once if these and a copy of that side are so many numbers
+# (4 MiB in float32), and in chunks if they are more.
+_AT_ONCE = 2**20
 
 
-def _weighted_mean(factor: float, num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over all pairs in which a similar pair counts ``factor`` times; 0 if there is no pair."""
-    total = factor * num_similar + num_dissimilar
-    weight = torch.where(total > 0, 1 / total.clamp(min=1e-9), 0)
-    return factor * weight, weight
+def log_likelihood(t: Tensor, s: Tensor) -> Tensor:
+    """Return the negative log-likelihood ``log(1 + e^t) - s t`` of pairs with ``P(similar) = sigmoid(t)``.
 
-
-def _continuous_likelihood(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood, for a similar pair times ``4 cos(y_i, y_j)^2``."""
-    return affinity_likelihood(x, 4 * affinity.square(), work)
-
-
-def _hashnet_rule(
-    bits: int, alpha: float | None, weighting: HashNetWeighting, jaccard: bool, similar_weight: float
-) -> PairRule:
-    check_choice("weighting", weighting, get_args(HashNetWeighting))
-    scale = 10 / bits if alpha is None else alpha
-    check_positive(alpha=scale, similar_weight=similar_weight)
-    if weighting == "paper":
-        if jaccard:
-            return PairRule(affinity_likelihood, balanced, scale=scale, affinity="jaccard")
-        return PairRule(log_likelihood, balanced, scale=scale)
-    weights = partial(_weighted_mean, similar_weight)
-    if weighting == "pytorch":
-        return PairRule(log_likelihood, weights, scale=scale)
-    return PairRule(_continuous_likelihood, weights, scale=scale, affinity="cosine")
-
-
-def hashnet_loss(
-    codes: Tensor,
-    labels: Tensor,
-    *,
-    ref_codes: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    alpha: float | None = None,
-    weighting: HashNetWeighting = "paper",
-    jaccard: bool = True,
-    similar_weight: float = 1.0,
-    exclude_self: bool = True,
-) -> Tensor:
-    """HashNet's loss: see :class:`HashNetLoss`.
+    Args:
+        t: log-odds of the pairs being similar, any shape.
+        s: 1 for similar and 0 for dissimilar pairs, of the dtype of ``t``.
 
     Example:
-        >>> hashnet_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))
-        tensor(9.0840e-05)
+        >>> log_likelihood(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor([0.1269, 2.1269])
     """
-    return pairwise_loss(
-        lambda bits: _hashnet_rule(bits, alpha, weighting, jaccard, similar_weight),
-        codes,
-        labels,
-        ref_codes=ref_codes,
-        ref_labels=ref_labels,
-        exclude_self=exclude_self,
-    )
+    # log(1 + e^t) - t = log(1 + e^-t), which keeps its digits where t is large. PyTorch replaces the softplus
+    # of t by t itself above the threshold; at 40 they are equal in float64 too.
+    return F.softplus((1 - 2 * s) * t, threshold=40)
 
 
-class HashNetLoss(PairwiseLoss):
-    r"""Weighted maximum likelihood with continuation (HashNet).
+def cosines(codes: Tensor, ref_codes: Tensor) -> Tensor:
+    """Return the cosine of each pair of codes, ``(B, M)`` from ``(B, bits)`` and ``(M, bits)``.
+
+    Example:
+        >>> cosines(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0], [1.0, -1.0]])).round(decimals=4)
+        tensor([[1., 0.]])
+    """
+    # A larger eps than PyTorch's: the gradient at a code of zeros is of the size 1 / eps.
+    return F.normalize(codes, eps=1e-3) @ F.normalize(ref_codes, eps=1e-3).T
+
+
+def squared_distances(codes: Tensor, ref_codes: Tensor) -> Tensor:
+    """Return ``|u - v|^2`` of each pair of codes, ``(B, M)`` from ``(B, bits)`` and ``(M, bits)``.
+
+    Example:
+        >>> squared_distances(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        tensor([[0., 4.]])
+    """
+    squares = codes.square().sum(1, keepdim=True) + ref_codes.square().sum(1)
+    return (squares - 2 * codes @ ref_codes.T).clamp(min=0)  # rounding can go below 0
+
+
+def uniform(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh all pairs alike: the loss is the mean over all pairs, and 0 if there is none.
+
+    Args:
+        num_similar: number of similar pairs, 0-dim.
+        num_dissimilar: number of dissimilar pairs, 0-dim.
+
+    Returns:
+        The weight of each similar and of each dissimilar pair, 0-dim.
+    """
+    weight = 1 / (num_similar + num_dissimilar).clamp(min=1)
+    return weight, weight
+
+
+def balanced(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh both kinds of pairs alike: mean over the similar plus mean over the dissimilar pairs.
+
+    A kind without pairs counts 0. In the notation of HashNet's paper this is ``(1/|S|) sum_ij w_ij l_ij``
+    with ``w_ij = |S|/|S1|`` for similar and ``|S|/|S0|`` for dissimilar pairs. Arguments and result are those
+    of :func:`uniform`.
+    """
+    return 1 / num_similar.clamp(min=1), 1 / num_dissimilar.clamp(min=1)
+
+
+def label_affinity(labels: Tensor, ref_labels: Tensor, kind: Affinity, dtype: torch.dtype) -> Tensor:
+    """Return how alike the labels of each pair are, ``(B, M)``; 0 for every pair that shares no label.
+
+    Args:
+        labels: int64 ``(B,)`` or bool ``(B, C)``, as :func:`hybridhash.labels.as_labels` returns them.
+        ref_labels: ``(M,)`` or ``(M, C)``.
+        kind: ``"binary"``, 1 if the pair shares a label; ``"jaccard"``, shared labels divided by labels of
+            either; ``"cosine"``, the cosine of the two multi-hot rows.
+        dtype: of the result.
+    """
+    if labels.ndim == 1 and ref_labels.ndim == 1:
+        return shared_labels(labels, ref_labels).to(dtype)
+    num_classes = (labels if labels.ndim == 2 else ref_labels).shape[1]
+    y = to_multi_hot(labels, num_classes).to(dtype)
+    ref_y = to_multi_hot(ref_labels, num_classes).to(dtype)
+    shared = y @ ref_y.T
+    if kind == "binary":
+        return shared.clamp(max=1)
+    size, ref_size = y.sum(1, keepdim=True), ref_y.sum(1)
+    scale = size + ref_size - shared if kind == "jaccard" else (size * ref_size).sqrt()
+    return shared / scale.clamp(min=1)
+
+
+@torch.compiler.disable  # it calls autograd in its forward pass
+def _sum_in_chunks(chunk_sum: ChunkSum, codes: Tensor, chunks: list[tuple[int, int]]) -> Tensor:
+    """Add up ``chunk_sum(codes, start, stop)`` over the chunks, without keeping any for the backward pass."""
+    return _SumInChunks.apply(codes, chunk_sum, chunks)
+
+
+class _SumInChunks(torch.autograd.Function):
+    """Compute the gradient of each chunk along with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, chunk_sum: ChunkSum, chunks: list[tuple[int, int]]) -> Tensor:
+        leaf = codes.detach().requires_grad_(ctx.needs_input_grad[0])
+        total = torch.zeros((), dtype=torch.float64, device=codes.device)
+        grad = torch.zeros_like(leaf)
+        for start, stop in chunks:
+            with torch.enable_grad():
+                value = chunk_sum(leaf, start, stop)
+            if leaf.requires_grad:
+                grad += torch.autograd.grad(value, leaf)[0]
+            total += value.detach()
+        ctx.save_for_backward(grad)
+        return total.to(codes.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Grad mode is on if the caller asked for the graph of this gradient (create_graph=True). There is
+        # none; without an error the second derivative would silently be 0.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the loss against so many codes of a bank or of ref_codes is differentiable only once, and "
+                "create_graph=True asks for more: compare within the batch, or with fewer codes"
+            )
+        (grad,) = ctx.saved_tensors
+        return grads[0] * grad, None, None
+
+
+class PairwiseLoss(nn.Module, ABC):
+    r"""Base of all pairwise losses: state the loss of a pair, and everything else is done.
 
     .. math::
-        L = \frac{1}{|S|} \sum_{ij} w_{ij} [\log(1 + e^{\alpha \langle h_i, h_j \rangle})
-            - \alpha s_{ij} \langle h_i, h_j \rangle], \quad
-        w_{ij} = c_{ij} |S| / |S_1| \text{ or } |S| / |S_0|
+        L = \sum_{ij} w_{ij}\, l(u_i, v_j, s_{ij}) + \mathrm{mean}_i\, p(u_i)
 
-    with the Jaccard coefficient ``c_ij = |y_i & y_j| / |y_i | y_j|`` of similar pairs. ``h = tanh(beta z)``
-    with growing beta (continuation) belongs to the network, not to the loss. There is no quantiser, by
-    design.
+    over the codes u of a batch and the codes v of a second side. A subclass states l in :meth:`pair_losses`;
+    it may also set ``weights`` and ``affinity`` and override :meth:`penalty`. It then works within a batch,
+    against a memory bank and against given codes, for class ids and multi-hot labels, in half precision, and
+    under ``torch.distributed``.
+
+    Attributes:
+        weights: The weight of each similar and of each dissimilar pair, as a function of the numbers of both:
+            :func:`uniform` (the mean over all pairs), :func:`balanced`, or one like them.
+        affinity: What s is for a pair that shares a label: ``"binary"``, 1; ``"jaccard"``, shared labels
+            divided by the labels of either; ``"cosine"``, the cosine of the two multi-hot rows. It is 0 for a
+            pair that shares none.
+        requires: What a training loop must provide, see :func:`hybridhash.losses.create_loss`.
 
     Args:
-        alpha: scale of the inner product; None is ``10 / bits``, the official code's.
-        weighting: ``"paper"`` as above; ``"pytorch"``, the official PyTorch code: the plain mean, in which
-            similar pairs count ``similar_weight`` times; ``"caffe"``, the official Caffe code: the same, with
-            similar pairs also times ``4 cos(y_i, y_j)^2`` (that code does so in the backward pass only and
-            doubles the gradient; here value and gradient belong together, and there is no factor 2).
-        jaccard: use c_ij; only with ``weighting="paper"``. Without, c_ij = 1.
-        similar_weight: the official codes' ``class_num`` (PyTorch 1; Caffe 100 for ImageNet, 5 for NUS-WIDE,
-            1 for COCO); not used with ``weighting="paper"``.
-        bank: memory of the training set's codes; None compares within the batch.
-        exclude_self: leave out the pairs of an item with itself, which the official code (pairs between two
-            batches) has none of.
-
-    Raises:
-        ValueError: ``alpha`` or ``similar_weight`` not positive, an unknown ``weighting``.
-
-    Source: Z. Cao, M. Long, J. Wang, P. S. Yu, HashNet: Deep Learning to Hash by Continuation, ICCV 2017;
-    thuml/HashNet. swuxyj/DeepHash-pytorch differs: ``alpha=0.1, jaccard=False, exclude_self=False``, on
-    ``tanh(scale * u)``.
+        bank: Memory of the training set's codes, to compare a batch with; None compares within the batch.
+        exclude_self: Leave out the pair of an item with itself.
 
     Example:
-        >>> codes = torch.tensor([[0.9, -0.9], [0.9, -0.8], [-0.9, 0.9]])
-        >>> HashNetLoss(alpha=0.5)(codes, torch.tensor([0, 0, 1]))
-        tensor(0.7571)
+        >>> class SquaredErrorLoss(PairwiseLoss):
+        ...     def pair_losses(self, codes, ref_codes, s):
+        ...         return (codes @ ref_codes.T / codes.shape[1] - (2 * s - 1)).square()
+        >>> SquaredErrorLoss()(torch.tensor([[0.5, 1.0], [1.0, -1.0]]), torch.tensor([3, 5]))
+        tensor(0.3164)
     """
 
-    def __init__(
+    affinity: Affinity = "binary"
+    weights: Weights = staticmethod(uniform)
+    requires: frozenset[str] = frozenset()
+
+    def __init__(self, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
+        super().__init__()
+        self.bank = bank
+        if bank is not None:
+            self.requires = self.requires | {"bank", "indices"}
+        self.exclude_self = exclude_self
+
+    @abstractmethod
+    def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
+        """Return the loss of each pair, in plain PyTorch that autograd can differentiate.
+
+        Args:
+            codes: ``(B, bits)``, float32 or float64.
+            ref_codes: ``(M, bits)``, the same dtype; a part of the second side.
+            s: ``(B, M)``, the same dtype; see ``affinity``.
+
+        Returns:
+            ``(B, M)``, finite also for pairs that will be left out.
+        """
+
+    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor | None:
+        """Return a penalty of each code, ``(B,)``, whose mean over the batch is added; None adds nothing.
+
+        Args:
+            codes: ``(B, bits)``, float32 or float64.
+            labels: int64 ``(B,)`` or bool ``(B, C)``.
+            num_refs: Number of codes on the second side.
+        """
+        return None
+
+    def forward(
         self,
-        alpha: float | None = None,
+        codes: Tensor,
+        labels: Tensor,
         *,
-        weighting: HashNetWeighting = "paper",
-        jaccard: bool = True,
-        similar_weight: float = 1.0,
-        bank: CodeBank | None = None,
-        exclude_self: bool = True,
-    ) -> None:
-        super().__init__(bank=bank, exclude_self=exclude_self)
-        self.alpha, self.weighting = alpha, weighting
-        self.jaccard, self.similar_weight = jaccard, similar_weight
-        self.rule(1)
+        indices: Tensor | None = None,
+        ref_codes: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of a batch.
 
-    def rule(self, bits: int) -> PairRule:
-        return _hashnet_rule(bits, self.alpha, self.weighting, self.jaccard, self.similar_weight)
+        Args:
+            codes: ``(B, bits)`` floating-point, outputs of the network.
+            labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+            indices: integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
+            ref_codes: ``(M, bits)``, codes to compare the batch with; they get no gradient. Not with a bank.
+            ref_labels: ``(M,)`` or ``(M, C)``, labels of ``ref_codes``.
 
+        Returns:
+            0-dim, float32 (float64 for float64 codes), whatever autocast does. More than about a million
+            pairs with a bank or with ``ref_codes`` are computed in chunks. Then it is differentiable once; a
+            gradient with ``create_graph=True`` raises a RuntimeError.
 
-def _dpsh_rule(bits: int, eta: float) -> PairRule:
-    check_not_negative(eta=eta)
-    return PairRule(log_likelihood, scale=0.5, quantizer=summed, quantization=eta, per_reference=True)
+        Raises:
+            IndexError: an index outside the bank.
+            TypeError: codes that are not floating-point, labels or indices that are not integers.
+            ValueError: shapes that do not fit each other or the bank, a bank without indices or with
+                reference codes, reference codes without labels, codes with NaN that would enter a bank.
+        """
+        codes = upcast(check_codes(codes))
+        labels = as_labels(labels, length=codes.shape[0]).to(codes.device)
+        if self.bank is not None:
+            if ref_codes is not None or ref_labels is not None:
+                raise ValueError(
+                    "this loss compares with its bank: make one without a bank to give ref_codes"
+                )
+            return self._against_bank(self.bank, codes, labels, indices)
+        if ref_codes is not None and ref_labels is not None:
+            ref_codes = check_codes(ref_codes, bits=codes.shape[1], name="ref_codes").detach()
+            ref_labels = as_labels(ref_labels, length=ref_codes.shape[0], name="ref_labels")
+            return self.compare(codes, labels, ref_codes, ref_labels, over_ranks=True)
+        if ref_codes is not None:
+            raise ValueError("ref_codes was given without ref_labels: give both, or neither")
+        if ref_labels is not None:
+            raise ValueError("ref_labels was given without ref_codes: give both, or neither")
+        # Both sides are the batch of all processes, and both get the gradient.
+        codes, labels = gather_rows(codes), gather_rows(labels)
+        self_index = torch.arange(codes.shape[0], device=codes.device) if self.exclude_self else None
+        return self.compare(codes, labels, codes, labels, self_index=self_index)
 
+    @torch.compiler.disable  # its checks read values, so that no graph could hold it
+    def _against_bank(self, bank: CodeBank, codes: Tensor, labels: Tensor, indices: Tensor | None) -> Tensor:
+        """Write the batch into the bank (in training mode), then compare it with the bank."""
+        rows, labels = bank.check(indices, codes, labels)
+        if rows is None and (self.training or self.exclude_self):
+            raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
+        if self.training and rows is not None:
+            bank.write(rows, codes, labels)
+        return self.compare(
+            codes,
+            labels,
+            bank.codes,
+            bank.labels,
+            counted=None if bank.count_unseen else bank.seen,
+            self_index=rows if self.exclude_self else None,
+            over_ranks=True,
+        )
 
-def dpsh_loss(
-    codes: Tensor,
-    labels: Tensor,
-    *,
-    ref_codes: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    eta: float = 10.0,
-    exclude_self: bool = False,
-) -> Tensor:
-    """Pairwise likelihood with quantisation: see :class:`DPSHLoss`.
-
-    Example:
-        >>> dpsh_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))
-        tensor(0.3133)
-    """
-    return pairwise_loss(
-        lambda bits: _dpsh_rule(bits, eta),
-        codes,
-        labels,
-        ref_codes=ref_codes,
-        ref_labels=ref_labels,
-        exclude_self=exclude_self,
-    )
-
-
-class DPSHLoss(PairwiseLoss):
-    r"""Likelihood of pairwise labels with quantisation to the sign (DPSH).
-
-    .. math::
-        L = \frac{1}{B M} \Big( \sum_{ij} [\log(1 + e^{\theta_{ij}}) - s_{ij} \theta_{ij}]
-            + \eta \sum_i \lVert u_i - \mathrm{sign}(u_i) \rVert^2 \Big), \quad
-        \theta_{ij} = \tfrac{1}{2} \langle u_i, u_j \rangle
-
-    for a batch of B compared with M codes: the training set with a bank, as in the paper, else the batch. The
-    sum over ``ij`` is a mean over the pairs that count, if some are left out.
-
-    Args:
-        eta: weight of the quantiser. The official code has 10 for CIFAR-10 and 50 for NUS-WIDE.
-        bank: memory of the training set's codes; the paper's form. None compares within the batch.
-        exclude_self: leave out the pairs of an item with itself; the official code keeps them.
-
-    Raises:
-        ValueError: ``eta`` negative.
-
-    Source: W.-J. Li, S. Wang, W.-C. Kang, Feature Learning based Deep Supervised Hashing with Pairwise
-    Labels, IJCAI 2016, equation 3; jiangqy/DPSH-pytorch. swuxyj/DeepHash-pytorch averages the quantiser
-    over the bits with weight 0.1: ``eta = 0.1 * M / bits``.
-
-    Example:
-        >>> codes = torch.tensor([[0.9, -0.9], [0.9, -0.8], [-0.9, 0.9]])
-        >>> DPSHLoss()(codes, torch.tensor([0, 0, 1]))
-        tensor(0.4773)
-    """
-
-    def __init__(
-        self, eta: float = 10.0, *, bank: CodeBank | None = None, exclude_self: bool = False
-    ) -> None:
-        super().__init__(bank=bank, exclude_self=exclude_self)
-        self.eta = eta
-        self.rule(1)
-
-    def rule(self, bits: int) -> PairRule:
-        return _dpsh_rule(bits, self.eta)
-
-
-def _squared_error(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """``(s - x)^2``."""
-    error = x.sub_(affinity)
-    return error.square(), 2 * error
-
-
-def _dhn_rule(bits: int, alpha: float, variant: DHNVariant | None, quantization: float) -> PairRule:
-    check_choice("variant", variant, (None, *get_args(DHNVariant)))
-    check_positive(alpha=alpha)
-    check_not_negative(quantization=quantization)
-    weight = 0.0 if variant == "Q" else quantization
-    if variant == "E":
-        return PairRule(_squared_error, scale=alpha / bits, quantizer=log_cosh, quantization=weight)
-    return PairRule(log_likelihood, scale=alpha, quantizer=log_cosh, quantization=weight)
-
-
-def dhn_loss(
-    codes: Tensor,
-    labels: Tensor,
-    *,
-    ref_codes: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    alpha: float = 1.0,
-    variant: DHNVariant | None = None,
-    quantization: float = 0.2,
-    exclude_self: bool = False,
-) -> Tensor:
-    """Deep hashing network's loss: see :class:`DHNLoss`.
-
-    Example:
-        >>> dhn_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))
-        tensor(0.1269)
-    """
-    return pairwise_loss(
-        lambda bits: _dhn_rule(bits, alpha, variant, quantization),
-        codes,
-        labels,
-        ref_codes=ref_codes,
-        ref_labels=ref_labels,
-        exclude_self=exclude_self,
-    )
-
-
-class DHNLoss(PairwiseLoss):
-    r"""Pairwise cross entropy with a bimodal Laplacian prior (DHN), and its variants.
-
-    .. math::
-        L = \mathrm{mean}_{ij} [\log(1 + e^{\langle z_i, z_j \rangle}) - s_{ij} \langle z_i, z_j \rangle]
-            + \lambda\, \mathrm{mean}_{ik} \log\cosh(|z_{ik}| - 1)
-
-    for z in (-1, 1): the network ends in tanh. There is no 1/2 before the inner product.
-
-    Args:
-        variant: None as above; ``"Q"`` without the quantiser; ``"E"`` with the squared error
-            ``(s_ij - <z_i, z_j> / bits)^2`` in place of the cross entropy; ``"B"`` trains as None and differs
-            at retrieval only, where it ranks by the real-valued codes (an upper bound).
-        alpha: scale of the inner product.
-        quantization: lambda. The official code's 0.2 is a mean over batch and bits in the value that it
-            prints; its gradient is ``bits`` times larger, as ``quantization=0.2 * bits`` here.
-        bank: memory of the training set's codes; None, the official form, compares within the batch.
-        exclude_self: leave out the pairs of an item with itself.
-
-    Raises:
-        ValueError: ``alpha`` not positive, ``quantization`` negative, an unknown ``variant``.
-
-    Source: H. Zhu, M. Long, J. Wang, Y. Cao, Deep Hashing Network for Efficient Similarity Retrieval, AAAI
-    2016; thuml/hash-caffe. swuxyj/DeepHash-pytorch differs: ``alpha=0.5, quantization=0.1`` on outputs
-    without tanh, with ``CodeBank(..., count_unseen=True)``.
-
-    Example:
-        >>> codes = torch.tensor([[0.9, -0.9], [0.9, -0.8], [-0.9, 0.9]])
-        >>> labels = torch.tensor([0, 0, 1])
-        >>> DHNLoss()(codes, labels), DHNLoss("E", quantization=0)(codes, labels)
-        (tensor(0.1923), tensor(0.3045))
-    """
-
-    def __init__(
+    def compare(
         self,
-        variant: DHNVariant | None = None,
+        codes: Tensor,
+        labels: Tensor,
+        ref_codes: Tensor,
+        ref_labels: Tensor,
         *,
-        alpha: float = 1.0,
-        quantization: float = 0.2,
-        bank: CodeBank | None = None,
-        exclude_self: bool = False,
-    ) -> None:
-        super().__init__(bank=bank, exclude_self=exclude_self)
-        self.variant, self.alpha, self.quantization = variant, alpha, quantization
-        self.rule(1)
+        counted: Tensor | None = None,
+        self_index: Tensor | None = None,
+        over_ranks: bool = False,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """Compute the loss of two sides; :meth:`forward` chooses them, checks them, and calls this.
 
-    def rule(self, bits: int) -> PairRule:
-        return _dhn_rule(bits, self.alpha, self.variant, self.quantization)
+        Args:
+            codes: ``(B, bits)``, float32 or float64.
+            labels: int64 ``(B,)`` or bool ``(B, C)``, as :func:`hybridhash.labels.as_labels` returns them.
+            ref_codes: ``(M, bits)``, any floating dtype; computed with in the dtype of ``codes``.
+            ref_labels: ``(M,)`` or ``(M, C)``.
+            counted: bool ``(M,)``. Pairs with the other rows are left out. None counts all rows.
+            self_index: int64 ``(B,)``, the row of ``ref_codes`` that is the item itself. Its pair is left
+                out. None leaves out no pair.
+            over_ranks: Sum over the ``codes`` of all processes.
+            chunk_size: Take so many rows of ``ref_codes`` at once. None takes all of them if there are at
+                most about a million pairs, or if ``ref_codes is codes``.
 
+        Returns:
+            0-dim, dtype of ``codes``.
+        """
+        num_refs, bits = ref_codes.shape
+        # What a reference code needs: its copy, and its pairs with the batch.
+        width = bits + codes.shape[0]
+        chunks = [(0, num_refs)]
+        in_chunks = ref_codes is not codes and width * num_refs > _AT_ONCE
+        if in_chunks or chunk_size is not None:
+            # On a CPU the intermediate results of a chunk stay near the cache; a GPU likes large steps.
+            step = chunk_size or max((2**19 if codes.device.type == "cpu" else 2**23) // width, 1)
+            chunks = [(start, min(start + step, num_refs)) for start in range(0, num_refs, step)]
 
-def _softsign(codes: Tensor) -> Tensor:
-    return codes / (1 + codes.abs())
+        def kept(start: int, stop: int) -> Tensor:
+            """Tell which pairs of a chunk count: bool ``(1, m)``, or ``(B, m)`` with ``self_index``."""
+            rows = torch.arange(start, stop, device=labels.device)
+            keep = rows[None] >= 0 if counted is None else counted[None, start:stop]
+            return keep if self_index is None else keep & (self_index[:, None] != rows)
 
+        with torch.autocast(codes.device.type, enabled=False):
+            # The weights depend on the numbers of pairs, so these come first.
+            counts = torch.zeros(2, dtype=torch.float64, device=codes.device)
+            for start, stop in chunks:
+                similar = shared_labels(labels, ref_labels[start:stop]) > 0
+                keep = kept(start, stop).expand_as(similar)
+                num_similar = torch.count_nonzero(similar & keep)
+                counts += torch.stack((num_similar, torch.count_nonzero(keep) - num_similar))
+            if over_ranks:
+                counts = sum_over_ranks(counts)
+            of_similar, of_dissimilar = self.weights(counts[0], counts[1])
 
-def _soft_similarity(
-    bits: int, gamma: float, x: Tensor, affinity: Tensor, work: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Likelihood for pairs with s = 0 or 1; ``gamma (x + bits - 2 s bits)^2`` for those between."""
-    hard = (affinity > 0.99) | (affinity < 0.01)
-    error = x + bits * (1 - 2 * affinity)
-    value, slope = log_likelihood(x, (affinity > 0.5).to(x.dtype), work)
-    return (
-        torch.where(hard, value, gamma * error.square()),
-        torch.where(hard, slope, 2 * gamma * error),
-    )
+            def chunk_sum(codes: Tensor, start: int, stop: int) -> Tensor:
+                """Sum the weighted losses of the pairs of a chunk."""
+                s = label_affinity(labels, ref_labels[start:stop], self.affinity, codes.dtype)
+                # A copy, because a bank may be written to before the backward pass.
+                chunk = ref_codes[start:stop].to(codes.dtype, copy=True)
+                losses = self.pair_losses(codes, chunk, s)
+                keep = kept(start, stop).to(codes.dtype)
+                weight = torch.where(s > 0, of_similar * keep, of_dissimilar * keep)
+                return torch.dot(weight.flatten(), losses.flatten())
 
+            if len(chunks) == 1:
+                loss = chunk_sum(codes, 0, num_refs)
+            else:
+                loss = _sum_in_chunks(chunk_sum, codes, chunks)
 
-def _idhn_rule(bits: int, alpha: float, gamma: float, quantization: float) -> PairRule:
-    check_positive(alpha=alpha, gamma=gamma)
-    check_not_negative(quantization=quantization)
-    return PairRule(
-        partial(_soft_similarity, bits, gamma),
-        scale=alpha,
-        affinity="cosine",
-        activation=_softsign,
-        quantizer=absolute,
-        quantization=quantization,
-    )
+            penalties = self.penalty(codes, labels, num_refs)
+            if penalties is not None:
+                # Each process adds its share of the mean over the batch of all.
+                count = torch.tensor(codes.shape[0], dtype=codes.dtype, device=codes.device)
+                if over_ranks:
+                    count = sum_over_ranks(count)
+                loss = loss + penalties.sum() / count.clamp(min=1)
+            return sum_over_ranks(loss) if over_ranks else loss
 
-
-def idhn_loss(
-    codes: Tensor,
-    labels: Tensor,
-    *,
-    ref_codes: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    alpha: float = 0.5,
-    gamma: float = 0.1,
-    quantization: float = 0.1,
-    exclude_self: bool = False,
-) -> Tensor:
-    """Loss on graded similarity: see :class:`IDHNLoss`.
-
-    Example:
-        >>> idhn_loss(torch.tensor([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]]), torch.tensor([0, 0, 1]))
-        tensor(0.3780)
-    """
-    return pairwise_loss(
-        lambda bits: _idhn_rule(bits, alpha, gamma, quantization),
-        codes,
-        labels,
-        ref_codes=ref_codes,
-        ref_labels=ref_labels,
-        exclude_self=exclude_self,
-    )
-
-
-class IDHNLoss(PairwiseLoss):
-    r"""Graded similarity of multi-label images (IDHN).
-
-    With ``v = u / (1 + |u|)``, ``s_ij = cos(y_i, y_j)`` and ``t_ij = alpha <v_i, v_j>``, the mean over all
-    pairs of
-
-    - ``log(1 + e^t) - s t`` where s is 0 or 1 ("hard": below 0.01 or above 0.99),
-    - ``gamma (t + bits - 2 s bits)^2`` otherwise,
-
-    plus ``quantization`` times the mean over batch and bits of ``||v| - 1|``. The activation is part of the
-    loss; codes that enter a bank are activated.
-
-    Args:
-        alpha: scale of the inner product.
-        gamma: weight of the pairs with graded similarity.
-        quantization: weight of the quantiser.
-        bank: memory of the training set's codes; None compares within the batch.
-        exclude_self: leave out the pairs of an item with itself.
-
-    Raises:
-        ValueError: ``alpha`` or ``gamma`` not positive, ``quantization`` negative.
-
-    Source: Z. Zhang et al., Improved Deep Hashing with Soft Pairwise Similarity for Multi-label Image
-    Retrieval, IEEE TMM 2019. Form and defaults are those of swuxyj/DeepHash-pytorch (which uses a bank with
-    ``count_unseen=True``); the paper's scale of the graded term could not be checked. Hamming distance
-    would ask for the unscaled inner product there: ``alpha=1``.
-
-    Example:
-        >>> codes = torch.tensor([[2.0, -3.0], [2.0, 1.0]])
-        >>> IDHNLoss()(codes, torch.tensor([[1, 1, 0], [1, 0, 0]]))
-        tensor(0.3187)
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        *,
-        gamma: float = 0.1,
-        quantization: float = 0.1,
-        bank: CodeBank | None = None,
-        exclude_self: bool = False,
-    ) -> None:
-        super().__init__(bank=bank, exclude_self=exclude_self)
-        self.alpha, self.gamma, self.quantization = alpha, gamma, quantization
-        self.rule(1)
-
-    def rule(self, bits: int) -> PairRule:
-        return _idhn_rule(bits, self.alpha, self.gamma, self.quantization)
+    def extra_repr(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        return ", ".join(f"{name}={settings[name]}" for name in settings if name != "training")

@@ -1,7 +1,5 @@
 """Penalties that pull real-valued codes to ±1; each maps codes ``(N, bits)`` to ``(N,)``.
 
-All take the labels too, as quantisers that know the classes need them.
-
 With sign(0) = -1, as everywhere in the package, ``(u - sign u)^2 = (|u| - 1)^2``: the two forms in which the
 literature writes the squared penalty are one.
 """
@@ -16,27 +14,28 @@ from torch import Tensor
 __all__ = ["absolute", "absolute_sum", "log_cosh", "squared", "summed"]
 
 
-def squared(codes: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the bits of ``(|u| - 1)^2``."""
+def squared(codes: Tensor) -> Tensor:
+    """Return the mean over the bits of ``(|u| - 1)^2``."""
     return (codes.abs() - 1).square().mean(1)
 
 
-def absolute(codes: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the bits of ``||u| - 1|``."""
+def absolute(codes: Tensor) -> Tensor:
+    """Return the mean over the bits of ``||u| - 1|``."""
     return (codes.abs() - 1).abs().mean(1)
 
 
-def log_cosh(codes: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the bits of ``log cosh(|u| - 1)``, the smooth form of :func:`absolute` (no overflow)."""
+def log_cosh(codes: Tensor) -> Tensor:
+    """Return the mean over the bits of ``log cosh(|u| - 1)``, a smooth form of :func:`absolute`."""
+    # log cosh x = |x| + log(1 + e^(-2|x|)) - log 2, which does not overflow.
     distance = (codes.abs() - 1).abs()
     return (distance + F.softplus(-2 * distance) - math.log(2)).mean(1)
 
 
-def summed(codes: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the bits of ``(|u| - 1)^2``, that is ``|u - sign(u)|^2``."""
+def summed(codes: Tensor) -> Tensor:
+    """Return the sum over the bits of ``(|u| - 1)^2``, that is ``|u - sign(u)|^2``."""
     return (codes.abs() - 1).square().sum(1)
 
 
-def absolute_sum(codes: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the bits of ``||u| - 1|``."""
+def absolute_sum(codes: Tensor) -> Tensor:
+    """Return the sum over the bits of ``||u| - 1|``."""
     return (codes.abs() - 1).abs().sum(1)

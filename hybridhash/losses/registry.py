@@ -21,6 +21,7 @@ def _classes() -> dict[str, type[nn.Module]]:
     from hybridhash import losses
 
     found = {name: getattr(losses, name) for name in losses.__all__ if name.endswith("Loss")}
+    found = {name: cls for name, cls in found.items() if not inspect.isabstract(cls)}
     return {name.removesuffix("Loss").lower(): found[name] for name in sorted(found, key=str.lower)}
 
 

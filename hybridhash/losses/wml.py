@@ -1,30 +1,16 @@
-"""Weighted maximum likelihood, the loss of HybridHash."""
+"""WML: weighted maximum likelihood, the loss of HybridHash."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
-from hybridhash.losses._pairs import affinity_likelihood, balanced, log_likelihood
-from hybridhash.losses._rule import PairRule, PairwiseLoss, pairwise_loss
+from hybridhash.losses import quantizers
 from hybridhash.losses.bank import CodeBank
-from hybridhash.losses.quantizers import squared
+from hybridhash.losses.pairwise import PairwiseLoss, balanced, log_likelihood
 
-__all__ = ["WMLLoss", "wml_loss", "wml_rule"]
-
-
-def wml_rule(alpha: float, jaccard: bool, quantization: float) -> PairRule:
-    """Settings of WML, checked."""
-    check_positive(alpha=alpha)
-    check_not_negative(quantization=quantization)
-    return PairRule(
-        term=affinity_likelihood if jaccard else log_likelihood,
-        weights=balanced,
-        scale=alpha,
-        affinity="jaccard" if jaccard else "binary",
-        quantizer=squared,
-        quantization=quantization,
-    )
+__all__ = ["WMLLoss", "wml_loss"]
 
 
 def wml_loss(
@@ -38,21 +24,14 @@ def wml_loss(
     exclude_self: bool = False,
     quantization: float = 0.0,
 ) -> Tensor:
-    """Weighted maximum likelihood of the pairs in a batch, or of a batch with ``ref_codes``.
+    """Compute :class:`WMLLoss` of the pairs in a batch, or of a batch with ``ref_codes``.
 
     Example:
-        >>> import torch
         >>> wml_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))
         tensor(0.6265)
     """
-    return pairwise_loss(
-        lambda bits: wml_rule(alpha, jaccard, quantization),
-        codes,
-        labels,
-        ref_codes=ref_codes,
-        ref_labels=ref_labels,
-        exclude_self=exclude_self,
-    )
+    loss = WMLLoss(alpha, jaccard=jaccard, exclude_self=exclude_self, quantization=quantization)
+    return loss(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels)
 
 
 class WMLLoss(PairwiseLoss):
@@ -62,26 +41,26 @@ class WMLLoss(PairwiseLoss):
         L = \frac{1}{|S_1|} \sum_{S_1} l_{ij} + \frac{1}{|S_0|} \sum_{S_0} l_{ij}, \quad
         l_{ij} = \log(1 + e^{t_{ij}}) - s_{ij} t_{ij}, \quad t_{ij} = \alpha \langle u_i, u_j \rangle
 
-    over the similar pairs S1 (at least one shared label, s = 1) and the dissimilar pairs S0 (s = 0); a side
+    over the similar pairs S1 (at least one shared label, s = 1) and the dissimilar pairs S0 (s = 0). A kind
     without pairs counts 0. With a bank, ``i`` runs over the batch and ``j`` over the training set (the batch
     itself included, with its current codes), and only ``u_i`` gets a gradient. Without, both run over the
     batch.
 
-    In training mode a bank is updated with the batch before the loss is computed. In evaluation mode
+    In training mode the batch is written into the bank before the loss is computed. In evaluation mode
     (``loss.eval()``) the bank is only read, and ``indices`` are not needed. Codes that contain NaN give a NaN
     loss, but with a bank they raise, because they would stay in it.
 
-    Under ``torch.distributed`` every rank returns the loss of the joined batch, and the gradients, averaged
-    over the ranks as ``DistributedDataParallel`` does, are those of a single process on the joined batch.
+    Under ``torch.distributed`` every process returns the loss of the joined batch. The gradients, averaged
+    over the processes as ``DistributedDataParallel`` does, are those of a single process on the joined batch.
 
     Args:
-        alpha: scale of the inner product. 0.5 is the value of the public HybridHash code; HashNet uses
+        alpha: Scale of the inner product. 0.5 is the value of the public HybridHash code; HashNet uses
             10/bits.
-        bank: memory of the training set's codes; None compares within the batch.
-        jaccard: weight similar pairs by ``|y_i & y_j| / |y_i | y_j|``, as HashNet's paper does for
+        bank: Memory of the training set's codes. None compares within the batch.
+        jaccard: Weight similar pairs by ``|y_i & y_j| / |y_i | y_j|``, as HashNet's paper does for
             multi-label data. The counts S1 and S0 stay unweighted.
-        exclude_self: leave out the pairs of an item with itself. The public code keeps them.
-        quantization: weight of the mean over batch and bits of ``(|u| - 1)^2``. The public code has none.
+        exclude_self: Leave out the pairs of an item with itself. The public code keeps them.
+        quantization: Weight of the mean over batch and bits of ``(|u| - 1)^2``. The public code has none.
 
     Raises:
         ValueError: ``alpha`` not positive, ``quantization`` negative.
@@ -91,13 +70,14 @@ class WMLLoss(PairwiseLoss):
     2017). swuxyj/DeepHash-pytorch's HashNet is the in-batch form with ``alpha=0.1``.
 
     Example:
-        >>> import torch
         >>> from hybridhash.losses import CodeBank
         >>> loss = WMLLoss(bank=CodeBank(num_samples=100, bits=4))
-        >>> codes = torch.tensor([[0.9, -0.9, 0.9, 0.9], [-0.9, 0.9, 0.9, -0.9]], requires_grad=True)
+        >>> codes = torch.tensor([[0.9, -0.9, 0.9, 0.9], [-0.9, 0.9, 0.9, -0.9]])
         >>> loss(codes, torch.tensor([3, 5]), indices=torch.tensor([10, 42]))
-        tensor(0.5486, grad_fn=<_PairLossBackward>)
+        tensor(0.5486)
     """
+
+    weights = staticmethod(balanced)
 
     def __init__(
         self,
@@ -109,8 +89,17 @@ class WMLLoss(PairwiseLoss):
         quantization: float = 0.0,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
+        check_positive(alpha=alpha)
+        check_not_negative(quantization=quantization)
         self.alpha, self.jaccard, self.quantization = alpha, jaccard, quantization
-        self.rule(1)
+        self.affinity = "jaccard" if jaccard else "binary"
 
-    def rule(self, bits: int) -> PairRule:
-        return wml_rule(self.alpha, self.jaccard, self.quantization)
+    def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
+        t = self.alpha * codes @ ref_codes.T
+        if not self.jaccard:
+            return log_likelihood(t, s)
+        # Here s is the Jaccard coefficient: the weight of a similar pair, and 0 for the others.
+        return torch.where(s > 0, s, 1) * log_likelihood(t, (s > 0).to(t.dtype))
+
+    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor | None:
+        return self.quantization * quantizers.squared(codes) if self.quantization else None

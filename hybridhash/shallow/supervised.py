@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridhash.labels import as_labels, similar, to_multi_hot
+from hybridhash.shallow.discrete import dsdh_codes, ridge_classifier
 from hybridhash.shallow.unsupervised import as_features, itq_rotation, random_normal
 
 if TYPE_CHECKING:
@@ -442,9 +443,6 @@ def discrete_codes(
         >>> signs.shape, projection.shape
         (torch.Size([16, 4]), torch.Size([2, 4]))
     """
-    # Imported here: the losses are not loaded with the models.
-    from hybridhash.losses.discrete import dsdh_codes, ridge_classifier
-
     _check_not_negative(iterations=iterations)
     for name, value in (("classifier_ridge", classifier_ridge), ("nu", nu), ("kernel_ridge", kernel_ridge)):
         if not value > 0:

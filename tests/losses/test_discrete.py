@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash.losses import CodeBank, DFHLoss, DSDHLoss
-from hybridhash.losses.discrete import dsdh_codes, fisher_centers, ridge_classifier
+from hybridhash.losses.dfh import fisher_centers
+from hybridhash.shallow.discrete import dsdh_codes, ridge_classifier
 
 
 def example(seed: int = 0, n: int = 6, bits: int = 4, classes: int = 3) -> tuple[Tensor, Tensor]:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridhash.losses import (
     CodeBank,
     DCHLoss,
+    DFHLoss,
     DHNLoss,
     DPSHLoss,
+    DSDHLoss,
     DSHLoss,
     HashNetLoss,
     IDHNLoss,
+    MDSHCLoss,
+    PairwiseLoss,
+    WMLLoss,
+    balanced,
     functional,
+    list_losses,
 )
 from tests.losses import _oracles as oracle
 from tests.losses._oracles import U, Y
+
+
+def random_codes(rows: int, bits: int, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Tensor:
+    return torch.randn(rows, bits, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
 
 CASES: list[tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]] = [
     (
@@ -112,11 +127,11 @@ def test_worked_examples(loss: torch.nn.Module, expected: float) -> None:
 def test_quantisers_of_the_worked_example() -> None:
     from hybridhash.losses import quantizers
 
-    assert quantizers.squared(U, Y).mean().item() == pytest.approx(0.31)
-    assert quantizers.log_cosh(U, Y).mean().item() == pytest.approx(0.1426957077)
-    assert quantizers.absolute(U, Y).mean().item() == pytest.approx(0.4875)
-    torch.testing.assert_close(quantizers.summed(U, Y), 4 * quantizers.squared(U, Y))
-    torch.testing.assert_close(quantizers.absolute_sum(U, Y), 4 * quantizers.absolute(U, Y))
+    assert quantizers.squared(U).mean().item() == pytest.approx(0.31)
+    assert quantizers.log_cosh(U).mean().item() == pytest.approx(0.1426957077)
+    assert quantizers.absolute(U).mean().item() == pytest.approx(0.4875)
+    torch.testing.assert_close(quantizers.summed(U), 4 * quantizers.squared(U))
+    torch.testing.assert_close(quantizers.absolute_sum(U), 4 * quantizers.absolute(U))
 
 
 def test_official_form_of_dch() -> None:
@@ -146,6 +161,184 @@ def test_bank_and_reference_codes_give_the_same_loss(loss_class: Any, multi: boo
         value = loss(ref_codes[rows], ref_labels[rows], indices=rows)
     value = loss(codes, labels, indices=torch.arange(4))
     torch.testing.assert_close(value, expected)
+
+
+FORMS: dict[str, Callable[[], torch.nn.Module]] = {
+    "wml": WMLLoss,
+    "wml-jaccard": lambda: WMLLoss(jaccard=True, exclude_self=True, quantization=0.1),
+    "hashnet": HashNetLoss,
+    "hashnet-pytorch": lambda: HashNetLoss(weighting="pytorch", similar_weight=3.0),
+    "hashnet-caffe": lambda: HashNetLoss(weighting="caffe"),
+    "dpsh": DPSHLoss,
+    "dhn": DHNLoss,
+    "dhn-E": lambda: DHNLoss("E"),
+    "dhn-Q": lambda: DHNLoss("Q"),
+    "idhn": IDHNLoss,
+    "dch": DCHLoss,
+    "dch-official": lambda: DCHLoss(form="official"),
+    "dsh": lambda: DSHLoss(margin=4.0),
+    "dsdh": lambda: DSDHLoss(0.5),
+    "dfh": lambda: DFHLoss(3, 4, generator=torch.Generator().manual_seed(0)),
+    "mdshc": lambda: MDSHCLoss(3, 4, generator=torch.Generator().manual_seed(0)),
+}
+SIX_LABELS = {
+    "ids": torch.tensor([0, 0, 1, 2, -1, 1]),
+    "multi-hot": torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]]),
+}
+
+
+@pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
+@pytest.mark.parametrize("name", FORMS)
+def test_second_derivatives(name: str, labels: Tensor) -> None:
+    codes = random_codes(6, 4).requires_grad_()
+    loss = FORMS[name]()
+    assert torch.autograd.gradgradcheck(lambda u: loss(u, labels), codes)
+
+
+@pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
+@pytest.mark.parametrize("name", FORMS)
+def test_compiles_to_one_graph_forward_and_backward(name: str, labels: Tensor) -> None:
+    codes = random_codes(6, 4, torch.float32)
+    loss = FORMS[name]()
+    torch._dynamo.reset()
+    step = torch.compile(lambda u: loss(torch.tanh(u), labels), backend="aot_eager", fullgraph=True)
+    compiled, plain = codes.clone().requires_grad_(), codes.clone().requires_grad_()
+    step(compiled).backward()
+    loss(torch.tanh(plain), labels).backward()
+    torch.testing.assert_close(compiled.grad, plain.grad)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuse the operations that copy a value, or a size that depends on values, to the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "equal", "nonzero", "_unique2", "masked_select"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
+# The solver of DSDH's discrete codes stops when no bit changes any more, and looks at values for that.
+@pytest.mark.parametrize("name", sorted(set(FORMS) - {"dsdh"}))
+def test_as_compiled_a_step_reads_nothing_back(
+    name: str, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, codes = FORMS[name](), random_codes(6, 4).requires_grad_()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # leaves out the checks of values
+    with NoHostReads():
+        loss(codes, labels).backward()
+
+
+def graph_breaks(step: Callable[[Tensor], Any]) -> int:
+    torch._dynamo.reset()
+    return torch._dynamo.explain(step)(random_codes(6, 4, torch.float32)).graph_break_count
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_bank_breaks_a_compiled_graph_no_more_often_than_its_own_update(name: str) -> None:
+    labels, indices, loss = SIX_LABELS["multi-hot"], torch.arange(6), FORMS[name]()
+    loss.bank = CodeBank(9, 4, 3)
+    of_update = graph_breaks(lambda u: CodeBank(9, 4, 3).update(indices, torch.tanh(u), labels))
+    assert graph_breaks(lambda u: loss(torch.tanh(u), labels, indices=indices)) <= min(of_update, 2)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMS) - {"mdshc"}))
+def test_in_chunks_value_and_gradient_are_the_same_and_a_second_derivative_is_refused(name: str) -> None:
+    loss = FORMS[name]()
+    codes = random_codes(6, 4).requires_grad_()
+    labels = SIX_LABELS["multi-hot"].bool()
+    ref_codes, ref_labels = random_codes(7, 4, seed=1), labels[[0, 1, 2, 3, 4, 5, 0]]
+    self_index = torch.tensor([6, 0, 1, 4, 5, 3])
+    counted = torch.tensor([True, True, False, True, True, False, True])
+    more = {"self_index": self_index, "counted": counted}
+    plain = loss.compare(codes, labels, ref_codes, ref_labels, **more)
+    in_chunks = loss.compare(codes, labels, ref_codes, ref_labels, chunk_size=3, **more)
+    torch.testing.assert_close(in_chunks, plain)
+    (expected,) = torch.autograd.grad(plain, codes)
+    torch.testing.assert_close(torch.autograd.grad(in_chunks, codes, retain_graph=True)[0], expected)
+    with pytest.raises(RuntimeError, match="differentiable only once"):
+        torch.autograd.grad(in_chunks, codes, create_graph=True)
+
+
+def test_many_pairs_with_given_codes_are_computed_in_chunks() -> None:
+    codes = random_codes(64, 4, torch.float32).requires_grad_()
+    ref_codes = random_codes(20_000, 4, torch.float32, seed=1)
+    labels, ref_labels = torch.arange(64) % 3, torch.arange(20_000) % 3
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    with Largest():
+        value = WMLLoss()(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels)
+        value.backward()
+    assert largest < 4 * 64 * 20_000 / 2  # of all pairs in float32
+    whole = WMLLoss().compare(codes, labels, ref_codes, ref_labels, chunk_size=20_000)
+    torch.testing.assert_close(value, whole)
+
+
+@pytest.mark.parametrize("num_samples", [20, 300_000])
+def test_steps_may_be_added_up_before_the_backward_pass(num_samples: int) -> None:
+    labels, codes = torch.tensor([0, 0, 1, 2]), random_codes(8, 4, torch.float32)
+    losses = [WMLLoss(bank=CodeBank(num_samples, 4)) for _ in range(2)]
+    leaves = [codes.clone().requires_grad_() for _ in range(2)]
+    values = [[loss(u[:4], labels, indices=torch.arange(4))] for loss, u in zip(losses, leaves, strict=True)]
+    values[0][0].backward()
+    for row, loss, u in zip(values, losses, leaves, strict=True):
+        row.append(loss(u[4:], labels, indices=torch.arange(4)))  # writes the same rows again
+    values[0][1].backward()
+    sum(values[1]).backward()
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad)
+
+
+class AgreementLoss(PairwiseLoss):
+    """A loss as a user may write it: squared error of the mean agreement, similar pairs weighted balanced."""
+
+    weights = staticmethod(balanced)
+    affinity = "jaccard"
+
+    def __init__(self, pull: float, **more: Any) -> None:
+        super().__init__(**more)
+        self.pull = pull
+
+    def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
+        return (codes @ ref_codes.T / codes.shape[1] - s).square()
+
+    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+        return self.pull * (codes.abs() - 1).square().sum(1)
+
+
+@pytest.mark.parametrize("kind", ["batch", "ref_codes", "bank"])
+def test_a_loss_of_ones_own_states_its_formula_and_works_in_all_forms(kind: str) -> None:
+    codes, labels = random_codes(6, 4).requires_grad_(), SIX_LABELS["multi-hot"]
+    ref_codes, ref_labels = codes.detach(), labels
+    if kind == "batch":
+        ref_codes, got = codes, AgreementLoss(0.3)(codes, labels)
+    elif kind == "ref_codes":
+        got = AgreementLoss(0.3)(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels)
+    else:
+        bank = CodeBank(10, 4, 3, dtype=torch.float64)
+        got = AgreementLoss(0.3, bank=bank)(codes, labels, indices=torch.tensor([9, 1, 2, 3, 5, 7]))
+    similar, dissimilar = [], []
+    for u, y in zip(codes, labels, strict=True):
+        for v, z in zip(ref_codes, ref_labels, strict=True):
+            s = int((y & z).sum()) / max(int((y | z).sum()), 1)
+            (similar if s else dissimilar).append(((u * v).mean() - s) ** 2)
+    expected = sum(similar) / len(similar) + sum(dissimilar) / len(dissimilar)
+    expected = expected + 0.3 * sum(((u.abs() - 1) ** 2).sum() for u in codes) / 6
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, codes)[0] for value in (got, expected)))
+
+
+def test_the_base_cannot_be_made_and_is_no_registered_loss() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        PairwiseLoss()
+    assert "pairwise" not in list_losses()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import hybridhash.losses as losses
 from hybridhash.losses import CodeBank, create_loss, list_losses
-from hybridhash.losses._rule import PairwiseLoss
+from hybridhash.losses.pairwise import PairwiseLoss
 from tests import ROOT
 from tests.losses._ranks import run_on_ranks
 
@@ -34,9 +34,7 @@ def loss_class_of(name: str) -> type[nn.Module]:
     return next(getattr(losses, c) for c in losses.__all__ if c.lower() == f"{name}loss")
 
 
-# To be deleted, with its two uses, once the pairwise losses are plain formulas in files of their own.
-PAIRWISE_PENDING = {"wml", "hashnet", "dpsh", "dhn", "idhn", "dch", "dsh", "dsdh", "dfh", "mdshc"}
-NAMES = [name for name in list_losses() if name not in PAIRWISE_PENDING]
+NAMES = list_losses()
 # Settings that choose another formula than the default does.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adsh": [{"dissimilarity": "batch"}],

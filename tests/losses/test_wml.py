@@ -1,4 +1,4 @@
-"""WMLLoss: golden values of the public code, a literal oracle, both walks of the pair kernel, bad input."""
+"""WMLLoss: golden values of the public code, a literal oracle, the sum in chunks, bad input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hybridhash.losses import CodeBank, WMLLoss
-from hybridhash.losses._pairs import balanced, log_likelihood, pair_loss
 from hybridhash.losses.functional import wml_loss
 from tests import GOLDEN
 from tests.losses._oracles import U, Y, wml
@@ -49,7 +48,7 @@ def test_golden_sequence_of_steps_on_one_bank(case: str) -> None:
             torch.testing.assert_close(grad, part["grad"], rtol=0, atol=1e-5)
 
 
-def test_golden_sequence_with_class_ids_takes_the_class_walk() -> None:
+def test_golden_sequence_with_class_ids() -> None:
     num_train, bits, _, alpha, steps = CASES["single"]
     loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, count_unseen=True))
     with safe_open(GOLDEN_FILE, "pt") as golden:
@@ -111,7 +110,7 @@ def test_batch_equals_the_literal_formula(
     seed=st.integers(0, 1000),
     partly=st.booleans(),
 )
-def test_both_walks_equal_plain_autograd_for_any_chunk(
+def test_sum_in_chunks_equals_plain_autograd_for_any_chunk_size(
     batch: int, total: int, classes: int, chunk: int, seed: int, partly: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -126,9 +125,7 @@ def test_both_walks_equal_plain_autograd_for_any_chunk(
     }
     expected = value_and_grad(wml(codes, hot, ref, ref_hot, alpha=1.0, skip=skip), codes)
     for labels, ref_labels in ((ids, ref_ids), (hot.bool(), ref_hot.bool()), (ids, ref_hot.bool())):
-        loss = pair_loss(
-            codes, ref, labels, ref_labels, log_likelihood, balanced, valid=valid, chunk_size=chunk
-        )
+        loss = WMLLoss(1.0).compare(codes, labels, ref, ref_labels, counted=valid, chunk_size=chunk)
         torch.testing.assert_close(value_and_grad(loss, codes), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -279,7 +276,7 @@ def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
         ),
         (TypeError, "integers", lambda loss, u, y: loss(u, y, indices=torch.tensor([0.0, 1.0]))),
         (ValueError, "shape", lambda loss, u, y: loss(u, y, indices=torch.tensor([0]))),
-        (ValueError, "6 bits, expected 4", lambda loss, u, y: loss(torch.zeros(2, 6), y)),
+        (ValueError, "6 bits, the bank was made for 4", lambda loss, u, y: loss(torch.zeros(2, 6), y)),
         (ValueError, "without a bank", lambda loss, u, y: loss(u, y, ref_codes=u, ref_labels=y)),
         (
             ValueError,

@@ -1,4 +1,4 @@
-"""MDSHC: softmax over the cosines of a code with the hash centers of all classes."""
+"""MDSHC: minimal-distance-separated hash centers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative
-from hybridhash.labels import to_multi_hot
-from hybridhash.losses._classes import CenterLoss, cosines, unit_rows
-from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference, upcast
-from hybridhash.losses._pairs import pair_loss
+from hybridhash.labels import as_labels, to_multi_hot
+from hybridhash.losses import quantizers
+from hybridhash.losses._classes import CenterLoss
+from hybridhash.losses._inputs import (
+    check_codes,
+    class_batch,
+    mean_over_labelled,
+    refuse_reference,
+    upcast,
+)
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import CenterMethod
-from hybridhash.losses.quantizers import squared
+from hybridhash.losses.pairwise import PairwiseLoss, cosines
 
 __all__ = ["MDSHCLoss", "mdshc_loss"]
 
@@ -44,7 +50,7 @@ def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: 
         yes, no = _log_softmax_pair(logits)
         losses = -torch.where(to_multi_hot(labels, centers.shape[0]), yes, no).mean(1)
         if quantization:
-            losses = losses + quantization * squared(codes, labels)
+            losses = losses + quantization * quantizers.squared(codes)
         return mean_over_labelled(losses, labels)
 
 
@@ -56,6 +62,16 @@ def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.logaddexp(others, logits.gather(1, top))
     yes = logits - total
     return yes, torch.where(is_top, others - total, torch.log1p(-yes.masked_fill(is_top, -1).exp()))
+
+
+class _Attraction(PairwiseLoss):
+    """Mean over the similar pairs of ``softplus((1 - cos) / 2)``."""
+
+    def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
+        return F.softplus((1 - cosines(codes, ref_codes)) / 2)
+
+    def weights(self, num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 / num_similar.clamp(min=1), torch.zeros_like(num_dissimilar)
 
 
 class MDSHCLoss(CenterLoss):
@@ -127,6 +143,7 @@ class MDSHCLoss(CenterLoss):
         self.pair_weight = pair_weight
         self.pair_from = pair_from
         self.bank = bank
+        self.attraction = _Attraction()
         if bank is not None:
             self.requires = self.requires | {"bank", "indices"}
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
@@ -140,7 +157,7 @@ class MDSHCLoss(CenterLoss):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             codes: ``(B, bits)`` floating-point.
@@ -164,27 +181,26 @@ class MDSHCLoss(CenterLoss):
         loss = mdshc_loss(codes, labels, centers=self.centers, quantization=self.quantization)
         if self.bank is None:
             return loss
-        if self.training:
-            if indices is None:
-                raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
-            self.bank.update(indices, codes if ref_codes is None else ref_codes, labels)
-        if self.pair_weight and int(self.epochs) >= self.pair_from:
-            loss = loss + self.pair_weight * self._pair_term(self.bank, codes, labels)
-        return loss
+        stored = codes if ref_codes is None else ref_codes
+        return loss + self._against_bank(self.bank, codes, stored, labels, indices)
 
-    def _pair_term(self, bank: CodeBank, codes: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(codes.device.type, enabled=False):
-            return pair_loss(
-                unit_rows(upcast(codes)),
-                bank.codes,
-                bank.convert_labels(labels, codes.shape[0]),
-                bank.labels,
-                _attraction,
-                _similar_only,
-                embed=unit_rows,
-                valid=bank.seen,
-                over_ranks=True,
-            )
+    @torch.compiler.disable  # its checks read values, so that no graph could hold it
+    def _against_bank(
+        self, bank: CodeBank, codes: Tensor, stored: Tensor, labels: Tensor, indices: Tensor | None
+    ) -> Tensor:
+        """Write ``stored`` into the bank (in training mode), and return the weighted pair term."""
+        if indices is None and self.training:
+            raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
+        labels = as_labels(labels, length=check_codes(stored, name="ref_codes").shape[0])
+        rows, labels = bank.check(indices, stored, labels)
+        if self.training and rows is not None:
+            bank.write(rows, stored, labels)
+        if not self.pair_weight or int(self.epochs) < self.pair_from:
+            return codes.new_zeros(())
+        pair_term = self.attraction.compare(
+            upcast(codes), labels, bank.codes, bank.labels, counted=bank.seen, over_ranks=True
+        )
+        return self.pair_weight * pair_term
 
     @torch.no_grad()
     def epoch_end(self) -> None:
@@ -193,13 +209,3 @@ class MDSHCLoss(CenterLoss):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, quantization={self.quantization:g}"
-
-
-def _attraction(x: Tensor, affinity: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """``softplus((1 - x) / 2)`` of a cosine x, and its derivative; only similar pairs are weighted."""
-    half = (1 - x) / 2
-    return F.softplus(half), -half.sigmoid() / 2
-
-
-def _similar_only(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor]:
-    return 1 / num_similar.clamp(min=1), torch.zeros_like(num_dissimilar)
