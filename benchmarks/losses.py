@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # What the network hands to the loss, if not its tanh; the bits are the same.
 OUTPUTS = {
     **dict.fromkeys(("dnnh", "drsdh"), "(0, 1)"),  # sigmoid codes in the papers: tanh rescaled
-    **dict.fromkeys(("dsh", "dtsh"), "linear"),  # no tanh in the papers: bounded codes part too slowly
+    **dict.fromkeys(("dsh", "dtsh"), "unbounded"),  # no tanh in the papers: bounded codes part too slowly
     # Methods for features: nothing in them keeps a deep network from giving one code to all images.
     **dict.fromkeys(("dh", "superviseddh"), "MLP on centred pixels"),
 }
@@ -70,7 +70,7 @@ def network(name: str, images: Tensor, bits: int) -> nn.Module:
         depths=(1, 1, 2),
         drop_path_rate=0.0,
     )
-    if output == "linear":
+    if output == "unbounded":
         classifier = model.get_classifier()
         model.reset_classifier(0)
         return nn.Sequential(model, classifier)

@@ -1,4 +1,4 @@
-"""WMLLoss against a bank: time and memory of the streaming kernel and of two plain autograd forms.
+"""WMLLoss against a bank, computed in chunks: time and memory next to two forms of plain autograd.
 
     python benchmarks/wml.py [--num-samples 100000] [--bits 64] [--classes 100] [--batch 128] [--repeats 7]
 

@@ -99,8 +99,8 @@ class CodeBank(nn.Module):
         Raises:
             IndexError: an index outside the bank.
             TypeError: indices that are not integers, codes that are not floating-point.
-            ValueError: shapes that do not fit the bank or each other, codes that contain NaN (they would
-                stay in the bank), tensors on another device.
+            ValueError: shapes that do not fit the bank or each other, codes that are not finite in the
+                bank's dtype (they would stay in the bank), tensors on another device.
         """
         labels = as_labels(labels, length=check_codes(codes).shape[0])
         rows, labels = self.check(indices, codes, labels)
@@ -157,8 +157,11 @@ class CodeBank(nn.Module):
                 f"index {int(rows[outside][0])} is outside the bank of {num_samples} rows: "
                 "make the bank as large as the training set, and give row numbers of that set"
             )
-        if bool(codes.isnan().any()):
-            raise ValueError("codes contain NaN, which would stay in the bank: the training has diverged")
+        if not bool(codes.to(self.codes.dtype).isfinite().all()):
+            raise ValueError(
+                f"codes contain NaN, or values that are infinite in {self.codes.dtype}, which would stay in "
+                "the bank: the training has diverged, or the bank needs a wider dtype"
+            )
         return rows, labels
 
     @torch.no_grad()

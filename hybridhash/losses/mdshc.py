@@ -188,12 +188,13 @@ class MDSHCLoss(CenterLoss):
     def _against_bank(
         self, bank: CodeBank, codes: Tensor, stored: Tensor, labels: Tensor, indices: Tensor | None
     ) -> Tensor:
-        """Write ``stored`` into the bank (in training mode), and return the weighted pair term."""
+        """Write ``stored`` into the bank (in a training step), and return the weighted pair term."""
         if indices is None and self.training:
             raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
         labels = as_labels(labels, length=check_codes(stored, name="ref_codes").shape[0])
         rows, labels = bank.check(indices, stored, labels)
-        if self.training and rows is not None:
+        # Without gradients this is no training step, whatever the mode of the loss: see loss.eval().
+        if self.training and rows is not None and torch.is_grad_enabled():
             bank.write(rows, stored, labels)
         if not self.pair_weight or int(self.epochs) < self.pair_from:
             return codes.new_zeros(())

@@ -254,7 +254,8 @@ class PairwiseLoss(nn.Module, ABC):
             IndexError: an index outside the bank.
             TypeError: codes that are not floating-point, labels or indices that are not integers.
             ValueError: shapes that do not fit each other or the bank, a bank without indices or with
-                reference codes, reference codes without labels, codes with NaN that would enter a bank.
+                reference codes, reference codes without labels, codes that are not finite and would stay in a
+                bank.
         """
         codes = upcast(check_codes(codes))
         labels = as_labels(labels, length=codes.shape[0]).to(codes.device)
@@ -279,11 +280,12 @@ class PairwiseLoss(nn.Module, ABC):
 
     @torch.compiler.disable  # its checks read values, so that no graph could hold it
     def _against_bank(self, bank: CodeBank, codes: Tensor, labels: Tensor, indices: Tensor | None) -> Tensor:
-        """Write the batch into the bank (in training mode), then compare it with the bank."""
+        """Write the batch into the bank (in a training step), then compare it with the bank."""
         rows, labels = bank.check(indices, codes, labels)
         if rows is None and (self.training or self.exclude_self):
             raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
-        if self.training and rows is not None:
+        # Without gradients this is no training step, whatever the mode of the loss: see loss.eval().
+        if self.training and rows is not None and torch.is_grad_enabled():
             bank.write(rows, codes, labels)
         return self.compare(
             codes,

@@ -46,9 +46,10 @@ class WMLLoss(PairwiseLoss):
     itself included, with its current codes), and only ``u_i`` gets a gradient. Without, both run over the
     batch.
 
-    In training mode the batch is written into the bank before the loss is computed. In evaluation mode
-    (``loss.eval()``) the bank is only read, and ``indices`` are not needed. Codes that contain NaN give a NaN
-    loss, but with a bank they raise, because they would stay in it.
+    In training the batch is written into the bank before the loss is computed. Under ``torch.no_grad()`` and
+    in evaluation mode (``loss.eval()``) the bank is only read; ``loss.eval()`` does not need ``indices``.
+    Codes that contain NaN give a NaN loss; with a bank, NaN and infinite codes raise, because they would stay
+    in it.
 
     Under ``torch.distributed`` every process returns the loss of the joined batch. The gradients, averaged
     over the processes as ``DistributedDataParallel`` does, are those of a single process on the joined batch.

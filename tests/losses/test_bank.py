@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses import CodeBank, WMLLoss
+from hybridhash.losses import CodeBank, MDSHCLoss, WMLLoss
 from tests.losses._ranks import run_on_ranks
 
 
@@ -88,6 +88,32 @@ def test_bad_updates_are_named_and_write_nothing(error: type[Exception], message
     with pytest.raises(error, match=message):
         bank.update(torch.tensor(indices), torch.ones(shape), torch.tensor(labels))
     assert not bool(bank.seen.any())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float32, torch.inf), (torch.float32, torch.nan), (torch.float16, 7e4), (torch.float16, -7e4)],
+)
+def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype: torch.dtype, value: float) -> None:
+    loss = WMLLoss(bank=CodeBank(20, 4, dtype=dtype))
+    codes = torch.ones(2, 4)
+    codes[0, 0] = value
+    with pytest.raises(ValueError, match="would stay in the bank"):
+        loss(codes, torch.tensor([0, 1]), indices=torch.tensor([3, 4]))
+    clean = torch.linspace(-1, 1, 8).view(2, 4).requires_grad_()
+    loss(clean, torch.tensor([0, 1]), indices=torch.tensor([5, 6])).backward()
+    assert bool(clean.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(5, 4, bank=bank)])
+def test_a_batch_without_gradients_is_not_written(make) -> None:
+    bank = CodeBank(20, 4)
+    loss, labels = make(bank), torch.tensor([0, 1])
+    loss(torch.ones(2, 4), labels, indices=torch.tensor([3, 4]))
+    before = {name: buffer.clone() for name, buffer in bank.state_dict().items()}
+    with torch.no_grad():
+        loss(-torch.ones(2, 4), labels, indices=torch.tensor([3, 5]))
+    assert all(torch.equal(before[name], buffer) for name, buffer in bank.state_dict().items())
 
 
 def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:
