@@ -14,17 +14,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from common import machine, table
 from image_sets import Split, digits, encoded_images, score
 from torch import Tensor, nn
 
 from hybridhash.data import balanced_batches
-from hybridhash.losses import create_loss_for, list_losses
+from hybridhash.losses import create_loss, create_loss_for, list_losses
 
 BATCH = 70
 # These compare a batch with the codes of the whole training set; the others compare within the batch.
@@ -142,14 +144,64 @@ def cost(name: str, labels: Tensor, bits: int) -> tuple[float, float]:
     return 1e3 * statistics.median(times), peak / 2**20
 
 
+def against_plain_formulas(batch: int = 128, bits: int = 64, classes: int = 10) -> str:
+    """CPU time of small losses over that of their formula in plain PyTorch, without any check, interleaved.
+
+    The formulas are the documented ones: means over the rows that have a label, and sign(0) = -1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(batch, bits, generator=generator).tanh()
+    labels = torch.randint(classes, (batch,), generator=generator)
+    names = ("csq", "dpn", "greedyhash")
+    losses = {name: create_loss(name, num_classes=classes, bits=bits, generator=generator) for name in names}
+    weight = losses["greedyhash"].classifier.weight
+
+    def csq(codes: Tensor) -> Tensor:
+        kept = labels >= 0
+        codes, target = codes[kept], losses["csq"].centers[labels[kept]]
+        entropy = F.binary_cross_entropy((1 + codes) / 2, (1 + target) / 2)
+        return entropy + 0.05 * (codes.abs() - 1).square().mean()
+
+    def dpn(codes: Tensor) -> Tensor:
+        kept = labels >= 0
+        return F.relu(1 - codes[kept] * losses["dpn"].centers[labels[kept]]).sum(1).mean()
+
+    def greedyhash(codes: Tensor) -> Tensor:
+        kept = labels >= 0
+        codes = codes[kept]
+        signs = codes + (torch.where(codes > 0, 1.0, -1.0) - codes).detach()
+        penalty = (codes.abs() - 1).abs().pow(3).mean()
+        return F.cross_entropy(F.linear(signs, weight), labels[kept]) + 0.1 * penalty
+
+    def seconds(loss: Callable[[Tensor], Tensor]) -> float:
+        codes = given.clone().requires_grad_()
+        start = time.process_time()
+        for _ in range(50):
+            loss(codes).backward()
+        return (time.process_time() - start) / 50
+
+    rows = []
+    for name, plain in {"csq": csq, "dpn": dpn, "greedyhash": greedyhash}.items():
+        loss_fn = losses[name]
+        torch.testing.assert_close(loss_fn(given, labels), plain(given))
+        pairs = [(seconds(lambda u, f=loss_fn: f(u, labels)), seconds(plain)) for _ in range(30)]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        rows.append([name, f"{1e6 * ours:.0f}", f"{1e6 * theirs:.0f}", f"{ours / theirs:.2f}"])
+    return table(["loss", "us", "us of the plain formula", "ratio"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--bits", type=int, default=16)
     parser.add_argument("--losses", nargs="*", default=list_losses())
+    parser.add_argument("--plain", action="store_true", help="only compare with plain formulas")
     parser.add_argument("--cifar", help="npz file of encoded images, to be used as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.plain:
+        print(f"{machine()}\n\n{against_plain_formulas()}")
+        return
     sets = {"digits": digits()}
     if arguments.cifar:
         sets["images"] = encoded_images(arguments.cifar)

@@ -88,7 +88,8 @@ def sign(values: Tensor) -> Tensor:
         >>> sign(torch.tensor([0.3, 0.0, -2.0]))
         tensor([ 1., -1., -1.])
     """
-    return (values > 0).to(values.dtype).mul_(2).sub_(1)
+    # Signs are -1, 0 and 1 first; half a step down, 0 is negative.
+    return values.detach().sign().sub_(0.5).sign_()
 
 
 def straight_through_sign(values: Tensor) -> Tensor:

@@ -2,22 +2,29 @@
 
 from hybridhash._moved import moved
 from hybridhash.losses import functional
-from hybridhash.losses.asymmetric import ADSHLoss
+from hybridhash.losses.adsh import ADSHLoss
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
-from hybridhash.losses.central import CSQLoss, DPNLoss
-from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss
-from hybridhash.losses.cosine import OrthoHashLoss
+from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
+from hybridhash.losses.csq import CSQLoss
 from hybridhash.losses.dch import DCHLoss
 from hybridhash.losses.dfh import DFHLoss
+from hybridhash.losses.dh import DHLoss
 from hybridhash.losses.dhn import DHNLoss
+from hybridhash.losses.dlbhc import DLBHCLoss
+from hybridhash.losses.dnnh import DNNHLoss
+from hybridhash.losses.dpn import DPNLoss
 from hybridhash.losses.dpsh import DPSHLoss
+from hybridhash.losses.drsdh import DRSDHLoss
 from hybridhash.losses.dsdh import DSDHLoss
 from hybridhash.losses.dsh import DSHLoss
-from hybridhash.losses.for_data import create_loss_for
+from hybridhash.losses.dsrh import DSRHLoss
+from hybridhash.losses.dtsh import DTSHLoss
+from hybridhash.losses.greedyhash import GreedyHashLoss
 from hybridhash.losses.hashnet import HashNetLoss
 from hybridhash.losses.idhn import IDHNLoss
 from hybridhash.losses.mdshc import MDSHCLoss
+from hybridhash.losses.orthohash import OrthoHashLoss
 from hybridhash.losses.pairwise import (
     PairwiseLoss,
     balanced,
@@ -26,11 +33,10 @@ from hybridhash.losses.pairwise import (
     squared_distances,
     uniform,
 )
-from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
-from hybridhash.losses.registry import create_loss, list_losses
-from hybridhash.losses.triplet import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
-from hybridhash.losses.two_stage import CNNHLoss, cnnh_codes, cnnh_objective
-from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss
+from hybridhash.losses.registry import create_loss, create_loss_for, list_losses
+from hybridhash.losses.superviseddh import SupervisedDHLoss
+from hybridhash.losses.tieawareap import TieAwareAPLoss
+from hybridhash.losses.tieawarendcg import TieAwareNDCGLoss
 from hybridhash.losses.wml import WMLLoss
 
 __all__ = [

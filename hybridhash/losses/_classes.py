@@ -1,102 +1,40 @@
-"""What the losses on centers and on classifiers share: checked labels and means over labelled rows."""
+"""What the losses that know the classes share: hash centers in a buffer, or a classifier on the codes."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import check_codes, upcast
+from hybridhash._checks import check_integer
+from hybridhash.losses._inputs import check_codes
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
-__all__ = [
-    "CenterLoss",
-    "centroids",
-    "check_batch",
-    "class_labels",
-    "cosines",
-    "mean_over_labelled",
-    "single_labels",
-    "unit_rows",
-]
-
-
-def check_batch(codes: Tensor, labels: Tensor, *, num_classes: int, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes as float32 or float64, labels as bool ``(B, num_classes)``; or the error that is due."""
-    codes = upcast(check_codes(codes, bits=bits))
-    return codes, class_labels(labels, length=codes.shape[0], num_classes=num_classes).to(codes.device)
-
-
-def class_labels(labels: Tensor, *, length: int, num_classes: int) -> Tensor:
-    """Labels of either form as bool ``(length, num_classes)``; a row of False where there is no label.
-
-    Raises:
-        ValueError: an id of ``num_classes`` or more, multi-hot rows with another number of columns.
-    """
-    labels = as_labels(labels, length=length)
-    if labels.ndim == 1:
-        return to_multi_hot(labels, num_classes)
-    if labels.shape[1] != num_classes:
-        raise ValueError(f"labels have {labels.shape[1]} classes, the loss was made for {num_classes}")
-    return labels
-
-
-def single_labels(labels: Tensor, method: str) -> Tensor:
-    """Multi-hot rows ``(B, C)`` as class ids, -1 for no label.
-
-    Raises:
-        ValueError: a row with several labels.
-    """
-    counts = labels.sum(1)
-    if labels.shape[0] and int(counts.max()) > 1:
-        raise ValueError(
-            f"{method} is defined for one label per image (softmax over the classes), got a row with "
-            f"{int(counts.max())} labels: use a loss for multi-label data, such as CSQLoss or OrthoHashLoss"
-        )
-    return torch.where(counts > 0, labels.int().argmax(1), -1)
-
-
-def mean_over_labelled(losses: Tensor, labels: Tensor) -> Tensor:
-    """Mean of ``(B,)`` losses over the rows with a label, of all ranks; 0 if there is none.
-
-    Args:
-        losses: ``(B,)``.
-        labels: bool ``(B, C)``.
-    """
-    labelled = labels.any(1)
-    total = sum_over_ranks(torch.where(labelled, losses, 0).sum())
-    count = sum_over_ranks(labelled.sum().to(losses.dtype))
-    return total / count.clamp(min=1)
+__all__ = ["CenterLoss", "ClassifierLoss", "cosines", "unit_rows"]
 
 
 def unit_rows(codes: Tensor) -> Tensor:
-    """Codes ``(N, bits)`` divided by their norms; codes of zeros stay zero, with a finite gradient."""
+    """Divide codes ``(N, bits)`` by their norms; codes of zeros stay zero, with a finite gradient."""
     norms = torch.linalg.vector_norm(codes, dim=1, keepdim=True)
     units: Tensor = codes / norms.masked_fill(norms == 0, 1)
     return units
 
 
 def cosines(codes: Tensor, centers: Tensor) -> Tensor:
-    """Cosine of each code ``(B, bits)`` with each ±1 center ``(C, bits)``; 0 for a code of zeros."""
-    return F.linear(unit_rows(codes), centers).div(centers.shape[1] ** 0.5)
-
-
-def centroids(labels: Tensor, centers: Tensor, tie_bits: Tensor | None) -> Tensor:
-    """Majority of the centers of each row's labels, bit by bit."""
-    sums = F.linear(labels.to(centers.dtype), centers.T)
-    ties = torch.ones_like(centers[0]) if tie_bits is None else tie_bits.to(centers.dtype)
-    return torch.where(sums == 0, ties, sums.sign())
+    """Return the cosines of codes ``(B, bits)`` with ±1 centers ``(C, bits)``; 0 for a code of zeros."""
+    products = unit_rows(codes) @ centers.T
+    return products / math.sqrt(centers.shape[1])
 
 
 class CenterLoss(nn.Module):
-    """What the losses on hash centers share: the centers, a buffer.
+    """A loss that keeps the hash centers of the classes in a buffer.
 
     Args:
-        num_classes: classes C.
+        num_classes: number of classes C.
         bits: code length.
-        centers: how :func:`~hybridhash.losses.hash_centers` makes them, or ±1 ``(C, bits)``.
+        centers: the method by which :func:`~hybridhash.losses.hash_centers` makes the centers, or ±1
+            ``(C, bits)``.
         generator: source of the random choices.
     """
 
@@ -121,11 +59,11 @@ class CenterLoss(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Length of a code."""
+        """Code length."""
         return self.centers.shape[1]
 
     def _add_tie_bits(self, generator: torch.Generator | None) -> None:
-        # One word is drawn even where no label set can tie, so that a state dict always has the same keys.
+        # Drawn even where no label set can tie, so that a state dict always has the same keys.
         device = "cpu" if generator is None else generator.device
         bits = torch.randint(2, (self.bits,), generator=generator, device=device)
         self.register_buffer("tie_bits", bits.cpu().float() * 2 - 1)
@@ -143,3 +81,38 @@ def _checked_centers(centers: Tensor, num_classes: int, bits: int) -> Tensor:
     if minimum_distance(centers) == 0:
         raise ValueError("two centers are equal, so their classes would get the same code: see hash_centers")
     return centers
+
+
+class ClassifierLoss(nn.Module):
+    """A loss with a linear classifier on the codes, which is a parameter of the loss.
+
+    Args:
+        num_classes: number of classes C.
+        bits: code length.
+        bias: whether the classifier has a bias.
+        generator: source of the classifier's first weights.
+    """
+
+    requires: frozenset[str] = frozenset({"parameters"})
+
+    def __init__(self, num_classes: int, bits: int, *, bias: bool, generator: torch.Generator | None) -> None:
+        super().__init__()
+        check_integer("num_classes", num_classes, 1)
+        check_integer("bits", bits, 1)
+        self.classifier = nn.Linear(bits, num_classes, bias=bias, device="meta").to_empty(device="cpu")
+        device = "cpu" if generator is None else generator.device
+        with torch.no_grad():
+            # nn.Linear's own range, drawn from the generator.
+            for parameter in self.classifier.parameters():
+                drawn = torch.rand(parameter.shape, generator=generator, device=device)
+                parameter.copy_((2 * drawn - 1) / bits**0.5)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return int(self.classifier.weight.shape[0])
+
+    @property
+    def bits(self) -> int:
+        """Code length."""
+        return int(self.classifier.weight.shape[1])

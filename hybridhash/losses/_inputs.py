@@ -1,11 +1,28 @@
-"""Codes as the losses take them: checked, in float32 or float64."""
+"""What a loss is given, checked: codes, labels, a second side, rows of the data set, layers."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterable
+from typing import NamedTuple, NoReturn
 
-__all__ = ["check_codes", "upcast"]
+import torch
+from torch import Tensor, nn
+
+from hybridhash.labels import as_labels, class_ids, labelled, shared_labels
+from hybridhash.losses._distributed import gather_rows, sum_over_ranks
+
+__all__ = [
+    "PairBatch",
+    "check_codes",
+    "check_rows",
+    "class_batch",
+    "linear_layers",
+    "mean_over_labelled",
+    "pair_batch",
+    "refuse_reference",
+    "single_labels",
+    "upcast",
+]
 
 
 def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") -> Tensor:
@@ -32,3 +49,203 @@ def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") 
 def upcast(codes: Tensor) -> Tensor:
     """Half-precision codes as float32; float32 and float64 as they are."""
     return codes.float() if codes.dtype in (torch.float16, torch.bfloat16) else codes
+
+
+def class_batch(codes: Tensor, labels: Tensor, *, num_classes: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Check a batch for a loss that knows the classes.
+
+    Args:
+        codes: ``(B, bits)`` floating-point.
+        labels: ``(B,)`` class ids below ``num_classes``, or multi-hot ``(B, num_classes)``.
+        num_classes: number of classes that the loss was made for.
+        bits: code length that the loss was made for.
+
+    Returns:
+        The codes in float32 (float64 if they were), and the labels as
+        :func:`~hybridhash.labels.as_labels` returns them, on the device of the codes.
+
+    Raises:
+        TypeError: codes or labels of the wrong type.
+        ValueError: shapes that do not fit, or a class id that is too large. Under ``torch.compile`` the ids
+            are not looked at, because that would stop the graph and wait for the device in every step.
+    """
+    check_codes(codes, bits=bits)
+    labels = as_labels(labels, length=codes.shape[0])
+    if labels.ndim == 2 and labels.shape[1] != num_classes:
+        raise ValueError(f"labels have {labels.shape[1]} classes, the loss was made for {num_classes}")
+    if labels.ndim == 1 and labels.numel() and not torch.compiler.is_compiling():
+        largest = int(labels.max())
+        if largest >= num_classes:
+            raise ValueError(f"class id {largest} does not fit labels of {num_classes} classes")
+    return codes.to(torch.promote_types(codes.dtype, torch.float32)), labels.to(codes.device)
+
+
+def single_labels(labels: Tensor, method: str) -> Tensor:
+    """Return the class id of each row, -1 where there is no label: int64 ``(B,)``.
+
+    Args:
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot, as :func:`~hybridhash.labels.as_labels` returns
+            them.
+        method: name of the loss, for the message.
+
+    Raises:
+        ValueError: a row with several labels. Not looked for under ``torch.compile``, where such a row
+            counts for its first label.
+    """
+    if labels.ndim == 2 and labels.shape[0] and not torch.compiler.is_compiling():
+        most = int(labels.sum(1).max())
+        if most > 1:
+            raise ValueError(
+                f"{method} is defined for one label per image (softmax over the classes), got a row with "
+                f"{most} labels: use a loss for multi-label data, such as CSQLoss or OrthoHashLoss"
+            )
+    return class_ids(labels)
+
+
+def mean_over_labelled(losses: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of the losses of all rows that have a label, over all ranks; 0 if there is none.
+
+    Args:
+        losses: ``(B,)``, one for each row.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot, as :func:`~hybridhash.labels.as_labels` returns
+            them.
+    """
+    counted = labelled(labels).to(losses.dtype)
+    share = counted / sum_over_ranks(counted.sum()).clamp(min=1)
+    return sum_over_ranks(losses @ share)
+
+
+class PairBatch(NamedTuple):
+    """Anchors and the items they are compared with, on one device, in one dtype (float32 or float64).
+
+    Attributes:
+        codes: ``(B, bits)``, the anchors.
+        labels: int64 ``(B,)`` or bool ``(B, C)``.
+        ref_codes: ``(M, bits)``, the items; the anchors themselves if ``in_batch``.
+        ref_labels: int64 ``(M,)`` or bool ``(M, C)``.
+        in_batch: whether both sides are the batch.
+    """
+
+    codes: Tensor
+    labels: Tensor
+    ref_codes: Tensor
+    ref_labels: Tensor
+    in_batch: bool
+
+    def shared(self) -> Tensor:
+        """Return the number of labels that each pair shares: ``(B, M)`` in the dtype of the codes."""
+        return shared_labels(self.labels, self.ref_labels).to(self.codes.dtype)
+
+    def relevance(self) -> Tensor:
+        """Return 1 where a pair shares a label and 0 elsewhere: ``(B, M)`` in the dtype of the codes."""
+        return (self.shared() > 0).to(self.codes.dtype)
+
+    def different(self) -> Tensor:
+        """Return bool ``(B, M)``: False where both sides are the same item."""
+        rows, columns = self.codes.shape[0], self.ref_codes.shape[0]
+        if not self.in_batch:
+            return torch.ones(rows, columns, dtype=torch.bool, device=self.codes.device)
+        return ~torch.eye(rows, dtype=torch.bool, device=self.codes.device)
+
+    def products(self) -> Tensor:
+        """Return the inner products ``<u, v>`` of all pairs: ``(B, M)``."""
+        return self.codes @ self.ref_codes.T
+
+    def squared_distances(self) -> Tensor:
+        """Return the squared Euclidean distances ``|u - v|^2`` of all pairs: ``(B, M)``."""
+        norms = self.codes.square().sum(1)
+        ref_norms = self.ref_codes.square().sum(1)
+        return norms[:, None] + ref_norms[None, :] - 2 * self.products()
+
+
+def pair_batch(
+    codes: Tensor, labels: Tensor, ref_codes: Tensor | None, ref_labels: Tensor | None
+) -> PairBatch:
+    """Pair the batch of all ranks with itself, or with ``ref_codes``.
+
+    Args:
+        codes: ``(B, bits)`` floating-point.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+        ref_codes: ``(M, bits)`` codes to compare with, equal on all ranks; they get no gradient. None
+            compares within the batch.
+        ref_labels: labels of ``ref_codes``, given if and only if these are.
+
+    Raises:
+        TypeError: codes or labels of the wrong type.
+        ValueError: shapes that do not fit each other, or one of ``ref_codes`` and ``ref_labels`` without the
+            other.
+    """
+    if (ref_codes is None) != (ref_labels is None):
+        given, missing = ("ref_codes", "ref_labels") if ref_labels is None else ("ref_labels", "ref_codes")
+        raise ValueError(
+            f"{given} was given without {missing}: give both, or neither to compare in the batch"
+        )
+    bits = check_codes(codes).shape[1]
+    labels = as_labels(labels, length=codes.shape[0])
+    if ref_codes is None or ref_labels is None:
+        codes = gather_rows(upcast(codes))
+        labels = gather_rows(labels.to(codes.device))
+        return PairBatch(codes, labels, codes, labels, in_batch=True)
+    check_codes(ref_codes, bits=bits, name="ref_codes")
+    ref_labels = as_labels(ref_labels, length=ref_codes.shape[0], name="ref_labels")
+    codes = gather_rows(upcast(codes))
+    labels = gather_rows(labels.to(codes.device))
+    ref_codes = ref_codes.detach().to(codes)
+    return PairBatch(codes, labels, ref_codes, ref_labels.to(codes.device), in_batch=False)
+
+
+def refuse_reference(name: str) -> NoReturn:
+    """Raise the ValueError of a loss ``name`` that was given a second side but has none."""
+    raise ValueError(f"{name} compares nothing with ref_codes: leave ref_codes and ref_labels out")
+
+
+def check_rows(indices: Tensor | None, *, length: int, num_rows: int, owner: str) -> Tensor:
+    """Return row numbers as int64 ``(length,)`` if they are valid.
+
+    Args:
+        indices: what the caller gave.
+        length: number of rows in the batch.
+        num_rows: number of rows that the owner has.
+        owner: what the row numbers refer to, as messages call it.
+
+    Raises:
+        IndexError: a row number outside ``0 .. num_rows - 1``. Not looked for under ``torch.compile``.
+        TypeError: not a tensor of integers.
+        ValueError: None, or another shape than ``(length,)``.
+    """
+    if indices is None:
+        raise ValueError(f"indices are needed: the rows of the batch in the {owner}")
+    if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"indices must be a tensor of integers (rows of the {owner}), got {got}")
+    if indices.shape != (length,):
+        raise ValueError(
+            f"indices must have shape ({length},), one for each code, got {tuple(indices.shape)}"
+        )
+    if length and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in torch.aminmax(indices))
+        if low < 0 or high >= num_rows:
+            raise IndexError(f"index {low if low < 0 else high} is outside the {owner} of {num_rows} rows")
+    return indices.to(torch.int64)
+
+
+def linear_layers(layers: nn.Module | Iterable[nn.Module] | None) -> tuple[nn.Linear, ...]:
+    """Return every ``nn.Linear`` in ``layers`` once, as a plain tuple, so that a loss does not own them.
+
+    Raises:
+        TypeError: something that is not a module.
+        ValueError: modules without any ``nn.Linear``.
+    """
+    if layers is None:
+        return ()
+    given = [layers] if isinstance(layers, nn.Module) else list(layers)
+    for module in given:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"layers must be modules (nn.Linear, or what holds them), got {type(module).__name__}"
+            )
+    found = {id(part): part for module in given for part in module.modules() if isinstance(part, nn.Linear)}
+    if not found:
+        names = ", ".join(type(module).__name__ for module in given) or "an empty collection"
+        raise ValueError(f"layers must hold at least one nn.Linear, got {names}")
+    return tuple(found.values())

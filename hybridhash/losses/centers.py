@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridhash._checks import check_integer
 from hybridhash.codes import hamming_topk
 from hybridhash.losses._hadamard import hadamard_matrix, hadamard_order
 
@@ -24,7 +25,7 @@ def hash_centers(
     method: CenterMethod = "hadamard",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One ±1 code for each class, no two of them equal.
+    """Make one ±1 codeword for each class, no two of them equal.
 
     - ``"hadamard"``: the first rows of ``[H; -H]`` for a Hadamard matrix H, pairwise distance ``bits / 2`` or
       ``bits``; not random. H is built by Sylvester's, Paley's and the Kronecker construction, so 12, 20, 24,
@@ -33,16 +34,16 @@ def hash_centers(
       With more classes than ``[H; -H]`` has rows it is ``"bernoulli"``, as in CSQ.
     - ``"bernoulli"``: random rows with half the bits (rounded down) at -1. Up to 20 sets (5 for 10,000
       classes) are drawn, until the minimum distance is above ``bits / 4``; the best set is returned. If there
-      are too few such rows, all words are allowed. Source: CSQ (Yuan et al., CVPR 2020).
-    - ``"gilbert-varshamov"``: random words are accepted one after the other if they keep a distance from all
-      accepted ones; it begins at 0.61 bits and is lowered by 1 after 10,000 refused words (3 per class, if
-      that is more). Up to 16 bits every word is tried, so that the Gilbert-Varshamov bound,
+      are too few such rows, all codewords are allowed. Source: CSQ (Yuan et al., CVPR 2020).
+    - ``"gilbert-varshamov"``: random codewords are accepted one after the other if they keep a distance from
+      all accepted ones. It begins at 0.61 bits and is lowered by 1 after 10,000 refused codewords (3 per
+      class, if that is more). Up to 16 bits every codeword is tried, so that the Gilbert-Varshamov bound,
       ``target_distance - 1``, is certain. Source: the rejection sampling of DPN and OrthoHash.
     - ``"mds"``: minimal-distance-separated centers, the largest minimum distance that is found. The problem
       is that of MDSHC (Wang et al., CVPR 2023); its ALM solver is replaced by codes: the best of Hadamard
       rows (where there are enough of them) and of 17 linear codes, one grown from the first-order
       Reed-Muller code and its Kasami or Gold cosets (16, 32, 64, 128 ... bits), the others from random
-      generators, each of these the best of up to 2,048 (half of the codes: of words of even weight).
+      generators, each of these the best of up to 2,048 (half of the codes: of codewords of even weight).
 
     The minimum distance that ``"mds"`` reaches (target of MDSHC in brackets), the lowest of 5 seeds (of 2
     for 10,000 classes):
@@ -65,14 +66,15 @@ def hash_centers(
 
     Args:
         num_classes: number of centers C, 1 to ``2**bits``.
-        bits: code length, any number from 1 on.
+        bits: code length, 1 or more.
         method: see above.
-        generator: source of the random choices; None is torch's global one.
+        generator: source of the random choices. None means torch's global one.
 
     Returns:
-        float32 ``(num_classes, bits)`` of -1 and 1, on the CPU.
+        float32 ``(num_classes, bits)`` of -1 and 1, on the CPU, whatever torch's defaults are.
 
     Raises:
+        TypeError: a size that is not an integer.
         ValueError: an unknown method, a size below 1, or more classes than there are codes.
 
     Example:
@@ -85,17 +87,18 @@ def hash_centers(
         raise ValueError(
             f"unknown method {method!r}: use one of {', '.join(map(repr, get_args(CenterMethod)))}"
         )
-    if method == "gilbert-varshamov":
-        return _greedy_words(num_classes, bits, generator)
-    if method == "mds":
-        return _separated_words(num_classes, bits, generator)
-    if method == "hadamard" and num_classes <= 2 * hadamard_order(bits):
-        return _hadamard_rows(num_classes, bits)
-    return _balanced_words(num_classes, bits, generator)
+    with torch.device("cpu"):
+        if method == "gilbert-varshamov":
+            return _greedy_codewords(num_classes, bits, generator)
+        if method == "mds":
+            return _separated_codewords(num_classes, bits, generator)
+        if method == "hadamard" and num_classes <= 2 * hadamard_order(bits):
+            return _hadamard_rows(num_classes, bits)
+        return _balanced_codewords(num_classes, bits, generator)
 
 
 def minimum_distance(centers: Tensor) -> int:
-    """Smallest Hamming distance between two rows; the code length if there is only one row.
+    """Return the smallest Hamming distance between two rows, or the code length if there is only one row.
 
     Args:
         centers: real-valued or ±1 ``(C, bits)``.
@@ -113,11 +116,11 @@ def minimum_distance(centers: Tensor) -> int:
 
 
 def target_distance(num_classes: int, bits: int) -> int:
-    """The minimum distance that MDSHC aims at.
+    """Return the minimum distance that MDSHC aims at.
 
     It is the smallest d with ``sum_{i<d} C(bits, i) >= 2**bits / num_classes``. By Gilbert and Varshamov
-    ``num_classes`` words of distance ``d - 1`` exist; d itself is an aim, which can be impossible (no 200
-    words of 8 bits have distance 2) or easily exceeded (see :func:`hash_centers`).
+    ``num_classes`` codewords of distance ``d - 1`` exist; d itself is an aim, which can be impossible (no 200
+    codewords of 8 bits have distance 2) or easily exceeded (see :func:`hash_centers`).
 
     Args:
         num_classes: number of centers, 1 to ``2**bits``.
@@ -145,11 +148,8 @@ def target_distance(num_classes: int, bits: int) -> int:
 
 
 def _check_sizes(num_classes: int, bits: int) -> None:
-    for name, size in (("num_classes", num_classes), ("bits", bits)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name} must be an int, got {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+    check_integer("num_classes", num_classes, 1)
+    check_integer("bits", bits, 1)
     if num_classes > 2**bits:
         raise ValueError(
             f"{num_classes} classes need different codes, but {bits} bits have only {2**bits}: use more bits"
@@ -157,7 +157,7 @@ def _check_sizes(num_classes: int, bits: int) -> None:
 
 
 def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Random integers below ``high`` on the CPU, wherever the generator lives."""
+    """Draw integers below ``high``, on the CPU wherever the generator lives."""
     device = "cpu" if generator is None else generator.device
     return torch.randint(high, shape, generator=generator, device=device).cpu()
 
@@ -169,15 +169,15 @@ def _shuffle(length: int, generator: torch.Generator | None) -> Tensor:
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     device = "cpu" if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device).cpu()
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float32).cpu()
 
 
-def _random_words(rows: int, bits: int, generator: torch.Generator | None) -> Tensor:
+def _random_codewords(rows: int, bits: int, generator: torch.Generator | None) -> Tensor:
     return _draw(2, (rows, bits), generator).float() * 2 - 1
 
 
-def _words_of(numbers: Tensor, bits: int) -> Tensor:
-    """The binary digits of integers ``(N,)`` as ±1 rows ``(N, bits)``."""
+def _codewords_of(numbers: Tensor, bits: int) -> Tensor:
+    """Return the binary digits of integers ``(N,)`` as ±1 rows ``(N, bits)``."""
     return (numbers[:, None] >> torch.arange(bits) & 1).float() * 2 - 1
 
 
@@ -189,16 +189,17 @@ def _hadamard_rows(num_classes: int, bits: int) -> Tensor:
 # Random rows with as many ones as minus ones
 
 
-def _balanced_words(
+def _balanced_codewords(
     num_classes: int, bits: int, generator: torch.Generator | None, tries: int = 20
 ) -> Tensor:
-    best, best_distance = torch.empty(0), 0
+    best = torch.empty(0, bits, dtype=torch.float32)
+    best_distance = 0
     # 10,000 classes take half a second a try; there no set passes the test anyway.
     for _ in range(min(tries, max(1, 5 * 10**8 // num_classes**2))):
-        words = _draw_balanced(num_classes, bits, generator)
-        distance = minimum_distance(words)
+        codewords = _draw_balanced(num_classes, bits, generator)
+        distance = minimum_distance(codewords)
         if distance > best_distance:
-            best, best_distance = words, distance
+            best, best_distance = codewords, distance
         if 4 * distance > bits:
             break
     return best
@@ -207,28 +208,29 @@ def _balanced_words(
 def _draw_balanced(num_classes: int, bits: int, generator: torch.Generator | None) -> Tensor:
     half = bits // 2
     if math.comb(bits, half) < 2 * num_classes:
-        return _words_of(_shuffle(2**bits, generator)[:num_classes], bits)
-    words = torch.empty(0, bits)
-    while words.shape[0] < num_classes:
-        order = _uniform((num_classes - words.shape[0], bits), generator).argsort(1)
-        words = _without_repeats(torch.cat((words, torch.where(order < half, -1.0, 1.0))))
-    return words
+        return _codewords_of(_shuffle(2**bits, generator)[:num_classes], bits)
+    codewords = torch.empty(0, bits, dtype=torch.float32)
+    while codewords.shape[0] < num_classes:
+        order = _uniform((num_classes - codewords.shape[0], bits), generator).argsort(1)
+        codewords = _without_repeats(torch.cat((codewords, 1 - 2 * (order < half).float())))
+    return codewords
 
 
-def _without_repeats(words: Tensor) -> Tensor:
-    """The rows in their order, each at its first occurrence only."""
-    _, group = torch.unique(words, dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), words.shape[0])
-    first.scatter_reduce_(0, group, torch.arange(words.shape[0]), "amin")
-    return words[first.sort().values]
+def _without_repeats(codewords: Tensor) -> Tensor:
+    """Return the rows in their order, each at its first occurrence only."""
+    _, group = torch.unique(codewords, dim=0, return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), codewords.shape[0])
+    first.scatter_reduce_(0, group, torch.arange(codewords.shape[0]), "amin")
+    return codewords[first.sort().values]
 
 
 # Words accepted one by one
 
 
-def _greedy_words(num_classes: int, bits: int, generator: torch.Generator | None) -> Tensor:
-    chosen = torch.empty(num_classes, bits)
-    count, patience = 0, max(10_000, 3 * num_classes)
+def _greedy_codewords(num_classes: int, bits: int, generator: torch.Generator | None) -> Tensor:
+    chosen = torch.empty(num_classes, bits, dtype=torch.float32)
+    count = 0
+    patience = max(10_000, 3 * num_classes)
     for distance in range(math.ceil(0.61 * bits), 0, -1):
         refused = 0
         for candidates in _candidates(bits, generator):
@@ -240,21 +242,21 @@ def _greedy_words(num_classes: int, bits: int, generator: torch.Generator | None
                 return chosen[_shuffle(num_classes, generator)]
             if bits > 16 and refused >= patience:
                 break
-    raise AssertionError("distance 1 accepts every new word")
+    raise AssertionError("distance 1 accepts every new codeword")
 
 
 def _candidates(bits: int, generator: torch.Generator | None, chunk_size: int = 1024) -> Iterator[Tensor]:
-    """Every word once, in random order, up to 16 bits; random words without end for more."""
+    """Yield every codeword once, in random order, up to 16 bits; random codewords without end for more."""
     if bits <= 16:
         numbers = _shuffle(2**bits, generator)
         for start in range(0, 2**bits, chunk_size):
-            yield _words_of(numbers[start : start + chunk_size], bits)
+            yield _codewords_of(numbers[start : start + chunk_size], bits)
     while bits > 16:
-        yield _random_words(chunk_size, bits, generator)
+        yield _random_codewords(chunk_size, bits, generator)
 
 
 def _accept(candidates: Tensor, chosen: Tensor, distance: int) -> Tensor:
-    """The candidates that keep the distance from all chosen words and from the candidates accepted before."""
+    """Return the candidates that keep the distance from all chosen codewords and from each other."""
     limit = candidates.shape[1] - 2 * distance
     if chosen.shape[0]:
         candidates = candidates[(candidates @ chosen.T).amax(1) <= limit]
@@ -268,60 +270,64 @@ def _accept(candidates: Tensor, chosen: Tensor, distance: int) -> Tensor:
     return candidates[accepted]
 
 
-# Linear codes: closed under the product of ±1 words, so the minimum distance is that from the word of ones
+# Linear codes: closed under the product of ±1 codewords, so the minimum distance is that from the ones
 
 
-def _separated_words(
+def _separated_codewords(
     num_classes: int, bits: int, generator: torch.Generator | None, restarts: int = 16
 ) -> Tensor:
     dimension = (num_classes - 1).bit_length()
     known = _bent_cosets(bits)[:dimension]
     starts = [known] * bool(known.shape[0]) + [known[:0]] * restarts
     codes = [_linear_code(start, dimension, generator, even=i % 2 == 0) for i, start in enumerate(starts)]
-    words = min(codes, key=lambda code: float(code[1:].sum(1).max()) if dimension else 0)
-    words = words[_shuffle(words.shape[0], generator)[:num_classes]]
+    codewords = min(codes, key=lambda code: float(code[1:].sum(1).max()) if dimension else 0)
+    codewords = codewords[_shuffle(codewords.shape[0], generator)[:num_classes]]
     if num_classes <= 2 * hadamard_order(bits):
-        return max(_hadamard_rows(num_classes, bits), words, key=minimum_distance)
-    return words
+        return max(_hadamard_rows(num_classes, bits), codewords, key=minimum_distance)
+    return codewords
 
 
 def _linear_code(start: Tensor, dimension: int, generator: torch.Generator | None, *, even: bool) -> Tensor:
-    """The ``2**dimension`` products of the start rows and of random rows, each the best of many.
+    """Return the ``2**dimension`` products of the start rows and of random rows, each the best of many.
 
-    ``even``: only words with an even number of -1, so that the minimum distance is even.
+    ``even``: only codewords with an even number of -1, so that the minimum distance is even.
     """
     bits = start.shape[1]
-    words = torch.ones(1, bits)
+    codewords = torch.ones(1, bits, dtype=torch.float32)
     for row in start:
-        words = torch.cat((words, words * row))
+        codewords = torch.cat((codewords, codewords * row))
     for _ in range(dimension - start.shape[0]):
-        tries = min(max(2**21 // words.shape[0], 64), 2048)
-        candidates = _random_words(tries, bits, generator)
+        tries = min(max(2**21 // codewords.shape[0], 64), 2048)
+        candidates = _random_codewords(tries, bits, generator)
         if even:
             candidates[:, -1] = candidates[:, :-1].prod(1)
-        # The new words are the products with the candidate; the nearest to ones has the largest sum.
-        best = (candidates @ words.T).amax(1).argmin()
-        words = torch.cat((words, words * candidates[best]))
-    return words
+        # The new codewords are the products with the candidate; the nearest to ones has the largest sum.
+        best = (candidates @ codewords.T).amax(1).argmin()
+        codewords = torch.cat((codewords, codewords * candidates[best]))
+    return codewords
 
 
 def _bent_cosets(bits: int) -> Tensor:
-    """Independent rows: the first-order Reed-Muller code, then Kasami's (odd m: Gold's) functions on GF(2^m).
+    """Return independent rows: the first-order Reed-Muller code, then Kasami's functions on GF(2^m).
+
+    For odd m they are Gold's functions.
 
     Their products are at least ``2**(m - 1) - 2**(m / 2 - 1)`` apart, ``2**(m - 1) - 2**((m - 1) / 2)`` for
     odd m. No rows unless ``bits`` is ``2**m`` with m from 3 to 10.
     """
     m = bits.bit_length() - 1
     if bits != 2**m or m not in _IRREDUCIBLE:
-        return torch.empty(0, bits)
+        return torch.empty(0, bits, dtype=torch.float32)
     power = 2 ** (m // 2) + 1 if m % 2 == 0 else 3
     values = torch.tensor([_field_power(x, power, m) for x in range(bits)])
-    rows = torch.cat((-torch.ones(1, bits), _words_of(torch.arange(bits), m).T, _words_of(values, m).T))
-    independent, words = [], torch.ones(1, bits)
+    ones = torch.ones(1, bits, dtype=torch.float32)
+    rows = torch.cat((-ones, _codewords_of(torch.arange(bits), m).T, _codewords_of(values, m).T))
+    independent = []
+    codewords = ones
     for row in rows:
-        if (words @ row).max() < bits:
+        if (codewords @ row).max() < bits:
             independent.append(row)
-            words = torch.cat((words, words * row))
+            codewords = torch.cat((codewords, codewords * row))
     return torch.stack(independent)
 
 
@@ -330,7 +336,7 @@ _IRREDUCIBLE = {3: 0xB, 4: 0x13, 5: 0x25, 6: 0x43, 7: 0x83, 8: 0x11B, 9: 0x211, 
 
 
 def _field_power(x: int, exponent: int, m: int) -> int:
-    """``x**exponent`` in GF(2^m)."""
+    """Return ``x**exponent`` in GF(2^m)."""
     product = 1
     for _ in range(exponent):
         total, factor = 0, product

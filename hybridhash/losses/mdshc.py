@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses import quantizers
-from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._classes import CenterLoss, check_batch, mean_over_labelled
-from hybridhash.losses._inputs import check_codes, upcast
+from hybridhash.losses._classes import CenterLoss
+from hybridhash.losses._inputs import (
+    check_codes,
+    class_batch,
+    mean_over_labelled,
+    refuse_reference,
+    upcast,
+)
 from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.pairwise import PairwiseLoss, cosines
@@ -39,11 +44,11 @@ def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: 
     check_not_negative(quantization=quantization)
     if centers.shape[0] < 2:
         raise ValueError("the softmax over the centers needs at least two classes, got 1")
-    codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
     with torch.autocast(codes.device.type, enabled=False):
         logits = cosines(codes, centers.to(codes.dtype)) * centers.shape[1] ** 0.5
         yes, no = _log_softmax_pair(logits)
-        losses = -torch.where(labels, yes, no).mean(1)
+        losses = -torch.where(to_multi_hot(labels, centers.shape[0]), yes, no).mean(1)
         if quantization:
             losses = losses + quantization * quantizers.squared(codes)
         return mean_over_labelled(losses, labels)
@@ -171,7 +176,8 @@ class MDSHCLoss(CenterLoss):
             ValueError: another number of bits or classes than at construction, a bank without indices,
                 reference codes without a bank.
         """
-        refuse_reference(type(self).__name__, ref_codes if self.bank is None else None, ref_labels)
+        if ref_labels is not None or (ref_codes is not None and self.bank is None):
+            refuse_reference("MDSHCLoss")
         loss = mdshc_loss(codes, labels, centers=self.centers, quantization=self.quantization)
         if self.bank is None:
             return loss

@@ -6,13 +6,18 @@ import difflib
 import inspect
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["create_loss", "list_losses"]
+from hybridhash.labels import as_labels
+from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.cnnh import cnnh_codes
+
+__all__ = ["create_loss", "create_loss_for", "list_losses"]
 
 
 def _classes() -> dict[str, type[nn.Module]]:
-    """Every public loss class by its name without "Loss", in lower case."""
+    """Return every public loss class by its name without "Loss", in lower case."""
     from hybridhash import losses
 
     found = {name: getattr(losses, name) for name in losses.__all__ if name.endswith("Loss")}
@@ -21,7 +26,7 @@ def _classes() -> dict[str, type[nn.Module]]:
 
 
 def list_losses() -> list[str]:
-    """Names that :func:`create_loss` takes, sorted.
+    """Return the names that :func:`create_loss` takes, sorted.
 
     Example:
         >>> "wml" in list_losses()
@@ -31,7 +36,7 @@ def list_losses() -> list[str]:
 
 
 def create_loss(name: str, **kwargs: Any) -> nn.Module:
-    """A loss by name, so that a training loop can compare methods by changing one word.
+    """Create a loss by name, so that a training loop can compare methods by changing one word.
 
     Every class has ``requires``, a set of what a loop must provide: ``"bank"`` or ``"indices"`` (row numbers
     of the data set in each call), ``"parameters"`` (the loss has parameters for the optimizer),
@@ -52,18 +57,97 @@ def create_loss(name: str, **kwargs: Any) -> nn.Module:
         >>> create_loss("wml", alpha=0.2).alpha
         0.2
     """
+    loss_class = _class_of(name)
+    parameters = inspect.signature(loss_class).parameters
+    for argument in kwargs:
+        if argument not in parameters:
+            raise TypeError(
+                f"{loss_class.__name__} takes no argument {argument!r}, only {', '.join(parameters)}"
+            )
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in kwargs]
+    if missing:
+        raise TypeError(f"{loss_class.__name__} needs {', '.join(missing)}")
+    return loss_class(**kwargs)
+
+
+def _class_of(name: str) -> type[nn.Module]:
     classes = _classes()
     key = name.lower().replace("-", "").replace("_", "")
     if key not in classes:
         near = difflib.get_close_matches(key, classes, n=3) or list(classes)
         raise ValueError(f"no loss is called {name!r}; nearest: {', '.join(near)} (all: list_losses())")
-    parameters = inspect.signature(classes[key]).parameters
-    for argument in kwargs:
-        if argument not in parameters:
-            raise TypeError(
-                f"{classes[key].__name__} takes no argument {argument!r}, only {', '.join(parameters)}"
-            )
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in kwargs]
-    if missing:
-        raise TypeError(f"{classes[key].__name__} needs {', '.join(missing)}")
-    return classes[key](**kwargs)
+    return classes[key]
+
+
+def create_loss_for(
+    name: str,
+    labels: Tensor,
+    bits: int,
+    *,
+    num_classes: int | None = None,
+    model: nn.Module | None = None,
+    bank: CodeBank | bool = False,
+    count_unseen: bool = False,
+    generator: torch.Generator | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Create a loss, filling in the arguments that follow from the data set and model.
+
+    Each class gets those of the following that it takes: ``num_classes``, ``bits``, ``database_labels``,
+    ``target_codes`` (made by :func:`cnnh_codes`), ``layers`` (the model's last one), ``generator`` and
+    ``bank``. :class:`DLBHCLoss` gets ``latent="tanh"``, because the models of this package end in tanh.
+
+    Args:
+        name: one of :func:`list_losses`.
+        labels: ``(N,)`` class ids or ``(N, C)`` multi-hot, of the whole training set.
+        bits: code length.
+        num_classes: number of classes. None takes the number of columns, or one more than the largest id.
+        model: the network, for losses that regularise its last layer.
+        bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A bank of
+            your own works too.
+        count_unseen: whether the bank made here counts rows that were never visited.
+        generator: source of the random choices.
+        **kwargs: other arguments of the class; they win over those above.
+
+    Returns:
+        The loss module, as from :func:`create_loss`.
+
+    Raises:
+        TypeError: an argument that the class does not take.
+        ValueError: no loss of that name, or a bank for a loss that has none.
+
+    Example:
+        >>> create_loss_for("csq", torch.tensor([0, 1, 2]), bits=16).centers.shape
+        torch.Size([3, 16])
+        >>> create_loss_for("wml", torch.tensor([0, 1, 2]), bits=16, bank=True).bank.num_samples
+        3
+    """
+    labels = as_labels(labels)
+    loss_class = _class_of(name)
+    takes = inspect.signature(loss_class).parameters
+    if bank and "bank" not in takes:
+        with_bank = [k for k, c in _classes().items() if "bank" in inspect.signature(c).parameters]
+        raise ValueError(f"{loss_class.__name__} has no bank; those with one: {', '.join(with_bank)}")
+    if num_classes is None:
+        num_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    known: dict[str, Any] = {
+        "num_classes": num_classes,
+        "bits": bits,
+        "database_labels": labels,
+        "latent": "tanh",
+        "generator": generator,
+    }
+    if "target_codes" in takes and "target_codes" not in kwargs:
+        known["target_codes"] = cnnh_codes(labels, bits, generator)
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if "layers" in takes and get_classifier is not None:
+        known["layers"] = get_classifier()
+    if isinstance(bank, CodeBank):
+        known["bank"] = bank
+    elif bank:
+        # Class ids compare faster, but these two fit a classifier to one-hot rows.
+        one_hot = labels.ndim == 2 or loss_class.__name__ in ("DFHLoss", "DSDHLoss")
+        columns = num_classes if one_hot else None
+        known["bank"] = CodeBank(len(labels), bits, columns, count_unseen=count_unseen)
+    given = {key: value for key, value in known.items() if key in takes}
+    return create_loss(name, **{**given, **kwargs})

@@ -160,12 +160,26 @@ def test_minimum_distance_is_that_of_the_nearest_pair() -> None:
     ("error", "message", "arguments"),
     [
         (ValueError, "17 classes need different codes, but 4 bits have only 16", (17, 4)),
-        (ValueError, "num_classes must be at least 1, got 0", (0, 4)),
-        (ValueError, "bits must be at least 1, got -3", (2, -3)),
-        (TypeError, "bits must be an int, got float", (2, 4.0)),
+        (ValueError, "num_classes must be >= 1, got 0", (0, 4)),
+        (ValueError, "bits must be >= 1, got -3", (2, -3)),
+        (TypeError, "bits must be an int >= 1, got 4.0", (2, 4.0)),
         (ValueError, "unknown method 'paley': use one of 'hadamard', 'bernoulli'", (2, 4, "paley")),
     ],
 )
 def test_impossible_requests_are_refused(error: type[Exception], message: str, arguments: tuple) -> None:
     with pytest.raises(error, match=message):
         hash_centers(*arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("classes", "bits"), [(10, 16), (40, 12), (30, 20), (5, 64)])
+def test_torchs_default_dtype_and_device_change_nothing(method: str, classes: int, bits: int) -> None:
+    expected = hash_centers(classes, bits, method, seeded())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            centers = hash_centers(classes, bits, method, seeded())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert centers.dtype == torch.float32
+    assert torch.equal(centers, expected)

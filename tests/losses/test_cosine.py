@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses import CodeBank
+from hybridhash.losses import CodeBank, MDSHCLoss, OrthoHashLoss
 from hybridhash.losses._hadamard import hadamard_matrix
-from hybridhash.losses.cosine import OrthoHashLoss, orthohash_loss
-from hybridhash.losses.mdshc import MDSHCLoss, mdshc_loss
+from hybridhash.losses.functional import mdshc_loss, orthohash_loss
 from tests.losses._oracles import U
 
 H4 = hadamard_matrix(4)

@@ -7,11 +7,18 @@ import copy
 import torch
 from torch import Tensor
 
-from hybridhash.losses.asymmetric import ADSHLoss
-from hybridhash.losses.ranking import TieAwareAPLoss, TieAwareNDCGLoss
-from hybridhash.losses.triplet import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
-from hybridhash.losses.two_stage import CNNHLoss
-from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss
+from hybridhash.losses import (
+    ADSHLoss,
+    CNNHLoss,
+    DHLoss,
+    DNNHLoss,
+    DRSDHLoss,
+    DSRHLoss,
+    DTSHLoss,
+    SupervisedDHLoss,
+    TieAwareAPLoss,
+    TieAwareNDCGLoss,
+)
 from tests.losses import _invariants
 from tests.losses._invariants import random_codes
 

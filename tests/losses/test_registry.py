@@ -6,6 +6,8 @@ import copy
 import inspect
 import pickle
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,21 @@ def loss_class_of(name: str) -> type[nn.Module]:
     return next(getattr(losses, c) for c in losses.__all__ if c.lower() == f"{name}loss")
 
 
+NAMES = list_losses()
+# Settings that choose another formula than the default does.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "adsh": [{"dissimilarity": "batch"}],
+    "cnnh": [{"target": "cross_entropy"}],
+    "csq": [{"tanh": True}],
+    "dlbhc": [{"latent": "tanh"}],
+    "dpn": [{"multi_label": "centroid"}, {"adaptive": True, "reduction": "mean"}],
+    "dsrh": [{"top_k": 2}],
+    "dtsh": [{"exclude_self": False}],
+    "orthohash": [{"quantization": 0.5}],
+    "tieawareap": [{"gamma": 1.0}],
+    "tieawarendcg": [{"gamma": 1.0, "bins": 3}],
+}
+FORMULAS = [(name, more) for name in NAMES for more in [{}, *VARIANTS.get(name, [])]]
 PAIRWISE = [name for name in list_losses() if issubclass(loss_class_of(name), PairwiseLoss)]
 
 
@@ -241,3 +258,65 @@ def test_the_table_for_choosing_a_loss_is_true() -> None:
         loss.eval()  # what a call remembers must not count as a difference
         values = [loss(codes, rows_of, **call).item() for rows_of in (one, two)]
         assert (values[0] != values[1]) == ("graded" in labels), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_stands_in_the_file_of_its_name(name: str) -> None:
+    assert Path(inspect.getfile(loss_class_of(name))).stem == name
+
+
+def host_reads(step: Callable[[], object]) -> set[str]:
+    """Operations of a step that wait for a value, or for the size of a result, and so for the device."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    waits = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::_unique2"}
+    return waits & {event.key for event in profile.key_averages()}
+
+
+def test_host_reads_are_found() -> None:
+    values = torch.arange(3)
+    assert host_reads(lambda: int(values.max())) == {"aten::item", "aten::_local_scalar_dense"}
+    assert host_reads(lambda: values[values > 0]) == {"aten::nonzero"}
+    assert host_reads(lambda: values + 1) == set()
+
+
+@pytest.mark.parametrize("labels", ["class ids", "multi-hot"])
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_one_graph_without_host_reads_gives_the_same(name: str, more: dict[str, Any], labels: str) -> None:
+    codes, given = batch(dtype=torch.float32)
+    codes = codes.tanh()
+    given = nn.functional.one_hot(given, CLASSES) if labels == "multi-hot" else given
+    rows = torch.arange(ROWS)
+    loss, plain = make(name, **more), make(name, **more)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda u, y, indices: loss(u, y, indices=indices), backend="aot_eager", fullgraph=True
+    )
+    first, second = codes.clone().requires_grad_(), codes.clone().requires_grad_()
+    value, expected = compiled(first, given, rows), plain(second, given, indices=rows)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(first.grad, second.grad)
+    for got, wanted in zip(loss.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(got, wanted)
+    again = codes.clone().requires_grad_()
+    reads = host_reads(lambda: compiled(again, given, rows).backward())
+    # The discrete solver of DSDH alternates until no bit changes, so it has to look.
+    assert reads == set() or name == "dsdh"
+
+
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_the_second_derivative_is_right_or_refused(name: str, more: dict[str, Any]) -> None:
+    if name == "greedyhash":
+        pytest.skip("its gradient is not the derivative of its value, by definition")
+    codes, labels = batch()
+    loss = make(name, **more)
+    codes = codes.tanh().requires_grad_()
+    try:
+        assert torch.autograd.gradgradcheck(lambda u: loss(u, labels, indices=torch.arange(ROWS)), codes)
+    except RuntimeError as error:
+        wrong = isinstance(error, torch.autograd.gradcheck.GradcheckError)
+        if wrong or "differentiate twice" not in str(error):
+            raise

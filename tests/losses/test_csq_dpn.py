@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybridhash.losses import CSQLoss, DPNLoss
 from hybridhash.losses._hadamard import hadamard_matrix
-from hybridhash.losses.central import CSQLoss, DPNLoss, csq_loss, dpn_loss
+from hybridhash.losses.functional import csq_loss, dpn_loss
 from tests.losses._oracles import U, Y
 
 H4 = hadamard_matrix(4)
@@ -111,10 +112,14 @@ def test_csq_takes_the_exact_logarithm_up_to_the_last_code_below_one() -> None:
     assert got.item() == pytest.approx(-math.log(2**-25), rel=1e-6)
 
 
-def test_csq_codes_outside_of_the_range_are_pulled_back() -> None:
-    codes = torch.tensor([[-50.0, 50.0]], requires_grad=True)
-    (grad,) = torch.autograd.grad(csq_loss(codes, torch.tensor([0]), centers=torch.ones(1, 2)), codes)
-    assert grad[0, 0] < 0 < grad[0, 1]
+def test_csq_refuses_codes_of_an_unbounded_head() -> None:
+    codes, ids = torch.tensor([[-3.0, 0.5]]), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"codes must be in \[-1, 1\].* size 3: set tanh=True"):
+        CSQLoss(2, 2)(codes, ids)
+    with pytest.raises(ValueError, match=r"got one of size inf"):
+        csq_loss(codes / 0, ids, centers=torch.ones(1, 2))
+    assert csq_loss(codes, ids, centers=torch.ones(1, 2), tanh=True).isfinite()
+    assert csq_loss(codes * math.nan, ids, centers=torch.ones(1, 2)).isnan()
 
 
 def test_dpn_of_a_worked_example() -> None:
@@ -147,7 +152,7 @@ def test_dpn_with_centroids_equals_the_literal_formula() -> None:
 
 
 def test_adaptive_targets_become_the_majority_of_the_epochs_codes() -> None:
-    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True)
+    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     codes = torch.tensor([[-3.0, -1, 2, 1], [-1, 0, -1, 2], [1, -1, -2, -2], [4, 4, 4, 4]])
     for part in (slice(0, 1), slice(1, 4)):
         loss(codes[part], torch.tensor([0, 0, 0, -1])[part])
@@ -160,7 +165,7 @@ def test_adaptive_targets_become_the_majority_of_the_epochs_codes() -> None:
 
 
 def test_tied_bits_keep_the_target_and_an_image_counts_for_all_its_labels() -> None:
-    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True)
+    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     loss(torch.tensor([[-1.0, 1, -1, 1], [-1, -1, 1, -1]]), torch.tensor([[1, 1, 0], [1, 0, 0]]))
     loss.epoch_end()
     assert loss.centers.tolist() == [[-1.0, 1, 1, 1], [-1, 1, -1, 1], H4[2].tolist()]
@@ -174,20 +179,43 @@ def test_targets_that_are_not_adaptive_stay() -> None:
 
 
 def test_an_interrupted_adaptive_epoch_resumes_from_the_state_dict() -> None:
-    first = DPNLoss(3, 4, centers=H4[:3], adaptive=True)
+    first = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     first(-torch.ones(1, 4), torch.tensor([0]))
-    resumed = DPNLoss(3, 4, adaptive=True, generator=torch.Generator().manual_seed(9))
+    resumed = DPNLoss(3, 4, adaptive=True, update_every=1, generator=torch.Generator().manual_seed(9))
     resumed.load_state_dict(first.state_dict())
     for loss in (first, resumed):
-        loss(-torch.ones(1, 4), torch.tensor([2]))
+        loss(torch.tensor([[1.0, 1, 1, -1]]), torch.tensor([2]))
         loss.epoch_end()
     assert torch.equal(first.centers, resumed.centers)
     assert first.centers[0].tolist() == [-1.0] * 4
 
 
+def test_adaptive_targets_wait_for_their_epochs_and_see_only_the_last_one() -> None:
+    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=2)
+    loss(-torch.ones(1, 4), torch.tensor([0]))
+    loss.epoch_end()
+    assert torch.equal(loss.centers, H4[:3])
+    resumed = DPNLoss(3, 4, adaptive=True, update_every=2, generator=torch.Generator().manual_seed(9))
+    resumed.load_state_dict(loss.state_dict())
+    for each in (loss, resumed):
+        each(torch.tensor([[1.0, 1, 1, -1]]), torch.tensor([0]))
+        each.epoch_end()
+        assert each.centers.tolist() == [[1.0, 1, 1, -1], *H4[1:3].tolist()]
+
+
+def test_targets_of_two_classes_never_become_equal() -> None:
+    loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
+    loss(-torch.ones(2, 4), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match="two classes have the same majority: the targets stay"):
+        loss.epoch_end()
+    assert torch.equal(loss.centers, H4[:3])
+    assert not loss.class_sums.any()
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [
+        ("update_every must be >= 1, got 0", lambda: DPNLoss(3, 8, adaptive=True, update_every=0)),
         ("margin must be a positive number, got 0", lambda: DPNLoss(3, 8, margin=0)),
         (
             "reduction .over the bits. must be one of 'sum', 'mean', got 'none'",

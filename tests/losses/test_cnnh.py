@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridhash.losses.two_stage import CNNHLoss, _improve_row, cnnh_codes, cnnh_objective
+from hybridhash.losses import CNNHLoss, cnnh_codes, cnnh_objective
+from hybridhash.losses.cnnh import _improve_row
 from tests.losses._invariants import random_codes, value_and_grad
 
 IDS = torch.tensor([0, 0, 1, 2, 1, 0, -1, 2, 2, 1])
@@ -205,8 +206,8 @@ def test_state_dict_restores_the_targets() -> None:
     [
         (lambda: cnnh_codes(None, 4), ValueError, "give either labels or similarity"),
         (lambda: cnnh_codes(IDS, 4, similarity=matrix(IDS)), ValueError, "give either labels or similarity"),
-        (lambda: cnnh_codes(IDS, 0), ValueError, "bits must be at least 1, got 0"),
-        (lambda: cnnh_codes(IDS, 4, sweeps=-1), ValueError, "sweeps must be 0 or more, got -1"),
+        (lambda: cnnh_codes(IDS, 0), ValueError, "bits must be >= 1, got 0"),
+        (lambda: cnnh_codes(IDS, 4, sweeps=-1), ValueError, "sweeps must be >= 0, got -1"),
         (lambda: cnnh_codes(IDS, 4, start=torch.ones(3, 4)), ValueError, r"got shape \(3, 4\)"),
         (lambda: cnnh_codes(IDS, 4, start=torch.full((10, 4), 2.0)), ValueError, r"in \[-1, 1\]"),
         (lambda: cnnh_codes(None, 4, similarity=torch.eye(3)), ValueError, "got the entry 0"),
@@ -216,7 +217,11 @@ def test_state_dict_restores_the_targets() -> None:
         (lambda: cnnh_objective(torch.ones(3, 4), IDS), ValueError, "codes have 3 rows"),
         (lambda: CNNHLoss(torch.zeros(3, 4)), ValueError, "target_codes must be 1 and -1"),
         (lambda: CNNHLoss(torch.ones(3, 4, dtype=torch.int64)), TypeError, "must be real-valued"),
-        (lambda: CNNHLoss(torch.ones(3, 4), target="mse"), ValueError, "'squared' or 'cross_entropy'"),
+        (
+            lambda: CNNHLoss(torch.ones(3, 4), target="mse"),
+            ValueError,
+            "target must be one of 'squared', 'cross_entropy', got 'mse'",
+        ),
         (lambda: CNNHLoss(torch.ones(3, 4))(torch.ones(1, 4)), ValueError, "indices are needed"),
         (
             lambda: CNNHLoss(torch.ones(3, 4))(torch.ones(1, 4), indices=torch.tensor([3])),

@@ -1,4 +1,4 @@
-"""Two-stage hashing (CNNH): codes that factorise the similarity matrix, and a network that regresses them."""
+"""CNNH, in two stages: codes that factorise the similarity matrix, and a network that regresses them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import binarize
-from hybridhash.labels import as_labels
-from hybridhash.losses._batch import check_rows, refuse_reference
+from hybridhash.labels import as_labels, labelled
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import check_codes, upcast
+from hybridhash.losses._inputs import check_codes, check_rows, refuse_reference, upcast
 
 __all__ = ["CNNHLoss", "cnnh_codes", "cnnh_objective"]
 
@@ -31,7 +31,7 @@ def cnnh_codes(
     start: Tensor | None = None,
     relaxed: bool = False,
 ) -> Tensor:
-    r"""First stage of CNNH: codes H that minimise ``|| S - H H^T / bits ||_F^2``.
+    r"""Find codes H that minimise ``|| S - H H^T / bits ||_F^2``, the first stage of CNNH.
 
     S is 1 for pairs of items that share a label and -1 for others, the diagonal included. H is relaxed to
     [-1, 1] and improved one entry after the other, all entries in random order (rows at random, and in a row
@@ -45,8 +45,8 @@ def cnnh_codes(
 
     Args:
         labels: ``(n,)`` class ids or ``(n, C)`` multi-hot; None if ``similarity`` is given.
-        bits: length of the codes.
-        generator: of the start and the order; None is torch's global one.
+        bits: code length.
+        generator: source of the start and the order. None means torch's global one.
         similarity: S itself, symmetric ``(n, n)``, bool or ±1; None if ``labels`` are given.
         sweeps: passes over all entries. 10 in swuxyj/DeepHash-pytorch; the paper's number could not be
             checked.
@@ -74,10 +74,8 @@ def cnnh_codes(
                 [-4., -4.,  4.,  4.],
                 [-4., -4.,  4.,  4.]])
     """
-    if bits < 1:
-        raise ValueError(f"bits must be at least 1, got {bits}")
-    if sweeps < 0:
-        raise ValueError(f"sweeps must be 0 or more, got {sweeps}")
+    check_integer("bits", bits, 1)
+    check_integer("sweeps", sweeps, 0)
     target = _Similarity(labels, similarity)
     device = generator.device if generator is not None else torch.device("cpu")
     if start is None:
@@ -94,7 +92,15 @@ def cnnh_codes(
 
 
 def cnnh_objective(codes: Tensor, labels: Tensor | None = None, *, similarity: Tensor | None = None) -> float:
-    """``|| S - H H^T / bits ||_F^2`` of codes ``(n, bits)``; labels or similarity as in :func:`cnnh_codes`.
+    """Compute the objective of :func:`cnnh_codes`, ``|| S - H H^T / bits ||_F^2``.
+
+    Args:
+        codes: H, real-valued ``(n, bits)``.
+        labels: see :func:`cnnh_codes`.
+        similarity: see :func:`cnnh_codes`.
+
+    Raises:
+        ValueError: both or none of ``labels`` and ``similarity``, or another number of rows than ``codes``.
 
     Example:
         >>> cnnh_objective(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([0, 1]))
@@ -120,15 +126,14 @@ class _Similarity:
         if labels is not None:
             labels = as_labels(labels)
             self.device, self.size = labels.device, labels.shape[0]
-            patterns, inverse = torch.unique(labels.cpu(), dim=0, return_inverse=True)
+            labels = labels.cpu()
+            patterns, inverse = torch.unique(labels, dim=0, return_inverse=True)
             self.pattern: NDArray[np.int64] = inverse.numpy()
             self.patterns: NDArray[Any] = patterns.numpy()
             self.columns: NDArray[np.bool_] | None = None
             if patterns.ndim == 2:
                 self.columns = np.ascontiguousarray(self.patterns.T)
-            self.alike_itself: NDArray[np.bool_] = (
-                self.patterns >= 0 if patterns.ndim == 1 else self.patterns.any(1)
-            )
+            self.alike_itself: NDArray[np.bool_] = labelled(patterns).numpy()
             self.matrix: NDArray[np.bool_] | None = None
         elif similarity is not None:
             self.matrix = _similar_matrix(similarity)
@@ -233,7 +238,7 @@ class CNNHLoss(nn.Module):
 
     Args:
         target_codes: ``(n, bits)`` ±1 of the whole training set, row = index of the image.
-        target: ``"squared"`` (tanh outputs) or ``"cross_entropy"`` (linear outputs).
+        target: ``"squared"`` (tanh outputs) or ``"cross_entropy"`` (unbounded outputs).
 
     Attributes:
         target_codes: buffer ``(n, bits)`` float32.
@@ -261,8 +266,7 @@ class CNNHLoss(nn.Module):
         check_codes(target_codes, name="target_codes")
         if not bool((target_codes.abs() == 1).all()):
             raise ValueError("target_codes must be 1 and -1: make them with cnnh_codes, or binarize them")
-        if target not in ("squared", "cross_entropy"):
-            raise ValueError(f"target must be 'squared' or 'cross_entropy', got {target!r}")
+        check_choice("target", target, ("squared", "cross_entropy"))
         self.target = target
         self.register_buffer("target_codes", target_codes.detach().to(torch.float32, copy=True))
 
@@ -275,7 +279,7 @@ class CNNHLoss(nn.Module):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
@@ -292,14 +296,18 @@ class CNNHLoss(nn.Module):
             TypeError: codes or indices of the wrong type.
             ValueError: no ``indices``, shapes that do not fit.
         """
-        refuse_reference("CNNHLoss", ref_codes, ref_labels)
-        codes = upcast(check_codes(codes, bits=self.target_codes.shape[1]))
-        rows = check_rows(indices, codes.shape[0], self.target_codes.shape[0], "training set")
+        if ref_codes is not None or ref_labels is not None:
+            refuse_reference("CNNHLoss")
+        num_rows, bits = self.target_codes.shape
+        codes = upcast(check_codes(codes, bits=bits))
+        rows = check_rows(indices, length=codes.shape[0], num_rows=num_rows, owner="training set")
         wanted = self.target_codes[rows.to(self.target_codes.device)].to(codes)
         with torch.autocast(codes.device.type, enabled=False):
-            each = (codes - wanted).square() if self.target == "squared" else F.softplus(-wanted * codes)
-            count = sum_over_ranks(each.new_tensor(each.numel())).clamp(min=1)
-            return sum_over_ranks(each.sum()) / count
+            squared = self.target == "squared"
+            losses = (codes - wanted).square() if squared else F.softplus(-wanted * codes)
+            total = losses.sum()
+            count = sum_over_ranks(torch.full_like(total, losses.numel())).clamp(min=1)
+            return sum_over_ranks(total) / count
 
     def extra_repr(self) -> str:
         rows, bits = self.target_codes.shape

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridhash.losses.asymmetric import ADSHLoss
+from hybridhash.losses import ADSHLoss
 from tests.losses._invariants import random_codes, value_and_grad
 
 IDS = torch.tensor([0, 0, 1, 2, 1, 0, -1, 2, 2])
@@ -241,10 +241,10 @@ def test_inputs_stay(labels: Tensor) -> None:
         (
             lambda loss, u: loss.update_database_codes(u, ROWS, sweeps=0),
             ValueError,
-            "sweeps must be at least 1",
+            "sweeps must be >= 1, got 0",
         ),
         (lambda loss, u: loss.update_database_codes(u / 0, ROWS), ValueError, "codes contain NaN"),
-        (lambda _, u: ADSHLoss(IDS, 0), ValueError, "bits must be at least 1"),
+        (lambda _, u: ADSHLoss(IDS, 0), ValueError, "bits must be >= 1, got 0"),
         (lambda _, u: ADSHLoss(IDS[:0], 4), ValueError, "database_labels is empty"),
         (lambda _, u: ADSHLoss(IDS, 4, gamma=-1), ValueError, "gamma must be 0 or a positive number"),
         (lambda _, u: ADSHLoss(IDS, 4, dissimilarity=-1), ValueError, "dissimilarity must be 0 or"),

@@ -10,17 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash.losses._triplets import hinge, triplet_sums
-from hybridhash.losses.triplet import (
-    DNNHLoss,
-    DRSDHLoss,
-    DSRHLoss,
-    DTSHLoss,
-    dnnh_loss,
-    drsdh_loss,
-    dsrh_loss,
-    dtsh_loss,
-)
+from hybridhash.losses import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
+from hybridhash.losses._triplets import triplet_sums
+from hybridhash.losses.functional import dnnh_loss, drsdh_loss, dsrh_loss, dtsh_loss
 from tests.losses import _invariants
 from tests.losses._invariants import LABELS, random_codes
 from tests.losses._oracles import U, Y
@@ -212,9 +204,24 @@ def test_chunks_of_anchors_do_not_change_the_sums(max_triplets: int) -> None:
     found, expected = triplets(LABELS["multi-hot"]), torch.zeros(6, dtype=torch.float64)
     for q, i, j in found:
         expected[q] += (gains[q, i] - gains[q, j]) * F.relu(x[q, i] - x[q, j] + 0.3)
-    sums, counts = triplet_sums(x, gains, valid, hinge(0.3), max_triplets=max_triplets)
+    sums, counts = triplet_sums(
+        x, gains, valid, lambda difference: F.relu(difference + 0.3), max_triplets=max_triplets
+    )
     torch.testing.assert_close(sums, expected)
     assert counts.tolist() == [sum(1 for t in found if t[0] == q) for q in range(6)]
+
+
+def test_chunks_of_anchors_have_right_first_and_second_derivatives() -> None:
+    gains = torch.tensor(shares(LABELS["multi-hot"])).double()
+    valid = ~torch.eye(6, dtype=torch.bool)
+
+    def total(x: Tensor) -> Tensor:
+        sums, _ = triplet_sums(x, gains, valid, lambda difference: F.softplus(1 - difference), max_triplets=1)
+        return sums.sum()
+
+    x = random_codes(6, 6).requires_grad_()
+    assert torch.autograd.gradcheck(total, x)
+    assert torch.autograd.gradgradcheck(total, x)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -248,10 +255,10 @@ def test_invariants(make: Callable[[], nn.Module]) -> None:
         (lambda: DTSHLoss(margin=-1), "margin must be a positive number, got -1"),
         (lambda: DTSHLoss(scale=0), "scale must be a positive number, got 0"),
         (lambda: DTSHLoss(quantization=-1), "quantization must be 0 or a positive number"),
-        (lambda: DRSDHLoss(0), "bits must be at least 1, got 0"),
+        (lambda: DRSDHLoss(0), "bits must be >= 1, got 0"),
         (lambda: DRSDHLoss(4, margin=math.nan), "margin must be a positive number, got nan"),
         (lambda: DRSDHLoss(4, laplacian=-1), "laplacian must be 0 or a positive number"),
-        (lambda: DSRHLoss(top_k=0), "top_k must be at least 1"),
+        (lambda: DSRHLoss(top_k=0), "top_k must be >= 1, got 0: use None for the whole list"),
         (lambda: DSRHLoss(layers=nn.ReLU()), r"at least one nn\.Linear, got ReLU"),
         (lambda: DRSDHLoss(8)(U, Y), "codes have 4 bits, expected 8"),
         (lambda: drsdh_loss(U, Y, bit_weights=torch.ones(3)), r"bit_weights must have shape \(4,\)"),

@@ -1,4 +1,4 @@
-"""Asymmetric hashing: a network for the queries, discrete codes learned directly for the database (ADSH)."""
+"""ADSH: a network for the queries, discrete codes learned directly for the database."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_not_negative
-from hybridhash.labels import as_labels, shared_labels, to_multi_hot
-from hybridhash.losses._batch import check_rows, refuse_reference
+from hybridhash._checks import check_integer, check_not_negative
+from hybridhash.labels import as_labels, similar, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
-from hybridhash.losses._inputs import check_codes, upcast
+from hybridhash.losses._inputs import check_codes, check_rows, refuse_reference, upcast
 
 __all__ = ["ADSHLoss"]
 
@@ -32,14 +31,14 @@ class ADSHLoss(nn.Module):
 
     Args:
         database_labels: ``(n,)`` class ids or ``(n, C)`` multi-hot, of the whole database (the training set).
-        bits: K.
-        gamma: weight of the quantisation; 200 in the paper.
+        bits: code length K.
+        gamma: weight of the quantiser; 200 in the paper.
         dissimilarity: r. ``"database"``: number of similar over number of dissimilar pairs of the whole
             database, the value that the official code estimates anew from each sample Omega. ``"batch"``: of
             the pairs at hand in each call, as in swuxyj/DeepHash-pytorch's network step. A number: that
             number; 1 is the paper's formula.
-        generator: of the random ±1 that V starts with (None: torch's global one). The official code starts
-            with zeros, which are not codes.
+        generator: source of the random ±1 that V starts with. None means torch's global one. The official
+            code starts with zeros, which are not codes.
 
     Attributes:
         database_codes: buffer ``(n, bits)`` float32, ±1: V.
@@ -88,8 +87,7 @@ class ADSHLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if bits < 1:
-            raise ValueError(f"bits must be at least 1, got {bits}")
+        check_integer("bits", bits, 1)
         labels = as_labels(database_labels, name="database_labels").clone()
         if labels.shape[0] == 0:
             raise ValueError("database_labels is empty: the loss learns one code for each database item")
@@ -107,17 +105,17 @@ class ADSHLoss(nn.Module):
         self.register_buffer("database_codes", (2 * signs - 1).to(labels.device, torch.float32))
         self.register_buffer("outputs", torch.zeros_like(self.database_codes))
         self.register_buffer("sampled", torch.zeros(labels.shape[0], dtype=torch.bool, device=labels.device))
-        ratio = torch.ones(()) if dissimilarity == "batch" else torch.tensor(self._fixed_ratio())
-        self.register_buffer("ratio", ratio.to(labels.device, torch.float64))
+        ratio = 1.0 if dissimilarity == "batch" else self._fixed_ratio()
+        self.register_buffer("ratio", torch.tensor(ratio, dtype=torch.float32, device=labels.device))
 
     @property
     def num_database(self) -> int:
-        """Items of the database."""
+        """Number of items in the database."""
         return self.database_codes.shape[0]
 
     @property
     def bits(self) -> int:
-        """Length of a code."""
+        """Code length."""
         return self.database_codes.shape[1]
 
     def forward(
@@ -129,7 +127,7 @@ class ADSHLoss(nn.Module):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch with the database codes fixed; training mode keeps the outputs for the update.
+        """Compute the loss of a batch with the database codes fixed; training mode keeps the outputs.
 
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
@@ -146,7 +144,8 @@ class ADSHLoss(nn.Module):
             TypeError: codes or indices of the wrong type.
             ValueError: no ``indices``, shapes that do not fit, labels that differ from the database's.
         """
-        refuse_reference("ADSHLoss", ref_codes, ref_labels)
+        if ref_codes is not None or ref_labels is not None:
+            refuse_reference("ADSHLoss")
         codes, indices = self._check_sample(codes, indices)
         self._check_labels(labels, indices)
         if self.training:
@@ -155,7 +154,7 @@ class ADSHLoss(nn.Module):
 
     @torch.no_grad()
     def objective(self, codes: Tensor, indices: Tensor) -> Tensor:
-        """The value that :meth:`forward` returns, from the outputs of any sample of the database.
+        """Return the value of :meth:`forward`, from the outputs for any sample of the database.
 
         Args:
             codes: ``(m, bits)``, outputs of the network for database rows ``indices``.
@@ -180,8 +179,7 @@ class ADSHLoss(nn.Module):
             IndexError: an index outside the database.
             ValueError: codes with NaN (they would make the database codes meaningless), ``sweeps`` below 1.
         """
-        if sweeps < 1:
-            raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+        check_integer("sweeps", sweeps, 1)
         codes, indices = self._check_sample(codes, indices)
         self._update(gather_rows(codes), gather_rows(indices), sweeps)
 
@@ -199,12 +197,14 @@ class ADSHLoss(nn.Module):
 
     def _remember(self, codes: Tensor, indices: Tensor) -> None:
         """Keep the outputs of all ranks; of a row that occurs twice, the last in the order of the ranks."""
-        codes, indices = gather_rows(codes.detach()), gather_rows(indices)
-        rows, place = torch.unique(indices, return_inverse=True)
-        positions = torch.arange(len(indices), device=indices.device)
-        last = torch.zeros_like(rows).scatter_reduce(0, place, positions, "amax")
-        self.outputs[rows] = codes[last].to(self.outputs)
-        self.sampled[rows] = True
+        codes = gather_rows(codes.detach())
+        indices = gather_rows(indices)
+        # All occurrences of a row write the output of the last one: the order of writing is not defined.
+        positions = torch.arange(indices.shape[0], device=indices.device)
+        same_row = indices[:, None] == indices[None, :]
+        last = (same_row * positions).amax(1) if indices.shape[0] else positions
+        self.outputs[indices] = codes[last].to(self.outputs)
+        self.sampled[indices] = True
 
     def _update(self, codes: Tensor, indices: Tensor, sweeps: int) -> None:
         """The discrete step for the sample of all ranks."""
@@ -225,11 +225,14 @@ class ADSHLoss(nn.Module):
 
     def _check_sample(self, codes: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:
         codes = upcast(check_codes(codes, bits=self.bits))
-        rows = check_rows(indices, codes.shape[0], self.num_database, "database")
+        rows = check_rows(indices, length=codes.shape[0], num_rows=self.num_database, owner="database")
         return codes, rows.to(self.database_codes.device)
 
     def _check_labels(self, labels: Tensor, indices: Tensor) -> None:
-        """Raise ValueError unless the labels are the database's: with rows mixed up it would learn noise."""
+        """Raise ValueError unless the labels are the database's: with rows mixed up it would learn noise.
+
+        Under ``torch.compile`` only their shapes are compared.
+        """
         given = as_labels(labels, length=indices.shape[0]).to(self.database_labels.device)
         expected = self.database_labels[indices]
         if given.ndim < expected.ndim:
@@ -238,8 +241,11 @@ class ADSHLoss(nn.Module):
             expected = to_multi_hot(expected, given.shape[1])
         if given.shape != expected.shape:
             raise ValueError(f"labels have {given.shape[1]} classes, the database has {expected.shape[1]}")
+        if torch.compiler.is_compiling():
+            return
         differ = given != expected
-        differ = differ.any(1) if differ.ndim == 2 else differ
+        if differ.ndim == 2:
+            differ = differ.any(1)
         if bool(differ.any()):
             raise ValueError(
                 f"the labels of row {int(indices[differ][0])} differ from the database's: indices must "
@@ -247,7 +253,10 @@ class ADSHLoss(nn.Module):
             )
 
     def _objective(self, codes: Tensor, indices: Tensor) -> Tensor:
-        """J / (m n) of all ranks; (u'v - K S)^2 is multiplied out, so that no (m, n) tensor is kept."""
+        """Return J / (m n) of all ranks.
+
+        (u'v - K S)^2 is multiplied out, so that no (m, n) tensor is kept.
+        """
         with torch.autocast(codes.device.type, enabled=False):
             database = self.database_codes.to(codes.dtype)
             with torch.no_grad():
@@ -256,59 +265,59 @@ class ADSHLoss(nn.Module):
             products = ((codes @ gram) * codes).sum() - 2 * self.bits * (codes * targets).sum()
             quantization = (database[indices] - codes).square().sum()
             total = products + self.bits**2 * squares + self.gamma * quantization
-            count = sum_over_ranks(total.new_tensor(codes.shape[0])).clamp(min=1)
+            count = sum_over_ranks(torch.full_like(total, codes.shape[0])).clamp(min=1)
             return sum_over_ranks(total) / (count * self.num_database)
 
     def _targets(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """``S V`` of the given rows, ``(m, bits)``, and the sum of the squares of S."""
+        """Return ``S V`` of the given rows, ``(m, bits)``, and the sum of the squares of S."""
         labels, ratio = self.database_labels[indices], self._ratio(indices).to(dtype)
         product = torch.zeros(indices.shape[0], self.bits, dtype=dtype, device=labels.device)
         similar_pairs = torch.zeros((), dtype=torch.float64, device=labels.device)
         for start, stop in self._chunks(indices.shape[0]):
-            similar = (shared_labels(labels, self.database_labels[start:stop]) > 0).to(dtype)
-            product += similar @ self.database_codes[start:stop].to(dtype)
-            similar_pairs += similar.sum()
+            alike = similar(labels, self.database_labels[start:stop]).to(dtype)
+            product += alike @ self.database_codes[start:stop].to(dtype)
+            similar_pairs += alike.sum()
         product = (1 + ratio) * product - ratio * self.database_codes.to(dtype).sum(0)
         pairs = indices.shape[0] * self.num_database
         return product, (similar_pairs + ratio**2 * (pairs - similar_pairs)).to(dtype)
 
     def _similarity_product(self, indices: Tensor, codes: Tensor) -> Tensor:
-        """``S^T U``: ``(n, bits)``."""
+        """Return ``S^T U``: ``(n, bits)``."""
         labels, ratio = self.database_labels[indices], self._ratio(indices)
         product = codes.new_empty(self.num_database, self.bits)
         for start, stop in self._chunks(indices.shape[0]):
-            similar = (shared_labels(self.database_labels[start:stop], labels) > 0).to(codes.dtype)
-            product[start:stop] = (1 + ratio) * (similar @ codes)
+            alike = similar(self.database_labels[start:stop], labels).to(codes.dtype)
+            product[start:stop] = (1 + ratio) * (alike @ codes)
         return product - ratio * codes.sum(0)
 
     def _ratio(self, indices: Tensor) -> Tensor:
-        """r, 0-dim float64: the buffer, or of the pairs of these rows with the database."""
+        """Return r, 0-dim: the buffer, or that of the pairs of these rows with the database."""
         if self.dissimilarity != "batch":
             return self.ratio
-        similar = torch.zeros((), dtype=torch.float64, device=indices.device)
+        labels = self.database_labels[indices]
+        similar_pairs = torch.zeros((), dtype=torch.float64, device=indices.device)
         for start, stop in self._chunks(indices.shape[0]):
-            chunk = self.database_labels[start:stop]
-            similar += (shared_labels(self.database_labels[indices], chunk) > 0).sum()
-        pairs = similar.new_tensor(indices.shape[0] * self.num_database)
-        counts = sum_over_ranks(torch.stack((similar, pairs)))
-        return counts[0] / (counts[1] - counts[0]).clamp(min=1)
+            similar_pairs += similar(labels, self.database_labels[start:stop]).sum()
+        pairs = torch.full_like(similar_pairs, indices.shape[0] * self.num_database)
+        similar_pairs = sum_over_ranks(similar_pairs)
+        return similar_pairs / (sum_over_ranks(pairs) - similar_pairs).clamp(min=1)
 
     def _fixed_ratio(self) -> float:
-        """r of all pairs of the database, or the number that was given."""
+        """Return r of all pairs of the database, or the number that was given."""
         if not isinstance(self.dissimilarity, str):
             return float(self.dissimilarity)
         labels = self.database_labels
         patterns, counts = torch.unique(labels, dim=0, return_counts=True)
         counts = counts.to(torch.float64)
-        similar = 0.0
+        similar_pairs = 0.0
         rows = max(2**24 // patterns.shape[0], 1)
         for start in range(0, patterns.shape[0], rows):
-            shares = (shared_labels(patterns[start : start + rows], patterns) > 0).to(torch.float64)
-            similar += float(counts[start : start + rows] @ shares @ counts)
-        return similar / max(labels.shape[0] ** 2 - similar, 1.0)
+            alike = similar(patterns[start : start + rows], patterns).to(torch.float64)
+            similar_pairs += float(counts[start : start + rows] @ alike @ counts)
+        return similar_pairs / max(labels.shape[0] ** 2 - similar_pairs, 1.0)
 
     def _chunks(self, sample: int) -> list[tuple[int, int]]:
-        """Bounds of database chunks whose pairs with the sample are held at once."""
+        """Return the bounds of database chunks whose pairs with the sample are held at once."""
         size = max(2**22 // max(sample, 1), 1)
         return [(start, min(start + size, self.num_database)) for start in range(0, self.num_database, size)]
 

@@ -1,4 +1,4 @@
-"""OrthoHash: cross entropy over the cosines with the hash centers of all classes."""
+"""OrthoHash: cross entropy over the cosines of a code with fixed codes of all classes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
-from hybridhash.losses._batch import refuse_reference
-from hybridhash.losses._classes import (
-    CenterLoss,
-    check_batch,
-    cosines,
-    mean_over_labelled,
-)
+from hybridhash.labels import to_multi_hot
+from hybridhash.losses._classes import CenterLoss
+from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
 from hybridhash.losses.centers import CenterMethod
+from hybridhash.losses.pairwise import cosines
 
 __all__ = ["OrthoHashLoss", "orthohash_loss"]
 
@@ -27,7 +24,7 @@ def orthohash_loss(
     margin: float = 0.2,
     quantization: float = 0.0,
 ) -> Tensor:
-    """Cosine cross entropy of a batch against fixed codes; see :class:`OrthoHashLoss`.
+    """Compute the cosine cross entropy of a batch against fixed codes; see :class:`OrthoHashLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.
@@ -40,6 +37,11 @@ def orthohash_loss(
     Returns:
         0-dim, float32 (float64 for float64 codes).
 
+    Raises:
+        TypeError: codes or labels of the wrong type.
+        ValueError: a scale that is not positive, a negative margin or weight, or shapes that do not fit the
+            centers.
+
     Example:
         >>> centers = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
         >>> orthohash_loss(torch.tensor([[0.9, -0.8]]), torch.tensor([0]), centers=centers)
@@ -47,15 +49,17 @@ def orthohash_loss(
     """
     check_positive(scale=scale)
     check_not_negative(margin=margin, quantization=quantization)
-    codes, labels = check_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    num_classes, bits = centers.shape
+    codes, labels = class_batch(codes, labels, num_classes=num_classes, bits=bits)
     with torch.autocast(codes.device.type, enabled=False):
-        share = labels.to(codes.dtype)
-        logits = scale * (cosines(codes, centers.to(codes.dtype)) - margin * share)
-        share = share / share.sum(1, keepdim=True).clamp(min=1)
+        targets = to_multi_hot(labels, num_classes).to(codes.dtype)
+        logits = scale * (cosines(codes, centers.to(codes.dtype)) - margin * targets)
+        # An image with several labels shares its weight between them.
+        share = targets / targets.sum(1, keepdim=True).clamp(min=1)
         losses = -(share * logits.log_softmax(1)).sum(1)
         if quantization:
-            # cos(v, sign v) = |v|_1 / (|v|_2 sqrt(bits)), the cosine of |v| with the word of ones.
-            ones = torch.ones_like(codes[:1]) if codes.shape[0] else codes.new_ones(1, codes.shape[1])
+            # cos(v, sign v) = |v|_1 / (|v|_2 sqrt(bits)), the cosine of |v| with the codeword of ones.
+            ones = codes.new_ones(1, bits)
             losses = losses + quantization * (1 - cosines(codes.abs(), ones)[:, 0])
         return mean_over_labelled(losses, labels)
 
@@ -71,7 +75,7 @@ class OrthoHashLoss(CenterLoss):
     without bias and a batch normalisation, which balances the bits.
 
     Args:
-        num_classes: classes C.
+        num_classes: number of classes C.
         bits: code length.
         centers: method of :func:`hash_centers`, or ±1 ``(C, bits)``. The official code draws all bits
             independently, which can repeat a code; "bernoulli" does not.
@@ -120,8 +124,9 @@ class OrthoHashLoss(CenterLoss):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch; arguments, result and errors as :meth:`hybridhash.losses.CSQLoss.forward`."""
-        refuse_reference(type(self).__name__, ref_codes, ref_labels)
+        """Compute the loss of a batch; arguments, result and errors as :meth:`CSQLoss.forward`."""
+        if ref_codes is not None or ref_labels is not None:
+            refuse_reference("OrthoHashLoss")
         return orthohash_loss(
             codes,
             labels,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridhash.losses.unsupervised import DHLoss, SupervisedDHLoss, dh_loss, supervised_dh_loss
+from hybridhash.losses import DHLoss, SupervisedDHLoss
+from hybridhash.losses.functional import dh_loss, supervised_dh_loss
 from tests.losses import _invariants
 from tests.losses._invariants import LABELS, random_codes
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses.classification import DLBHCLoss, GreedyHashLoss, dlbhc_loss, greedyhash_loss
+from hybridhash.losses import DLBHCLoss, GreedyHashLoss
+from hybridhash.losses.functional import dlbhc_loss, greedyhash_loss
 from tests.losses._oracles import U
 
 IDS = torch.tensor([0, -1, 2, 1])
@@ -85,8 +86,8 @@ def test_classifier_is_a_parameter_that_learns_and_starts_from_the_generator(bui
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("num_classes must be at least 1, got 0", lambda: DLBHCLoss(0, 4)),
-        ("bits must be at least 1, got 0", lambda: GreedyHashLoss(3, 0)),
+        ("num_classes must be >= 1, got 0", lambda: DLBHCLoss(0, 4)),
+        ("bits must be >= 1, got 0", lambda: GreedyHashLoss(3, 0)),
         ("latent must be one of 'sigmoid', 'tanh', got 'relu'", lambda: DLBHCLoss(3, 4, latent="relu")),
         ("alpha must be 0 or a positive number, got -0.1", lambda: GreedyHashLoss(3, 4, alpha=-0.1)),
     ],
