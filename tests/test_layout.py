@@ -19,7 +19,7 @@ FLOORS = [
     {"encoding"},
     {"export", "hub"},
 ]
-ALIASES = {"images", "shards"}
+ALIASES = {"bits", "images", "shards"}
 
 
 def room_of(module):
@@ -63,6 +63,8 @@ def test_imports_point_down_only():
 @pytest.mark.parametrize(
     ("old", "name", "new"),
     [
+        ("hybridhash.bits", "unpack_codes", "hybridhash.codes"),
+        ("hybridhash.bits", "unpack_bits", "hybridhash._hamming"),
         ("hybridhash.images", "read_image", "hybridhash.data"),
         ("hybridhash.images", "TarImages", "hybridhash.data"),
         ("hybridhash.shards", "open_codes", "hybridhash.encoding"),
