@@ -98,7 +98,6 @@ def _check(index, load, first):
         assert len(index) == first + len(held)
         assert index.contains(sorted(held)).all()
     assert load.searches > 0
-    print(f"{index}: {sum(load.added):,} added, {load.searches:,} searches")
 
 
 @pytest.mark.parametrize("numbered", [False, True])
@@ -109,7 +108,7 @@ def test_threads_that_add_remove_and_search_lose_and_double_nothing(kind, number
     index.add(load.pool[:1000], ids=range(10**12, 10**12 + 1000) if not numbered else None)
     load.run(SECONDS)
     _check(index, load, 1000)
-    distances, ids = index.search(codes(1, 64), None)
+    _, ids = index.search(codes(1, 64), None)
     found = ids[ids >= 0]
     assert len(found.unique()) == len(found)
 
