@@ -2,85 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-import re
-import secrets
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
-from hybridhash._files import replacing
 from hybridhash._moved import renamed_arguments, renamed_attribute
-from hybridhash.codes import MAX_BITS, HashCodes
+from hybridhash.codes import MAX_BITS, HashCodes, hamming_distance, hamming_topk
+from hybridhash.search.faiss_files import Write, open_files, save_files
+from hybridhash.search.ids import Ids, as_numbers, first_few, name_numbers, named
 from hybridhash.search.interface import (
-    Array,
     as_ranges,
-    check_held,
     check_model_id,
-    check_replaceable,
     nearest_first,
     new_rows,
     query_rows,
-    read_manifest,
     result_count,
-    write_manifest,
 )
+from hybridhash.search.shared_lock import SharedLock
+from hybridhash.search.sorted_pairs import Array, SortedPairs
 
 __all__ = ["FaissIndex"]
 
 _CHUNK = 1 << 20  # codes handed to FAISS at a time, so that memory-mapped codes are read in pieces
-_FEWEST, _MOST = 39, 64  # codes to train one list of an inverted file; FAISS asks for at least 39
-# The options of each kind with their defaults. None: chosen from the number of codes.
-_OPTIONS: dict[str, dict[str, int | None]] = {
-    "flat": {},
-    "ivf": {"nlist": None, "nprobe": None},
-    "hnsw": {"links": 32, "ef_construction": 80, "ef_search": 128},
-    "multihash": {"nhash": None, "hash_bits": None, "nflip": 1},
-}
-# The files of saved indexes, and what is left of them if a save is killed.
-_OUR_FILES = re.compile(r"index-[0-9a-f]{16}\.faiss|\.index-[0-9a-f]{16}\.faiss\.[0-9a-f]{16}\.tmp")
-_RANGES = {"links": (2, None), "hash_bits": (1, 64), "nflip": (0, None)}
-
-
-class _SharedLock:
-    """A lock that many readers hold together, or one writer alone; waiting writers go first."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._readers = 0
-        self._writers = 0  # at work or waiting
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: self._writers == 0)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                self._condition.notify_all()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with self._condition:
-            self._writers += 1
-            try:
-                # From here on the condition itself keeps other writers out.
-                self._condition.wait_for(lambda: self._readers == 0)
-                yield
-            finally:
-                self._writers -= 1
-                self._condition.notify_all()
+_REMOVED = -2  # the id of a row that was removed; FAISS's -1 means that it found nothing
 
 
 class FaissIndex:
@@ -93,7 +44,13 @@ class FaissIndex:
     Codes and queries of any length are padded with zero bits to whole bytes, which changes no distance. Ids
     have 64 bits. An id occurs once: adding one that the index holds raises, and adds nothing.
 
-    Threads may share an index: searches run side by side, and wait while codes are added.
+    ``hnsw`` has one node for each distinct code, so many equal codes do not lower its recall. Up to 65,536
+    distinct codes it compares them all, which is exact.
+
+    A removed code stays in memory, and is passed over by searches, until more than half of the codes are
+    removed. Then :meth:`remove` builds the index of the others again, which takes as long as adding them did.
+
+    Threads may share an index: searches run side by side, and wait while codes are added or removed.
 
     Args:
         bits: Code length, 1 to 512.
@@ -112,7 +69,8 @@ class FaissIndex:
             default 1.
 
     Attributes:
-        index: The FAISS index, an ``IndexBinaryIDMap`` around the index of the kind; None before training.
+        index: The FAISS index: an ``IndexBinaryIDMap`` around the index of the kind, for hnsw a
+            :class:`hybridhash.search.faiss_graph.CodeGraph`; None before training.
 
     Raises:
         ImportError: FAISS is not installed.
@@ -159,38 +117,111 @@ class FaissIndex:
             "hash_bits": hash_bits,
             "nflip": nflip,
         }
-        given = {name: value for name, value in options.items() if value is not None}
+        kinds = _kinds()
         self.bits = bits
         self.kind = kind
         self.model_id = model_id
-        self._options = _checked_options(bits, kind, given)
-        self._lock = _SharedLock()
-        faiss = _faiss()
+        self._options = kinds.checked_options(bits, kind, options)
+        self._lock = SharedLock()
+        self._saving = threading.Lock()
         # The lists of an inverted file are made once the number of training codes is known.
-        self.index: Any = None if kind == "ivf" else faiss.IndexBinaryIDMap(self._empty(faiss))
+        self.index: Any = None if kind == "ivf" else kinds.new_index(bits, kind, self._options)
+        self._names: dict[int, str] = {}  # of all ids, if they were given as strings
+        self._next_id = 0  # larger than any id so far
+        self._removed = 0  # rows of the FAISS index whose id is _REMOVED
+        self._held = SortedPairs()  # ids and rows; the last rows may be missing
 
     @renamed_arguments(model="model_id")
-    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
-        """Add codes under their ids; codes without ids are numbered from ``len(index)`` on.
+    def add(self, codes: Tensor | HashCodes, *, ids: Ids | None = None, model_id: str | None = None) -> None:
+        """Add codes under their ids; codes without ids are numbered on from the largest id so far.
 
-        The first codes train an ``ivf`` index unless :meth:`train` was called before.
+        The first codes train an ``ivf`` index unless :meth:`train` was called before. Adding ``k`` codes
+        costs O(k log n) comparisons of ids on average.
+
+        Args:
+            codes: Codes as :class:`SearchIndex` describes.
+            ids: Their ids, which replace those in ``codes``: integers, or strings for all codes of the index.
+            model_id: The model of the codes.
 
         Raises:
-            TypeError, ValueError: The codes have other bits, another model or NaN, or an id is negative,
-                occurs twice or is in the index already. Nothing is added then.
+            TypeError, ValueError: The codes have other bits, another model or NaN, an id is negative, occurs
+                twice or is in the index already, or the index has strings as ids and these are numbers, or
+                the other way round. Nothing is added then.
         """
-        packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
+        packed, numbers, names = new_rows(codes, self.bits, self.model_id, model_id, ids)
         if len(packed) == 0:
             return
         with self._lock.writing():
-            size = len(self)
-            ids = np.arange(size, size + len(packed)) if ids is None else ids
-            check_held(ids, self._ids())
+            if len(self):
+                self._check_kind_of_ids(names)
+                if names is None and self._names:
+                    raise ValueError("the index has strings as ids: give these codes ids= of str as well")
+            numbers = self._new_numbers(len(packed)) if numbers is None else numbers
+            self._check_not_held(numbers, names)
             if self.index is None:
                 self._train(packed)
-            for start in range(0, len(packed), _CHUNK):
-                rows = slice(start, start + _CHUNK)
-                self.index.add_with_ids(np.ascontiguousarray(packed[rows]), np.ascontiguousarray(ids[rows]))
+            self._append(packed, numbers)
+            if names is not None:
+                self._names.update(zip(numbers.tolist(), names, strict=True))
+            self._next_id = max(self._next_id, int(numbers.max()) + 1)
+
+    def remove(self, ids: Ids) -> None:
+        """Remove the codes of these ids, in O(k log n) on average; their ids may be added again.
+
+        Raises:
+            TypeError, ValueError: An id occurs twice or is not in the index, or they are strings while those
+                of the index are numbers. Nothing is removed then.
+
+        Example:
+            >>> index = FaissIndex(bits=2)
+            >>> index.add(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), ids=["a.jpg", "b.jpg"])
+            >>> index.remove(["a.jpg"])
+            >>> distances, ids = index.search(torch.tensor([[1.0, 1.0]]), top_k=1)
+            >>> index.names(ids)
+            [['b.jpg']]
+        """
+        numbers, names = as_numbers(ids)
+        with self._lock.writing():
+            self._check_kind_of_ids(names)
+            positions, rows = self._find(numbers)
+            if len(np.unique(rows)) < len(numbers):
+                missing = np.setdiff1d(np.arange(len(numbers)), positions)
+                if len(missing) == 0:
+                    raise ValueError(f"{len(numbers)} ids have repeated ones among them: give each id once")
+                unknown = [numbers[row] if names is None else names[row] for row in missing]
+                raise ValueError(
+                    f"the index does not hold {len(unknown)} of these {len(numbers)} ids, "
+                    f"{first_few(unknown)}: nothing was removed. Ask contains first"
+                )
+            self._ids()[rows] = _REMOVED
+            self._removed += len(rows)
+            if self._names:
+                for number in numbers.tolist():
+                    del self._names[number]
+            if self._removed > len(self):
+                self._rebuild()
+
+    def contains(self, ids: Ids) -> Tensor:
+        """Return which of the ids the index holds: bool ``(len(ids),)``.
+
+        Raises:
+            TypeError, ValueError: They are no ids, or strings while those of the index are numbers.
+        """
+        numbers, names = as_numbers(ids)
+        held = torch.zeros(len(numbers), dtype=torch.bool)
+        with self._lock.writing():  # it completes the lookup table
+            self._check_kind_of_ids(names)
+            held[self._find(numbers)[0]] = True
+        return held
+
+    def names(self, ids: Tensor) -> list[Any]:
+        """Return the strings of ids in a result, in lists as ``ids.tolist()`` gives; None for -1.
+
+        Raises:
+            ValueError: An id has no string, for instance because it was removed.
+        """
+        with self._lock.reading():
+            return named(ids, self._names)
 
     @renamed_arguments(model="model_id")
     def train(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
@@ -204,7 +235,7 @@ class FaissIndex:
         """
         if self.kind != "ivf":
             raise ValueError(f"an index of kind {self.kind!r} needs no training, only 'ivf' does")
-        packed, _ = new_rows(codes, self.bits, self.model_id, model_id)
+        packed, _, _ = new_rows(codes, self.bits, self.model_id, model_id)
         if len(packed) == 0:
             raise ValueError("codes is empty: training needs codes like those to come")
         with self._lock.writing():
@@ -223,52 +254,80 @@ class FaissIndex:
         options = {"nprobe": nprobe, "ef_search": ef_search, "nflip": nflip}
         given = {name: value for name, value in options.items() if value is not None}
         with self._lock.writing():
-            self._options = _checked_options(self.bits, self.kind, {**self._options, **given})
+            self._options = _kinds().checked_options(self.bits, self.kind, {**self._options, **given})
             if self.index is not None:
-                self._apply_options()
+                _kinds().apply_options(self.index, self.kind, self._options)
 
     @renamed_arguments(k="top_k", model="model_id")
     def search(
-        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        top_k: int | None,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
+        The codes ``among`` some ids are compared one by one, so the result is exact with every kind.
+
         Raises:
-            TypeError, ValueError: ``top_k`` is below 1, the index is empty, there is no query, or the codes
-                have other bits or another model.
+            TypeError, ValueError: ``top_k`` is below 1, the index is empty, there is no query, the codes
+                have other bits or another model, or ``among`` are no ids as those of the index.
         """
-        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         with self._lock.reading():
-            distances, ids = self.index.search(query, result_count(top_k, len(self)))
-        return nearest_first(distances, ids, self.bits)
+            query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
+            if among is None:
+                return self._nearest(query, result_count(top_k, len(self)))
+            chosen = self._codes_of(among)
+        count = result_count(top_k, len(chosen))
+        if count == 0:
+            return torch.empty(len(query), 0, dtype=torch.int16), torch.empty(len(query), 0).long()
+        distances, rows = hamming_topk(HashCodes(torch.from_numpy(query), self.bits), chosen, count)
+        assert chosen.ids is not None
+        return distances, chosen.ids[rows]
 
     @renamed_arguments(model="model_id")
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        radius: int,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Find all codes within ``radius``, as :meth:`SearchIndex.range_search` describes.
 
-        An approximate index misses the codes that it does not look at. FAISS's ``hnsw`` has no search by
-        radius: it is asked for more and more neighbours until they are farther than ``radius``.
+        An approximate index misses the codes that it does not look at, but not those ``among`` some ids.
+        FAISS's ``hnsw`` has no search by radius: it is asked for more and more neighbours until they are
+        farther than ``radius``.
 
         Raises:
             TypeError, ValueError: ``radius`` is below 0; otherwise as in :meth:`search`.
         """
-        query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
         with self._lock.reading():
+            query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
+            if among is not None:
+                chosen = self._codes_of(among)
+                return as_ranges([_within_codes(row, chosen, radius) for row in query], self.bits)
             if self.kind == "hnsw":
                 return as_ranges([self._within(row, radius) for row in query], self.bits)
             # FAISS means "nearer than", we mean "at most".
             limits, distances, ids = self.index.range_search(query, radius + 1)
-        parts = [slice(start, stop) for start, stop in pairwise(limits)]
-        return as_ranges([(distances[part], ids[part]) for part in parts], self.bits)
+        parts = []
+        for start, stop in pairwise(limits):
+            held = ids[start:stop] >= 0  # not removed
+            parts.append((distances[start:stop][held], ids[start:stop][held]))
+        return as_ranges(parts, self.bits)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to ``folder``: the file of FAISS, and a ``manifest.json`` that names it.
 
-        The manifest is written last and replaces an older one atomically, so a failure at any moment leaves
-        the older save as it was. What an interrupted save left is removed.
+        An hnsw index has a second file with the ids and nodes of its codes, and string ids have one. The
+        manifest is written last and replaces an older one atomically, so a failure at any moment leaves the
+        older save as it was. What an interrupted save left is removed. One process may save to a folder at a
+        time; others may load from it.
 
         Raises:
             ValueError: The index is empty.
@@ -286,41 +345,23 @@ class FaissIndex:
         """
         if len(self) == 0:
             raise ValueError("the index is empty: add codes before saving")
-        faiss = _faiss()
-        folder = Path(folder)
-        check_replaceable(folder)
-        folder.mkdir(exist_ok=True)
-        file = folder / f"index-{secrets.token_hex(8)}.faiss"
-        digest = hashlib.sha256()
-        try:
-            with self._lock.reading(), replacing(file) as temporary, open(temporary, "wb") as opened:
 
-                def write(block: bytes) -> int:
-                    digest.update(block)
-                    return opened.write(block)
+        def write_names(write: Write) -> None:
+            write(json.dumps([self._names[number] for number in sorted(self._names)]).encode())
 
-                # By a Python file, because FAISS's own does not report an error on closing it.
-                faiss.write_index_binary(self.index, faiss.PyCallbackIOWriter(write))
-                count = len(self)
-            manifest = {
-                "file": file.name,
-                "bytes": file.stat().st_size,
-                "sha256": digest.hexdigest(),
-                "count": count,
+        with self._saving, self._lock.reading():
+            content = {
+                "count": len(self),
+                "next_id": self._next_id,
                 "bits": self.bits,
                 "kind": self.kind,
                 "model_id": self.model_id,
                 "options": self._options,
             }
-            write_manifest(folder, "faiss", manifest)
-        except Exception as error:
-            file.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise
-            raise OSError(f"cannot write {file}: {error}") from error
-        for other in folder.iterdir():
-            if other != file and _OUR_FILES.fullmatch(other.name):
-                other.unlink(missing_ok=True)
+            parts = _kinds().writers(self.index, self.kind)
+            if self._names:
+                parts["names"] = write_names
+            save_files(folder, parts, content)
 
     @classmethod
     @renamed_arguments(model="model_id")
@@ -334,33 +375,34 @@ class FaissIndex:
             bits: The code length that the index must have. None means any.
             model_id: The model that the codes must come from. None means any.
 
+        An hnsw index that an older version saved is built again, since there equal codes had a node each.
+
         Raises:
             ImportError: FAISS is not installed.
             FileNotFoundError: The folder has no manifest, or the file that it names is missing.
             ValueError: The files are damaged or do not fit together, or the index is of other bits or another
                 model.
         """
-        manifest, opened = _open_saved(folder)
-        file = opened.name
-        with opened:
+        _kinds()  # FAISS is asked for first
+        with open_files(folder) as (manifest, files):
             if bits is not None and bits != manifest["bits"]:
                 raise ValueError(
                     f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}"
                 )
             check_model_id(manifest["model_id"], model_id)
-            _check_saved(opened, manifest)
-            index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model_id"])
-            index._options = manifest["options"]
-            faiss = _faiss()
+            path = files["faiss"].name
             try:
-                index.index = faiss.read_index_binary(faiss.PyCallbackIOReader(opened.read))
-            except RuntimeError as error:
-                raise ValueError(f"{file} is damaged ({error}): save the index again") from error
-        if index.index.d != 8 * _width(index.bits) or len(index) != manifest["count"]:
+                index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model_id"])
+                index._options = manifest["options"]
+                index._read(files)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged ({error}): save the index again") from error
+        if index.index.d != 8 * -(-index.bits // 8) or len(index) != manifest["count"]:
             raise ValueError(
-                f"{file} holds {len(index)} codes of {index.index.d} bits, the manifest says "
+                f"{path} holds {len(index)} codes of {index.index.d} bits, the manifest says "
                 f"{manifest['count']} of {index.bits}: save the index again"
             )
+        index._next_id = manifest.get("next_id", index._ids().max() + 1)
         return index
 
     @property
@@ -369,142 +411,131 @@ class FaissIndex:
         return dict(self._options)
 
     def __len__(self) -> int:
-        return 0 if self.index is None else int(self.index.ntotal)
+        return 0 if self.index is None else int(self.index.ntotal) - self._removed
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self._options.items())
         return f"FaissIndex(bits={self.bits}, kind={self.kind!r}, size={len(self)}{options})"
 
-    def _empty(self, faiss: Any) -> Any:
-        """Return an empty FAISS index of any kind but ``ivf``."""
-        options = self._options
-        width = 8 * _width(self.bits)
-        if self.kind == "flat":
-            return faiss.IndexBinaryFlat(width)
-        if self.kind == "hnsw":
-            index = faiss.IndexBinaryHNSW(width, options["links"])
-            index.hnsw.efConstruction = options["ef_construction"]
-            index.hnsw.efSearch = options["ef_search"]
-            return index
-        index = faiss.IndexBinaryMultiHash(width, options["nhash"], options["hash_bits"])
-        index.nflip = options["nflip"]
-        return index
-
     def _train(self, packed: Array) -> None:
         """Make the inverted file with lists around the centres of ``packed``."""
-        faiss = _faiss()
-        size = len(packed)
-        nlist = self._options["nlist"]
-        if nlist is None:
-            nlist = max(1, min(round(4 * size**0.5), size // _FEWEST))
-        if nlist > size:
-            raise ValueError(f"nlist={nlist} lists need as many codes to train, got {size}: give more codes")
-        self._options |= {"nlist": nlist, "nprobe": self._options["nprobe"] or max(16, nlist // 32)}
-        width = 8 * _width(self.bits)
-        lists = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(width), width, nlist)
-        lists.cp.min_points_per_centroid = 1  # or C++ prints a warning to the terminal
-        # Sampled here, because FAISS would turn all codes into floats before it takes its own sample.
-        most = _MOST * nlist
-        sample = packed[np.random.default_rng(0).permutation(size)[:most]] if size > most else packed
-        lists.train(np.ascontiguousarray(sample))
-        self.index = faiss.IndexBinaryIDMap(lists)
-        self._apply_options()
+        self.index, chosen = _kinds().trained_lists(self.bits, packed, self._options)
+        self._options |= chosen
+        _kinds().apply_options(self.index, self.kind, self._options)
 
-    def _apply_options(self) -> None:
-        """Hand the options of search to the FAISS index."""
-        base = _faiss().downcast_IndexBinary(self.index.index)
-        if self.kind == "ivf":
-            base.nprobe = self._options["nprobe"]
-        elif self.kind == "hnsw":
-            base.hnsw.efSearch = self._options["ef_search"]
-        elif self.kind == "multihash":
-            base.nflip = self._options["nflip"]
+    def _append(self, packed: Array, ids: Array) -> None:
+        """Hand rows to FAISS."""
+        for start in range(0, len(packed), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            self.index.add_with_ids(np.ascontiguousarray(packed[rows]), np.ascontiguousarray(ids[rows]))
+
+    def _rebuild(self) -> None:
+        """Build the index of the rows that were not removed again."""
+        ids = self._ids()
+        rows = np.flatnonzero(ids >= 0)
+        ids = ids[rows]
+        packed = _kinds().stored_codes(self.index, self.kind, rows)
+        self.index.reset()
+        self._removed = 0
+        self._held = SortedPairs()
+        self._append(packed, ids)
 
     def _ids(self) -> Array:
-        """Return a view of the ids in the index."""
-        if len(self) == 0:
-            return np.empty(0, np.int64)
-        ids = self.index.id_map
-        view: Array = _faiss().rev_swig_ptr(ids.data(), ids.size())
-        return view
+        """Return a view of the ids of all rows of the FAISS index."""
+        return np.empty(0, np.int64) if self.index is None else _kinds().row_ids(self.index)
+
+    def _new_numbers(self, count: int) -> Array:
+        """Return ids for codes without: those after the largest so far."""
+        if self._next_id + count > 2**63:
+            raise ValueError(f"no numbers are left after the id {self._next_id - 1}: give the codes ids")
+        return np.arange(self._next_id, self._next_id + count)
+
+    def _find(self, ids: Array) -> tuple[Array, Array]:
+        """Return the positions of those of ``ids`` that the index holds, and their rows."""
+        all_ids = self._ids()
+        known = len(self._held)
+        if known < len(all_ids):
+            self._held.add(all_ids[known:].copy(), np.arange(known, len(all_ids)))
+        positions, rows = self._held.find(ids)
+        held = all_ids[rows] == ids[positions]  # not removed
+        return positions[held], rows[held]
+
+    def _check_not_held(self, ids: Array, names: list[str] | None) -> None:
+        """Raise ValueError if the index holds one of the ids of new codes."""
+        if ids.min() >= self._next_id:
+            return
+        positions, _ = self._find(ids)
+        if len(positions):
+            known = np.sort(ids[positions]) if names is None else [names[row] for row in np.sort(positions)]
+            raise ValueError(
+                f"the index holds {len(known)} of these {len(ids)} ids already, {first_few(known)}: nothing "
+                "was added. Remove them first, or give new ids (codes without are numbered)"
+            )
+
+    def _check_kind_of_ids(self, names: list[str] | None) -> None:
+        """Raise ValueError if ids are strings but those of the index are numbers."""
+        if names and len(self) and not self._names:
+            raise ValueError(f"the index has numbers as ids, got the str {names[0]!r}: give numbers")
+
+    def _codes_of(self, ids: Ids) -> HashCodes:
+        """Return the codes of the index that have one of the ids, in the order of their ids."""
+        numbers, names = as_numbers(ids)
+        self._check_kind_of_ids(names)
+        held = self._ids()
+        rows = np.flatnonzero(np.isin(held, numbers))
+        rows = rows[np.argsort(held[rows])]
+        packed = _kinds().stored_codes(self.index, self.kind, rows)
+        return HashCodes(torch.from_numpy(packed), self.bits, ids=torch.from_numpy(held[rows]))
+
+    def _nearest(self, query: Array, count: int) -> tuple[Tensor, Tensor]:
+        """Return the nearest rows of each query that were not removed."""
+        reach = count
+        while True:
+            distances, ids = self.index.search(query, reach)
+            enough = (ids != _REMOVED).sum(1).min() >= count
+            if enough or reach == self.index.ntotal:
+                distances, ids = nearest_first(distances, ids, self.bits)
+                ids = ids.clamp(min=-1)
+                return distances[:, :count].contiguous(), ids[:, :count].contiguous()
+            reach = min(2 * reach, self.index.ntotal)
 
     def _within(self, query: Array, radius: int) -> tuple[Array, Array]:
         """Return distances and ids of one query within ``radius``, by search for ever more neighbours."""
-        top_k = min(128, len(self))
+        top_k = min(128, self.index.ntotal)
         while True:
             distances, ids = self.index.search(query[None], top_k)
-            inside = (ids >= 0) & (distances <= radius)
-            if not inside.all() or top_k == len(self):
+            inside = (ids != -1) & (distances <= radius)
+            if not inside.all() or top_k == self.index.ntotal:
+                inside &= ids != _REMOVED
                 return distances[inside], ids[inside]
-            top_k = min(4 * top_k, len(self))
+            top_k = min(4 * top_k, self.index.ntotal)
+
+    def _read(self, files: dict[str, BinaryIO]) -> None:
+        """Take the content of the files of :meth:`save`."""
+        self.index = _kinds().read_index(self.bits, self.kind, self._options, files)
+        self._removed = int((self._ids() == _REMOVED).sum())
+        if "names" in files:
+            names = json.load(files["names"])
+            self._names = dict(zip(name_numbers(names).tolist(), names, strict=True))
 
 
-def _checked_options(bits: int, kind: str, given: Mapping[str, int | None]) -> dict[str, int | None]:
-    """Return the options of a kind: those given, else their defaults."""
-    if kind not in _OPTIONS:
-        raise ValueError(f"unknown kind {kind!r} of FAISS index: use {', '.join(map(repr, _OPTIONS))}")
-    for name, value in given.items():
-        if name not in _OPTIONS[kind]:
-            right = next(other for other, names in _OPTIONS.items() if name in names)
-            raise ValueError(f"{name} is an option of kind {right!r}, but kind={kind!r} was given")
-        if value is not None:
-            check_integer(name, value, *_RANGES.get(name, (1, None)))
-    options = {**_OPTIONS[kind], **given}
-    if kind == "multihash":
-        hash_bits = given.get("hash_bits") or min(16, bits)
-        nhash = given.get("nhash") or max(1, bits // hash_bits)
-        if nhash * hash_bits > bits:
-            raise ValueError(
-                f"nhash={nhash} tables of hash_bits={hash_bits} need more than the {bits} bits of the codes: "
-                "use fewer"
-            )
-        options |= {"hash_bits": hash_bits, "nhash": nhash}
-    return options
+def _within_codes(query: Array, codes: HashCodes, radius: int) -> tuple[Array, Array]:
+    """Return distances and ids of the codes within ``radius`` of one packed query."""
+    assert codes.ids is not None
+    if len(codes) == 0:
+        return np.empty(0, np.int16), np.empty(0, np.int64)
+    one = HashCodes(torch.from_numpy(query[None]), codes.bits)
+    distances = hamming_distance(one, codes)[0].numpy()
+    inside = distances <= radius
+    return distances[inside], codes.ids.numpy()[inside]
 
 
-def _open_saved(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], BinaryIO]:
-    """Return the manifest of a saved index and the file that it names, opened."""
-    keys = ("file", "bytes", "count", "bits", "kind", "model_id", "options")
-    manifest = read_manifest(folder, "faiss", keys)
-    while True:
-        file = Path(folder) / manifest["file"]
-        try:
-            return manifest, open(file, "rb")
-        except FileNotFoundError:
-            newer = read_manifest(folder, "faiss", keys)
-            if newer == manifest:
-                raise FileNotFoundError(
-                    f"{file} is missing, which the manifest names: save the index again"
-                ) from None
-            manifest = newer  # another process saved in between
-
-
-def _check_saved(opened: BinaryIO, manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a file has the size and the SHA-256 of its manifest; leave it at its start."""
-    size = os.fstat(opened.fileno()).st_size
-    if size != manifest["bytes"]:
-        raise ValueError(
-            f"{opened.name} is truncated or foreign: it has {size:,} bytes, the manifest says "
-            f"{manifest['bytes']:,}. Save the index again"
-        )
-    if "sha256" in manifest:  # not in the first version
-        digest = hashlib.sha256()
-        while block := opened.read(1 << 20):
-            digest.update(block)
-        if digest.hexdigest() != manifest["sha256"]:
-            raise ValueError(f"{opened.name} is damaged, its SHA-256 is another: save the index again")
-        opened.seek(0)
-
-
-def _width(bits: int) -> int:
-    """Return the number of bytes of a packed code."""
-    return -(-bits // 8)
-
-
-def _faiss() -> Any:
-    """Return the module of FAISS; raise ImportError, naming the extra, if it is not installed."""
+def _kinds() -> Any:
+    """Return the module on the kinds of FAISS; raise ImportError with the extra if FAISS is missing."""
     try:
-        import faiss
+        import faiss  # noqa: F401
     except ImportError as error:
         raise ImportError("FaissIndex needs FAISS: pip install hybridhash[faiss]") from error
-    return faiss
+    from hybridhash.search import faiss_kinds
+
+    return faiss_kinds

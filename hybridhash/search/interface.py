@@ -1,42 +1,29 @@
-"""The interface of all indexes, and their shared checks, order of results and manifests."""
+"""The interface of all indexes, and their shared checks and order of results."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
-from hybridhash._files import replacing
 from hybridhash.codes import HashCodes, as_packed
+from hybridhash.search.ids import Ids, as_numbers, check_distinct
+from hybridhash.search.sorted_pairs import Array
 
 __all__ = [
-    "Array",
     "SearchIndex",
     "as_ranges",
-    "check_held",
     "check_model_id",
-    "check_replaceable",
     "nearest_first",
     "new_rows",
     "query_rows",
-    "read_manifest",
     "result_count",
-    "write_manifest",
 ]
-
-Array: TypeAlias = "np.ndarray[Any, Any]"
-
-MANIFEST = "manifest.json"
-_FORMAT = "hybridhash.search"
-_VERSION = "2"
-_OLD_VERSION = "1"  # in which model_id is called model
 
 
 @runtime_checkable
@@ -55,23 +42,49 @@ class SearchIndex(Protocol):
     bits: int
     model_id: str | None
 
-    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
-        """Add codes under their ids (``codes.ids``), or numbered from ``len(index)`` on if they have none."""
+    def add(self, codes: Tensor | HashCodes, *, ids: Ids | None = None, model_id: str | None = None) -> None:
+        """Add codes under ``ids``, else under ``codes.ids``, else numbered on from ``len(index)``.
+
+        Ids are integers from 0 on, or strings for all codes of the index. Strings stand in results by their
+        numbers (:func:`hybridhash.search.ids.name_numbers`), from which :meth:`names` gives them back.
+        """
+
+    def remove(self, ids: Ids) -> None:
+        """Remove the codes of these ids; raise and remove nothing if the index does not hold one of them."""
+
+    def contains(self, ids: Ids) -> Tensor:
+        """Return which of the ids the index holds: bool ``(len(ids),)``."""
+
+    def names(self, ids: Tensor) -> list[Any]:
+        """Return the strings of ids in a result, in lists as ``ids.tolist()`` gives; None for -1."""
 
     def search(
-        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        top_k: int | None,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query; None means all.
+
+        With ``among``, only codes of these ids are found; ids that the index does not hold are ignored.
 
         Returns:
             ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
             distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
+            With ``among``, there are at most as many columns as codes of these ids.
         """
 
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        radius: int,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Find all codes at a Hamming distance of at most ``radius`` from each query.
+        """Find all codes at a Hamming distance of at most ``radius`` from each query, or those ``among`` ids.
 
         Returns:
             ``(limits, distances, ids)``: int64 ``(Nq + 1,)``, int16 and int64. The results of query ``i`` are
@@ -86,18 +99,20 @@ class SearchIndex(Protocol):
 
 
 def new_rows(
-    codes: Tensor | HashCodes, bits: int, held: str | None, model_id: str | None
-) -> tuple[Array, Array | None]:
-    """Return codes to add as packed rows, and their ids if they have any, both checked.
+    codes: Tensor | HashCodes, bits: int, held: str | None, model_id: str | None, ids: Ids | None = None
+) -> tuple[Array, Array | None, list[str] | None]:
+    """Return codes to add as packed rows, and their ids if they have any, all checked.
 
     Args:
         codes: Codes as :class:`SearchIndex` takes them. ``N`` may be 0.
         bits: Code length of the index.
         held: Model of the codes in the index, or None if it is not known.
         model_id: Model of ``codes``, or None if it is not known.
+        ids: Ids that replace those of ``codes``.
 
     Returns:
-        ``(packed, ids)``: uint8 ``(N, ceil(bits / 8))``, and int64 ``(N,)`` or None.
+        ``(packed, ids, names)``: uint8 ``(N, ceil(bits / 8))``, int64 ``(N,)`` or None, and the ids that were
+        given as strings, or None.
 
     Raises:
         TypeError, ValueError: The codes have other bits or another model than the index, NaN, or negative or
@@ -105,7 +120,7 @@ def new_rows(
 
     Example:
         >>> new_rows(torch.tensor([[0.3, -2.0, 0.7]]), 3, None, None)
-        (array([[160]], dtype=uint8), None)
+        (array([[160]], dtype=uint8), None, None)
     """
     check_model_id(held, model_id)
     if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
@@ -117,8 +132,16 @@ def new_rows(
             f"codes have {given} bits, but the index holds codes of {bits}: give codes of its model, or "
             f"build an index of {given} bits"
         )
-    ids = codes.ids if isinstance(codes, HashCodes) else None
-    return packed.cpu().numpy(), None if ids is None else _unique(ids.cpu().numpy())
+    if ids is None and isinstance(codes, HashCodes):
+        ids = codes.ids
+    rows = packed.cpu().numpy()
+    if ids is None:
+        return rows, None, None
+    numbers, names = as_numbers(ids)
+    if len(numbers) != len(rows):
+        raise ValueError(f"ids must be one for each of the {len(rows)} codes, got {len(numbers)}")
+    check_distinct(numbers, names)
+    return rows, numbers, names
 
 
 def query_rows(
@@ -134,7 +157,7 @@ def query_rows(
         model_id: Model of ``codes``, or None if it is not known.
     """
     codes = HashCodes(codes.packed, codes.bits) if isinstance(codes, HashCodes) else codes
-    packed, _ = new_rows(codes, bits, held, model_id)
+    packed, _, _ = new_rows(codes, bits, held, model_id)
     if size == 0:
         raise ValueError("the index is empty: add codes before searching")
     if len(packed) == 0:
@@ -147,40 +170,6 @@ def result_count(top_k: int | None, size: int) -> int:
     if top_k is None:
         return size
     return min(check_integer("top_k", top_k, 1, advice="use None for the whole index"), size)
-
-
-def _unique(ids: Array) -> Array:
-    """Return the ids of new codes; raise ValueError if one is negative or occurs twice."""
-    if len(ids) and ids.min() < 0:
-        raise ValueError(f"ids must be >= 0, got {ids.min()}: -1 stands for 'nothing found' in results")
-    if not (np.diff(ids) > 0).all():
-        values, counts = np.unique(ids, return_counts=True)
-        repeated = values[counts > 1]
-        if len(repeated):
-            raise ValueError(
-                f"{len(repeated)} ids occur more than once, {_first_few(repeated)}: each code needs its own"
-            )
-    return ids
-
-
-def check_held(ids: Array, held: Array) -> None:
-    """Raise a ValueError if an index that cannot replace codes holds one of the new ids already."""
-    if len(ids) == 0:
-        return
-    # Each held id is looked up among the new ones, since the new ones are few: sorting the others takes long.
-    new = np.sort(ids)
-    nearest = new[np.minimum(np.searchsorted(new, held), len(new) - 1)]
-    known = np.sort(held[nearest == held])
-    if len(known):
-        raise ValueError(
-            f"the index holds {len(known)} of these {len(ids)} ids already, {_first_few(known)}: nothing was "
-            "added. Add new codes only, with ids of their own (codes without are numbered from len(index))"
-        )
-
-
-def _first_few(ids: Array) -> str:
-    more = ", ..." if len(ids) > 3 else ""
-    return f"{', '.join(str(i) for i in ids[:3])}{more}"
 
 
 def check_model_id(held: str | None, model_id: str | None) -> None:
@@ -226,53 +215,3 @@ def as_ranges(results: Iterable[tuple[Array, Array]], bits: int) -> tuple[Tensor
     distances = torch.cat([distances for distances, _ in parts])
     ids = torch.cat([ids for _, ids in parts])
     return limits, distances, ids
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise FileExistsError if the manifest in a folder is not that of an index."""
-    file = folder / MANIFEST
-    try:
-        content = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):  # ValueError: damaged, so nothing is lost
-        return
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise FileExistsError(f"{file} is not of an index: save the index to another folder")
-
-
-def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
-    """Write the description of an index to ``manifest.json``, atomically."""
-    with replacing(folder / MANIFEST) as temporary:
-        head = {"format": _FORMAT, "version": _VERSION, "backend": backend}
-        temporary.write_text(json.dumps({**head, **content}, indent=2) + "\n")
-
-
-def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[str]) -> dict[str, Any]:
-    """Read what :func:`write_manifest` wrote, with all of ``keys``.
-
-    Raises:
-        FileNotFoundError: The folder has no manifest.
-        ValueError: The manifest is damaged, or is of something else, another backend or another version.
-    """
-    file = Path(folder) / MANIFEST
-    if not file.is_file():
-        raise FileNotFoundError(f"no index at {folder}: it has no {MANIFEST}; save of an index writes one")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): save the index again") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{file} is no manifest of an index: give a folder that save of an index wrote")
-    version = content.get("version")
-    if version not in (_VERSION, _OLD_VERSION):
-        raise ValueError(
-            f"{file} has version {version!r} of the format, this hybridhash reads {_OLD_VERSION!r} and "
-            f"{_VERSION!r}: upgrade hybridhash, or build the index again"
-        )
-    if version == _OLD_VERSION and "model" in content:
-        content["model_id"] = content.pop("model")
-    if content.get("backend") != backend:
-        raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"{file} is damaged (no {', '.join(missing)}): save the index again")
-    return content

@@ -5,34 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
 from hybridhash._moved import renamed_arguments, renamed_attribute
 from hybridhash.codes import MAX_BITS, HashCodes
+from hybridhash.search.ids import Ids, as_numbers, first_few, named
 from hybridhash.search.interface import (
-    Array,
     as_ranges,
     check_model_id,
-    check_replaceable,
     nearest_first,
     new_rows,
     query_rows,
-    read_manifest,
     result_count,
-    write_manifest,
 )
+from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
 from hybridhash.search.milvus_connection import Connection
+from hybridhash.search.sorted_pairs import Array
 
 __all__ = ["MilvusIndex"]
 
 _KINDS = {"flat": "BIN_FLAT", "ivf": "BIN_IVF_FLAT"}
 _LIMIT = 16_384  # most results of one query: Milvus refuses more
+_NAME_BYTES = 4096  # of the longest string id
 _HITS = 1 << 20  # most results of one request, so that an answer stays under the limit of gRPC
 
 
@@ -46,6 +48,9 @@ class MilvusIndex:
     A request that fails because the server is down or busy is repeated after pauses that double from 0.5 to 8
     seconds; then an error says what failed. Adding is idempotent by id: a code that is added twice is stored
     once, so after an error the same ``add`` continues where it stopped.
+
+    Threads and processes may add and search at the same time. Only codes without ids must be added by one
+    process: two would give the same numbers to different codes.
 
     Args:
         uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
@@ -109,7 +114,9 @@ class MilvusIndex:
         self._nlist = check_integer("nlist", 1024 if nlist is None else nlist, 1, 65_536)
         self._nprobe = check_integer("nprobe", nprobe or -(-self._nlist // 32), 1, self._nlist)
         self._batch_size = check_integer("batch_size", batch_size, 1)
+        self._adding = threading.Lock()  # or two threads would give codes the same numbers
         self._unfinished: tuple[bytes, int] | None = None  # codes of a failed add, and their first number
+        self._has_names = True  # collections of older versions have no field for them
         self._connection = Connection(uri, token, timeout, retries)
         if self._connection.lite and kind == "ivf":
             raise ValueError("Milvus Lite has no BIN_IVF_FLAT: use kind='flat', or a Milvus server")
@@ -123,12 +130,17 @@ class MilvusIndex:
         self._request("load_collection", self.collection)
 
     @renamed_arguments(model="model_id")
-    def add(self, codes: Tensor | HashCodes, *, model_id: str | None = None) -> None:
+    def add(self, codes: Tensor | HashCodes, *, ids: Ids | None = None, model_id: str | None = None) -> None:
         """Add codes under their ids, in batches; codes without ids are numbered from ``len(index)`` on.
 
         A code replaces the one with its id. At the end all ids are looked up. After an error, repeat the
         call: it stores the missing codes and none twice. In a new process that holds for codes with ids;
         continue with ``add(codes[len(index):])`` if they have none.
+
+        Args:
+            codes: Codes as :class:`SearchIndex` describes.
+            ids: Their ids, which replace those in ``codes``: integers, or strings of at most 4,096 bytes.
+            model_id: The model of the codes.
 
         Raises:
             ConnectionError: The server stayed down or refused; the message says how many codes are stored.
@@ -137,37 +149,64 @@ class MilvusIndex:
                 occurs twice, or numbers for codes without ids are ids of the collection already. Nothing is
                 added then.
         """
-        packed, ids = new_rows(codes, self.bits, self.model_id, model_id)
+        packed, numbers, names = new_rows(codes, self.bits, self.model_id, model_id, ids)
         if len(packed) == 0:
             return
-        numbered = ids is None
-        if ids is None:
-            ids = self._numbers(packed)
-        stored = 0
-        try:
-            for rows in _slices(len(packed), self._batch_size):
-                pairs = zip(ids[rows].tolist(), packed[rows], strict=True)
-                data = [{"id": number, "code": row.tobytes()} for number, row in pairs]
-                self._request("upsert", self.collection, data=data)
-                stored += len(data)
-            missing = sum(self._missing(ids[rows]) for rows in _slices(len(ids), self._batch_size))
-        except OSError as error:
-            again = " in this process" if numbered else ""
-            kind = PermissionError if isinstance(error, PermissionError) else ConnectionError
-            raise kind(
-                f"{error}. {stored:,} of these {len(ids):,} codes are known to be stored: add the same codes "
-                f"again{again}, none will be there twice"
-            ) from error
-        if missing:
-            raise RuntimeError(
-                f"{self._where()} lacks {missing:,} of the {len(ids):,} codes that it has just taken: add "
-                "the same codes again, none will be there twice"
+        with self._adding:
+            if names is not None:
+                assert numbers is not None
+                self._check_names(numbers, names)
+            self._add(packed, self._numbers(packed) if numbers is None else numbers, names, numbers is None)
+            self._unfinished = None
+
+    def remove(self, ids: Ids) -> None:
+        """Remove the codes of these ids.
+
+        Raises:
+            ConnectionError: The server stayed down or refused; some may be removed, ask :meth:`contains`.
+            TypeError, ValueError: They are no ids, or one is not in the collection. Nothing is removed then.
+        """
+        numbers, names = as_numbers(ids)
+        held = self.contains(ids).numpy()
+        if not held.all():
+            unknown = [numbers[row] if names is None else names[row] for row in np.flatnonzero(~held)]
+            raise ValueError(
+                f"{self._where()} does not hold {len(unknown)} of these {len(numbers)} ids, "
+                f"{first_few(unknown)}: nothing was removed. Ask contains first"
             )
-        self._unfinished = None
+        for rows in _slices(len(numbers), self._batch_size):
+            self._request("delete", self.collection, ids=numbers[rows].tolist())
+
+    def contains(self, ids: Ids) -> Tensor:
+        """Return which of the ids the collection holds: bool ``(len(ids),)``.
+
+        Raises:
+            ConnectionError: The server stayed down or refused.
+            TypeError, ValueError: They are no ids.
+        """
+        numbers, _ = as_numbers(ids)
+        held = [row["id"] for row in self._rows(numbers, "id")]
+        return torch.from_numpy(np.isin(numbers, np.array(held, np.int64)))
+
+    def names(self, ids: Tensor) -> list[Any]:
+        """Return the strings of ids in a result, in lists as ``ids.tolist()`` gives; None for -1.
+
+        Raises:
+            ConnectionError: The server stayed down or refused.
+            ValueError: An id has no string.
+        """
+        numbers = np.unique(ids.numpy())
+        rows = self._rows(numbers[numbers >= 0], "name") if self._has_names else ()
+        return named(ids, {row["id"]: row["name"] for row in rows if row["name"]})
 
     @renamed_arguments(k="top_k", model="model_id")
     def search(
-        self, codes: Tensor | HashCodes, top_k: int | None, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        top_k: int | None,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
@@ -178,21 +217,36 @@ class MilvusIndex:
         """
         size = len(self)
         query = query_rows(codes, self.bits, size, self.model_id, model_id)
+        chosen = None if among is None else as_numbers(among)[0]
+        if chosen is not None:
+            size = sum(1 for _ in self._rows(chosen, "id"))
         count = result_count(top_k, size)
         if count > _LIMIT:
             raise ValueError(
                 f"top_k={top_k} asks for {count:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
             )
-        distances = np.zeros((len(query), count))
-        ids = np.full((len(query), count), -1)
-        for row, (query_distances, query_ids) in enumerate(self._hits(query, count)):
-            distances[row, : len(query_ids)] = query_distances
-            ids[row, : len(query_ids)] = query_ids
-        return nearest_first(distances, ids, self.bits)
+        conditions = [""] if chosen is None else self._conditions(chosen)
+        parts = [(np.zeros((len(query), count)), np.full((len(query), count), -1))]
+        for condition in conditions if count else []:
+            distances = np.zeros((len(query), count))
+            ids = np.full((len(query), count), -1)
+            for row, (query_distances, query_ids) in enumerate(self._hits(query, count, None, condition)):
+                distances[row, : len(query_ids)] = query_distances
+                ids[row, : len(query_ids)] = query_ids
+            parts.append((distances, ids))
+        distances = np.concatenate([part_distances for part_distances, _ in parts], axis=1)
+        ids = np.concatenate([part_ids for _, part_ids in parts], axis=1)
+        best_distances, best_ids = nearest_first(distances, ids, self.bits)
+        return best_distances[:, :count].contiguous(), best_ids[:, :count].contiguous()
 
     @renamed_arguments(model="model_id")
     def range_search(
-        self, codes: Tensor | HashCodes, radius: int, *, model_id: str | None = None
+        self,
+        codes: Tensor | HashCodes,
+        radius: int,
+        *,
+        among: Ids | None = None,
+        model_id: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Find all codes within ``radius``, as :meth:`SearchIndex.range_search` describes.
 
@@ -204,6 +258,8 @@ class MilvusIndex:
         """
         query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
         radius = min(check_integer("radius", radius, 0), self.bits)
+        if among is not None:
+            return as_ranges(self._hits_among(query, radius, as_numbers(among)[0]), self.bits)
         results = list(self._hits(query, _LIMIT, radius))
         for row, (_, ids) in enumerate(results):
             if len(ids) == _LIMIT:  # perhaps not all
@@ -318,6 +374,7 @@ class MilvusIndex:
             auto_id=False, enable_dynamic_field=False, description=json.dumps(about)
         )
         schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("name", DataType.VARCHAR, max_length=_NAME_BYTES)  # "" if the id is a number
         schema.add_field("code", DataType.BINARY_VECTOR, dim=8 * -(-self.bits // 8))
         params = client.prepare_index_params()
         options = {"nlist": self._nlist} if self.kind == "ivf" else {}
@@ -332,9 +389,10 @@ class MilvusIndex:
 
     def _check_collection(self) -> None:
         """Raise ValueError unless the existing collection holds codes of these bits, kind and model."""
-        described = self._request("describe_collection", self.collection)["description"]
+        described = self._request("describe_collection", self.collection)
+        self._has_names = any(field["name"] == "name" for field in described["fields"])
         try:
-            about = json.loads(described)
+            about = json.loads(described["description"])
             content, bits, kind = about["hybridhash"], about["bits"], about["kind"]
             model_id = about["model_id"] if "model_id" in about else about["model"]  # older collections
         except (ValueError, KeyError, TypeError):
@@ -348,6 +406,50 @@ class MilvusIndex:
             )
         check_model_id(model_id, self.model_id)
         self.model_id = self.model_id if model_id is None else model_id
+
+    def _add(self, packed: Array, ids: Array, names: list[str] | None, numbered: bool) -> None:
+        """Store rows in batches and look all of them up."""
+        stored = 0
+        try:
+            for rows in _slices(len(packed), self._batch_size):
+                pairs = zip(ids[rows].tolist(), packed[rows], strict=True)
+                data: list[dict[str, Any]] = [{"id": number, "code": row.tobytes()} for number, row in pairs]
+                if self._has_names:
+                    for row, entry in enumerate(data, rows.start):
+                        entry["name"] = "" if names is None else names[row]
+                self._request("upsert", self.collection, data=data)
+                stored += len(data)
+            missing = sum(self._missing(ids[rows]) for rows in _slices(len(ids), self._batch_size))
+        except OSError as error:
+            again = " in this process" if numbered else ""
+            kind = PermissionError if isinstance(error, PermissionError) else ConnectionError
+            raise kind(
+                f"{error}. {stored:,} of these {len(ids):,} codes are known to be stored: add the same codes "
+                f"again{again}, none will be there twice"
+            ) from error
+        if missing:
+            raise RuntimeError(
+                f"{self._where()} lacks {missing:,} of the {len(ids):,} codes that it has just taken: add "
+                "the same codes again, none will be there twice"
+            )
+
+    def _check_names(self, numbers: Array, names: list[str]) -> None:
+        """Raise ValueError if the collection cannot take these strings as ids."""
+        if not self._has_names:
+            raise ValueError(
+                f"{self._where()} was made by an older version, without a field for strings: give numbers as "
+                "ids, or make a new collection"
+            )
+        for name in names:
+            if not 0 < len(name.encode()) <= _NAME_BYTES:
+                raise ValueError(f"string ids must have 1 to {_NAME_BYTES} bytes, got {name[:40]!r}")
+        given = dict(zip(numbers.tolist(), names, strict=True))
+        for row in self._rows(numbers, "name"):
+            if row["name"] != given[row["id"]]:
+                raise ValueError(
+                    f"{self._where()} has {row['name'] or row['id']!r} under the number of the id "
+                    f"{given[row['id']]!r}: rename one. Nothing was added"
+                )
 
     def _numbers(self, packed: Array) -> Array:
         """Return ids for codes without: those of a failed ``add`` of the same codes, or the next numbers."""
@@ -363,6 +465,16 @@ class MilvusIndex:
                 )
         self._unfinished = (digest, start)
         return np.arange(start, start + len(packed))
+
+    def _conditions(self, ids: Array) -> Iterator[str]:
+        """Yield filters that together are fulfilled by codes of these ids."""
+        for rows in _slices(len(ids), min(self._batch_size, _LIMIT)):
+            yield f"id in {ids[rows].tolist()}"
+
+    def _rows(self, ids: Array, field: str) -> Iterator[dict[str, Any]]:
+        """Yield the id and another field of those codes that the collection holds."""
+        for condition in self._conditions(ids):
+            yield from self._request("query", self.collection, filter=condition, output_fields=["id", field])
 
     def _missing(self, ids: Array) -> int:
         """Return how many of the ids the collection does not have."""
@@ -395,6 +507,14 @@ class MilvusIndex:
             for hits in answer:
                 distances = np.array([hit["distance"] for hit in hits], np.float64)
                 yield distances, np.array([hit["id"] for hit in hits], np.int64)
+
+    def _hits_among(self, query: Array, radius: int, ids: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield the distances and ids within ``radius`` of each query, of codes of some ids."""
+        parts = [list(self._hits(query, _LIMIT, radius, condition)) for condition in self._conditions(ids)]
+        for row in range(len(query)):
+            distances = [np.empty(0), *(part[row][0] for part in parts)]
+            found = [np.empty(0, np.int64), *(part[row][1] for part in parts)]
+            yield np.concatenate(distances), np.concatenate(found)
 
     def _halves(
         self, query: Array, radius: int, low: int, high: int, sample: Array

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hybridhash.search.faiss
 from hybridhash import HashCodes, hamming_distance, hamming_topk, pack_codes
-from hybridhash.search import FaissIndex, SearchIndex
+from hybridhash.search import FaissIndex, SearchIndex, faiss_files
 from hybridhash.search.interface import nearest_first
+from hybridhash.search.manifest import write_manifest
 from tests.search._codes import random_codes as codes
 from tests.search._codes import recall, trained_codes
 
@@ -253,11 +253,15 @@ def test_ids_between_those_of_the_index_are_added_and_its_own_are_named():
     assert len(index) == 205
 
 
-def test_numbers_for_codes_without_ids_never_take_an_id_twice():
+def test_numbers_for_codes_without_ids_follow_the_largest_id():
     index = FaissIndex(24)
     index.add(HashCodes.from_codes(codes(2), ids=torch.tensor([3, 9])))
-    with pytest.raises(ValueError, match="holds 1 of these 2 ids already, 3"):
-        index.add(codes(2))
+    index.add(codes(2, seed=1))
+    assert index.search(codes(2, seed=1), 1)[1].tolist() == [[10], [11]]
+    index.add(HashCodes.from_codes(codes(1, seed=2), ids=torch.tensor([2**63 - 1])))
+    with pytest.raises(ValueError, match="no numbers are left after the id 9223372036854775807: give the"):
+        index.add(codes(1, seed=3))
+    assert len(index) == 5
 
 
 def test_ids_of_queries_do_not_matter():
@@ -435,9 +439,18 @@ def _the_file(folder):
     return next(folder.glob("index-*.faiss"))
 
 
-def _damage_manifest(folder, **changes):
-    content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(content | changes))
+def _change_manifest(folder, **changes):
+    """Change the manifest and its SHA-256, as another program might write it."""
+    content = json.loads((folder / "manifest.json").read_text()) | changes
+    del content["sha256"]
+    backend = content.pop("backend")
+    write_manifest(folder, backend, content)
+
+
+def _damage_manifest(folder, old, new):
+    file = folder / "manifest.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -450,18 +463,19 @@ def _damage_manifest(folder, **changes):
         ),
         (lambda f: (f / "manifest.json").write_text("{"), ValueError, "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), ValueError, "is no manifest of an index"),
-        (lambda f: _damage_manifest(f, version="9"), ValueError, "version '9' of the format"),
-        (lambda f: _damage_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
+        (lambda f: _change_manifest(f, version="9"), ValueError, "version '9' of the format"),
+        (lambda f: _change_manifest(f, backend="milvus"), ValueError, "is of a milvus index, not of faiss"),
         (
-            lambda f: _damage_manifest(f, count=5),
+            lambda f: _change_manifest(f, count=5),
             ValueError,
             "200 codes of 24 bits, the manifest says 5",
         ),
         (
-            lambda f: _damage_manifest(f, bits=64),
+            lambda f: _change_manifest(f, bits=64),
             ValueError,
             "codes of 24 bits, the manifest says 200 of 64",
         ),
+        (lambda f: _damage_manifest(f, '"bits": 24', '"bits": 23'), ValueError, "damaged, its SHA-256 is"),
         (lambda f: _the_file(f).unlink(), FileNotFoundError, "index-.*is missing, which the manifest names"),
         (
             lambda f: _the_file(f).write_bytes(_the_file(f).read_bytes()[:-9]),
@@ -485,10 +499,12 @@ def test_damaged_files_say_what_is_wrong(damage, error, message, tmp_path):
 def test_a_manifest_without_a_key_is_damaged(tmp_path):
     _filled().save(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    del content["kind"]
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"damaged \(no kind\)"):
-        FaissIndex.load(tmp_path)
+    for key in ("kind", "files"):
+        (tmp_path / "manifest.json").write_text(
+            json.dumps({name: value for name, value in content.items() if name != key} | {"version": "2"})
+        )
+        with pytest.raises(ValueError, match=rf"damaged \(no {key}\)"):
+            FaissIndex.load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -526,7 +542,7 @@ def test_an_index_is_loaded_while_it_is_saved(tmp_path, monkeypatch):
     index = _filled()
     index.save(tmp_path)
     index.add(codes(10, seed=7))
-    real = hybridhash.search.faiss.read_manifest
+    real = faiss_files.read_manifest
     saved = []
 
     def read_then_save(*args):
@@ -537,7 +553,7 @@ def test_an_index_is_loaded_while_it_is_saved(tmp_path, monkeypatch):
             index.save(tmp_path)
         return manifest
 
-    monkeypatch.setattr(hybridhash.search.faiss, "read_manifest", read_then_save)
+    monkeypatch.setattr(faiss_files, "read_manifest", read_then_save)
     assert len(FaissIndex.load(tmp_path)) == 210
 
 
@@ -576,7 +592,7 @@ def test_a_failure_between_the_two_files_leaves_the_older_save(tmp_path, monkeyp
     def fail(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr("hybridhash.search.faiss.write_manifest", fail)
+    monkeypatch.setattr("hybridhash.search.faiss_files.write_manifest", fail)
     with pytest.raises(OSError, match="no space left"):
         index.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -293,7 +293,7 @@ def test_the_model_of_a_collection_is_read_by_its_old_name_too(key, monkeypatch)
             return True
 
         def describe_collection(self, *args, **kwargs):
-            return {"description": json.dumps(about)}
+            return {"description": json.dumps(about), "fields": [{"name": "id"}, {"name": "code"}]}
 
     monkeypatch.setattr(pymilvus, "MilvusClient", Existing)
     assert MilvusIndex("localhost:19530", "photos", 24).model_id == "m"
