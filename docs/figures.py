@@ -52,7 +52,7 @@ def cube():
 
 
 def orders():
-    """Draw the average precision of each order of two relevant items and an irrelevant one at one distance."""
+    """Draw the average precision of each order of two relevant items and an irrelevant one."""
     names, values = [], []
     for order in sorted(set(permutations("++-"))):
         relevance = [sign == "+" for sign in order]
