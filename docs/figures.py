@@ -1,4 +1,4 @@
-"""Draws the figures of docs/concepts.md: python docs/figures.py"""
+"""Draw the figures of docs/concepts.md: python docs/figures.py"""
 
 from itertools import permutations
 from pathlib import Path
@@ -16,7 +16,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
 
 
 def clustered_codes(per_class=200, classes=10, bits=16, flip=0.2, seed=0):
-    """Codes around one random center for each class, sorted by class; every 20th is a query."""
+    """Draw codes around one random center for each class, sorted by class; every 20th is a query."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat_interleave(per_class)
     centers = torch.rand(classes, bits, generator=generator).sub(0.5).sign()
@@ -27,7 +27,7 @@ def clustered_codes(per_class=200, classes=10, bits=16, flip=0.2, seed=0):
 
 
 def cube():
-    """The codes of 3 bits as the corners of a cube, around one query."""
+    """Draw the codes of 3 bits as the corners of a cube, with their distances from one of them."""
     figure, axes = plt.subplots(figsize=(5, 4.2))
     place = {}
     for code in range(8):
@@ -52,7 +52,7 @@ def cube():
 
 
 def orders():
-    """Average precision of every order of two relevant items and one irrelevant item at one distance."""
+    """Draw the average precision of each order of two relevant items and an irrelevant one."""
     names, values = [], []
     for order in sorted(set(permutations("++-"))):
         relevance = [sign == "+" for sign in order]
@@ -73,7 +73,7 @@ def orders():
 
 
 def database_order():
-    """mAP of one set of codes, when the database is shuffled, and with ties resolved exactly."""
+    """Draw the mAP of one set of codes when the database is shuffled, and the exact mean over all orders."""
     query, query_labels, codes, labels = clustered_codes()
 
     def stable(order):
@@ -97,8 +97,8 @@ def database_order():
 
 
 def distances():
-    """How far relevant and irrelevant items are."""
-    return plot_distance_histogram(evaluate(*clustered_codes(bits=32), top_k=100))
+    """Draw how far relevant and irrelevant items are, for codes with a tenth of the bits wrong."""
+    return plot_distance_histogram(evaluate(*clustered_codes(bits=32, flip=0.1), top_k=100))
 
 
 if __name__ == "__main__":

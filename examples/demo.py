@@ -6,16 +6,20 @@
 
 ``--model`` is a folder of ``hybridhash.hub.save_pretrained``, a repository of the Hub, or the name of a timm
 model whose features are then hashed without labels (ITQ) to each length of ``--bits``; it can be repeated.
+What a model gives for your images is kept in ``--keep``, so that the next start reads only new ones.
 Needs ``pip install hybridhash[demo]``. The page is served to this machine only; nothing is sent elsewhere.
 """
 
 import argparse
 import base64
+import hashlib
 import html
 import io
 import os
+import zipfile
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, as is the next
@@ -31,6 +35,7 @@ from PIL import Image, ImageOps, ImageStat
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
+from tqdm import tqdm
 
 import hybridhash
 from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
@@ -52,32 +57,40 @@ CSS = """
 #hits .thumbnail-lg {height: auto; aspect-ratio: auto; display: flex; flex-direction: column}
 #hits .thumbnail-lg img {height: auto; aspect-ratio: 1}
 #hits .caption-label {position: static; max-width: 100%; width: 100%; border: 0; text-align: center}
+#hits .caption-label {white-space: normal; overflow-wrap: anywhere; text-overflow: clip}
 #bits table {width: 100%; margin: 0; border: 0; border-collapse: collapse; table-layout: fixed}
 #bits td {padding: 2px 6px 2px 0; border: 0; white-space: nowrap}
 #bits tr {border: 0} #bits td:nth-child(1) {width: 40px} #bits td:nth-child(2) {width: 62px}
 #bits img {margin: 0; display: block}
-#bits .thumb {width: 32px; height: 32px; object-fit: contain} #bits .code {width: 100%; height: 18px}
+#bits .thumb {width: 32px; height: 32px; object-fit: contain}
+#bits .code {width: 100%; height: 18px; background: white}
 #problem p {color: #dc2626; font-weight: 600}
 """
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images that are searched, in memory or as paths, with their captions, and example queries."""
+    """The images that are searched, in memory or as paths, with their captions, and example queries.
+
+    ``notes`` are sentences about the files that were left out.
+    """
 
     sources: list[Image.Image | Path]
     captions: list[str]
     queries: list[Image.Image]
-    broken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def read(self, row):
         source = self.sources[row]
         return source if isinstance(source, Image.Image) else read_image(source)
 
-    def batches(self, transform):
-        for start in range(0, len(self.sources), 64):
-            rows = range(start, min(start + 64, len(self.sources)))
-            yield torch.stack([transform(self.read(row)) for row in rows])
+    def stamp(self, row):
+        """Return a name of the image that changes when its file does."""
+        source = self.sources[row]
+        if isinstance(source, Image.Image):
+            return str(row)
+        status = source.stat()
+        return f"{source.absolute()}:{status.st_size}:{status.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -89,23 +102,41 @@ class Space:
     codes: HashCodes
 
 
-def read_folder(folder):
-    """Return the images below a folder; files named like images that cannot be decoded are ``broken``."""
+def find_images(folder):
+    """Return the images below a folder, unread; files of other kinds are named in the notes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    paths, broken = [], []
+    paths, others = [], defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if path.suffix[1:].lower() in IMAGE_ENDINGS and path.is_file():
-            try:
-                read_image(path)
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            if path.suffix[1:].lower() in IMAGE_ENDINGS:
                 paths.append(path)
-            except BAD_IMAGE as error:
-                broken.append(f"{path.relative_to(folder)} ({error})")
+            else:
+                others[path.suffix.lower() or "no ending"].append(str(name))
+    kinds = [f"{len(names):,} {ending} ({names[0]})" for ending, names in sorted(others.items())]
+    note = f"Files of other kinds were left out: {', '.join(kinds)}; save photos among them as JPEG first."
     if not paths:
-        unreadable = f"; {len(broken)} could not be read: {', '.join(broken[:3])}" if broken else ""
-        raise ValueError(f"no image in {folder} ({', '.join(sorted(IMAGE_ENDINGS))}){unreadable}")
-    queries = [read_image(path) for path in paths[:: -(-len(paths) // 8)]]
-    return Pictures(paths, [str(path.relative_to(folder)) for path in paths], queries, tuple(broken))
+        raise ValueError(
+            f"no image in {folder} ({', '.join(sorted(IMAGE_ENDINGS))}). {note if kinds else ''}"
+        )
+    return Pictures(paths, [str(path.relative_to(folder)) for path in paths], [], (note,) if kinds else ())
+
+
+def without(pictures, broken):
+    """Return the pictures without those that could not be read, given as errors by row."""
+    rows = [row for row in range(len(pictures.sources)) if row not in broken]
+    names = [f"{pictures.captions[row]} ({error})" for row, error in broken.items()]
+    more = "; ..." if len(names) > 5 else ""
+    note = f"{len(names):,} could not be read: {'; '.join(names[:5])}{more}."
+    if not rows:
+        raise ValueError(f"no image is left. {note}")
+    return replace(
+        pictures,
+        sources=[pictures.sources[row] for row in rows],
+        captions=[pictures.captions[row] for row in rows],
+        notes=(*pictures.notes, note) if broken else pictures.notes,
+    )
 
 
 def read_digits():
@@ -152,34 +183,102 @@ def digit_network(pictures, labels, epochs):
     return model
 
 
-def load_spaces(pictures, name, bits, pretrained):
-    """Return the space of a trained hash model, or of a timm model one for each code length."""
+def load_spaces(pictures, name, bits, pretrained, keep=None):
+    """Return the pictures that can be read, and the spaces of a hash model or of a timm model's features.
+
+    A hash model has one space; the features of a timm model have one for each length of ``bits``.
+    """
     if Path(name).exists() or ":" in name or "/" in name:
-        model = hybridhash.load(name).eval()
+        model = hybridhash.load(name)
         transform = model_transform(model)
-        codes = encode(model, pictures.batches(transform))
-        return {f"{name}, {model.bits} bits": Space(model, transform, codes)}
+        pictures, values = outputs(pictures, model, transform, name, keep)
+        codes = HashCodes.from_codes(values)
+        return pictures, {f"{name}, {model.bits} bits": Space(model, transform, codes)}
     try:
+        torch.manual_seed(0)  # random weights are the same at the next start
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:
         raise OSError(
             f"no weights of {name}: {error} (--no-pretrained and --model FOLDER need none)"
         ) from error
-    return hash_features(pictures, backbone, model_transform(backbone), name, bits)
+    return hash_features(pictures, backbone, model_transform(backbone), name, bits, keep)
 
 
-def hash_features(pictures, backbone, transform, name, bits):
+def hash_features(pictures, backbone, transform, name, bits, keep=None):
     """Hash a network's features to each length, by ITQ if there are more images than bits, else by LSH."""
-    backbone.eval()
-    with torch.no_grad():
-        features = torch.cat([backbone(images) for images in pictures.batches(transform)])
+    pictures, features = outputs(pictures, backbone, transform, name, keep)
     spaces = {}
     for length in bits:
         method = "itq" if len(features) > length else "lsh"
         head = fit_hash_head(features, method, length, torch.Generator().manual_seed(0)).eval()
         codes = encode(head, features.split(1024), progress=False)
         spaces[f"{name}, {length} bits"] = Space(nn.Sequential(backbone, head), transform, codes)
-    return spaces
+    return pictures, spaces
+
+
+def outputs(pictures, network, transform, name, keep=None):
+    """Return the pictures that can be read, and what a network gives for them, float (N, D).
+
+    Values of files that have not changed are taken from a file in the folder ``keep``. New ones are written
+    there, also when the pass is interrupted.
+    """
+    network.eval()
+    file = keep / f"{digest(network, transform)}.npz" if keep else None
+    kept = read_kept(file)
+    stamps = [pictures.stamp(row) for row in range(len(pictures.sources))]
+    missing = [row for row, stamp in enumerate(stamps) if stamp not in kept]
+    broken = {}
+    bar = tqdm(total=len(missing), desc=name, unit="image", disable=not missing)
+    try:
+        for start in range(0, len(missing), 64):
+            inputs = {}
+            for row in missing[start : start + 64]:
+                try:
+                    inputs[stamps[row]] = transform(pictures.read(row))
+                except BAD_IMAGE as error:
+                    broken[row] = error
+                bar.update()
+            if inputs:
+                with torch.no_grad():
+                    values = network(torch.stack(list(inputs.values()))).float()
+                kept |= zip(inputs, values, strict=True)
+    finally:
+        bar.close()
+        if file and missing:
+            write_kept(file, kept)
+    pictures = without(pictures, broken)
+    values = [kept[stamp] for row, stamp in enumerate(stamps) if row not in broken]
+    return pictures, torch.stack(values)
+
+
+def digest(network, transform):
+    """Return a name for what a network gives: it changes with weights, transform and version."""
+    content = hashlib.sha256(f"{hybridhash.__version__} {transform}".encode())
+    for name, tensor in network.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()[:16]
+
+
+def read_kept(file):
+    """Return what :func:`write_kept` wrote, or nothing if there is no such file or it is damaged."""
+    if file is None or not file.exists():
+        return {}
+    try:
+        with np.load(file) as content:
+            return dict(zip(content["stamps"].tolist(), torch.from_numpy(content["values"]), strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{file} is damaged and is made anew: {error}")
+        return {}
+
+
+def write_kept(file, kept):
+    """Write the values of a network by the stamps of their files, in one step."""
+    if kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, stamps=np.array(list(kept)), values=torch.stack(list(kept.values())).numpy())
+        temporary.replace(file)
 
 
 def rank(space, picture):
@@ -213,14 +312,17 @@ def inline(picture, name, alt):
 def histogram(distances, bits, radius):
     """Plot the number of images at each distance, those within the radius in red."""
     counts = torch.bincount(distances.long(), minlength=bits + 1).tolist()
-    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained", facecolor="none")  # on a light or dark page
     axes = figure.subplots()
+    axes.set_facecolor("none")
     axes.bar(
         range(bits + 1), counts, 0.9, color=["#dc2626" if d <= radius else "#94a3b8" for d in range(bits + 1)]
     )
-    axes.set_xlabel("Hamming distance (red: within the radius)", fontsize=12)
-    axes.set_ylabel("images", fontsize=12)
-    axes.tick_params(labelsize=12)
+    grey = "#7c8798"  # can be read on white and on black
+    axes.set_xlabel("Hamming distance (red: within the radius)", fontsize=12, color=grey)
+    axes.set_ylabel("images", fontsize=12, color=grey)
+    axes.tick_params(labelsize=12, colors=grey)
+    axes.spines[["left", "bottom"]].set_color(grey)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -254,9 +356,10 @@ def show(pictures, spaces, picture, name, top_k, radius):
 def open_file(path):
     """Return the query in a file, and a message if there is none."""
     try:
-        return read_image(Path(path).read_bytes()), ""  # bytes, so that no message has the path
+        return read_image(path), ""
     except BAD_IMAGE as error:
-        return None, f"{Path(path).name} is no image that can be read: {error}"
+        reason = str(error).replace(str(path), Path(path).name)  # the server's folder says nothing
+        return None, f"{Path(path).name} is no image that can be read: {reason}"
 
 
 def open_drawing(drawing):
@@ -270,16 +373,14 @@ def open_drawing(drawing):
 
 
 def about(pictures):
-    text = f"{len(pictures.sources):,} images, searched by the Hamming distance of their binary codes."
-    if pictures.broken:
-        text += f" {len(pictures.broken)} could not be read: {'; '.join(pictures.broken[:5])}"
-        text += "; ..." * (len(pictures.broken) > 5)
-    return text
+    count = f"{len(pictures.sources):,} images, searched by the Hamming distance of their binary codes."
+    return " ".join((count, *pictures.notes))
 
 
 def build_page(pictures, spaces):
     most = max(2, min(50, len(pictures.sources)))
     longest = max(space.codes.bits for space in spaces.values())
+    in_memory = isinstance(pictures.sources[0], Image.Image)  # digits, which one can draw
     grid = {"object_fit": "contain", "buttons": [], "format": "png", "show_label": False, "height": "auto"}
     with gr.Blocks(title="hybridhash", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         query = gr.State(pictures.queries[0])
@@ -291,7 +392,7 @@ def build_page(pictures, spaces):
                     file = gr.File(label="Drop an image", height=120)
                     gr.Markdown("or choose one:")
                     examples = gr.Gallery(pictures.queries, allow_preview=False, elem_id="examples", **grid)
-                with gr.Tab("Drawing"):
+                with gr.Tab("Drawing", visible=in_memory):
                     pen = gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed")
                     board = gr.Sketchpad(
                         type="pil", label="Draw", canvas_size=(280, 280), fixed_canvas=True, layers=False,
@@ -334,7 +435,30 @@ def build_page(pictures, spaces):
     return page
 
 
-def main():
+def load_everything(args):
+    """Return the pictures and the spaces that the arguments ask for."""
+    if not args.images and not args.model:
+        pictures, labels = read_digits()
+        network = digit_network(pictures, labels, args.epochs)
+        return hash_features(pictures, network, digit_tensor, "digits", args.bits)
+    pictures = find_images(args.images) if args.images else read_digits()[0]
+    keep = args.keep if args.images else None
+    spaces = {}
+    for name in args.model or ["resnet18"]:
+        readable, found = load_spaces(pictures, name, args.bits, args.pretrained, keep)
+        if spaces and len(readable.sources) < len(pictures.sources):
+            raise ValueError(f"images have changed while they were read. {readable.notes[-1]} Start again.")
+        pictures = readable
+        spaces |= found
+    if args.images:
+        step = -(-len(pictures.sources) // 8)
+        queries = [pictures.read(row) for row in range(0, len(pictures.sources), step)]
+        pictures = replace(pictures, queries=queries)
+    return pictures, spaces
+
+
+def arguments():
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--images", type=Path, help="folder to search (scanned digits)")
@@ -342,17 +466,18 @@ def main():
     add("--bits", type=int, nargs="+", default=[16, 32, 64], help="code lengths (16 32 64)")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="weights of timm models")
     add("--epochs", type=int, default=5, help="of the network of digits (5)")
+    add("--keep", type=Path, default=Path("out/demo"), help="folder of what was computed (out/demo)")
     add("--host", default="127.0.0.1", help="address to serve on (127.0.0.1: for this machine only)")
     add("--port", type=int, default=7860, help="(7860)")
+    return parser
+
+
+def main():
+    parser = arguments()
     args = parser.parse_args()
-    spaces = {}
+    Image.MAX_IMAGE_PIXELS = 300_000_000  # Pillow refuses twice as many, 600 megapixels
     try:
-        pictures, labels = (read_folder(args.images), None) if args.images else read_digits()
-        if not args.images and not args.model:
-            network = digit_network(pictures, labels, args.epochs)
-            spaces = hash_features(pictures, network, digit_tensor, "digits", args.bits)
-        for name in args.model or ([] if spaces else ["resnet18"]):
-            spaces |= load_spaces(pictures, name, args.bits, args.pretrained)
+        pictures, spaces = load_everything(args)
         print(about(pictures))
         page = build_page(pictures, spaces)
         print(f"open http://{args.host}:{args.port}; Ctrl-C ends it")

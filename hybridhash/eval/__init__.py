@@ -26,12 +26,13 @@ from hybridhash.eval.plots import (
     plot_precision_at_k,
     plot_precision_recall,
     plot_precision_within_radius,
+    plot_recall_at_k,
     plot_report,
-    plot_retrieval_grid,
 )
 from hybridhash.eval.published import DEFINITIONS, MapDefinition
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.eval.reranking import evaluate_ranking, rerank
+from hybridhash.eval.retrieval_grid import plot_retrieval_grid
 from hybridhash.eval.statistics import CodeStatistics, code_statistics
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "plot_precision_at_k",
     "plot_precision_recall",
     "plot_precision_within_radius",
+    "plot_recall_at_k",
     "plot_report",
     "plot_retrieval_grid",
     "precision_at_k",

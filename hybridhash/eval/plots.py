@@ -1,18 +1,17 @@
-"""Figures of retrieval experiments (extra ``plot``): returned, never shown or saved.
+"""Curves of retrieval experiments (extra ``plot``): returned as figures, never shown or saved.
 
-Methods differ by colour, line style and marker, and right from wrong by colour, line style and sign, so that
-every figure can be read in grey.
+Methods differ by colour, line style and marker, so that every figure can be read in grey.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from torch import Tensor
-
-from hybridhash._checks import check_choice
+from hybridhash._checks import check_choice, check_integer
+from hybridhash.eval.curves import PrecisionRecallCurve
 from hybridhash.eval.report import RetrievalReport
 
 if TYPE_CHECKING:
@@ -20,42 +19,56 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "new_figure",
     "plot_distance_histogram",
     "plot_precision_at_k",
     "plot_precision_recall",
     "plot_precision_within_radius",
+    "plot_recall_at_k",
     "plot_report",
-    "plot_retrieval_grid",
 ]
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito), with as many styles and markers.
-_STYLES = (
-    ("#0072b2", "-", "o"),
-    ("#d55e00", "--", "s"),
-    ("#009e73", "-.", "^"),
-    ("#cc79a7", ":", "D"),
-    ("#56b4e9", (0, (5, 1)), "v"),
-    ("#e69f00", (0, (3, 1, 1, 1)), "P"),
-    ("#000000", (0, (1, 1)), "X"),
-)
-_RIGHT, _WRONG = "#2e7d32", "#d32f2f"
+# Colours that stay apart for colour-blind readers (Okabe and Ito). The three lists have no common length, so
+# that 420 methods pass before one looks like another; the first 12 have 12 markers.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "h")
 
-Reports = Mapping[str, RetrievalReport] | RetrievalReport
+Method: TypeAlias = RetrievalReport | PrecisionRecallCurve
+Methods: TypeAlias = Method | Mapping[Any, Method]
 
 
-def plot_precision_recall(reports: Reports, *, by: Literal["rank", "radius"] = "rank") -> Figure:
-    """Precision against recall of one or several methods.
+def plot_precision_recall(
+    reports: Methods,
+    *,
+    by: Literal["rank", "radius"] = "rank",
+    top_k: int | None = None,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw precision against recall of one or several methods.
+
+    The legend stands to the right of the panel. In axes of your own it has room if the figure is made with
+    ``layout="constrained"``; ``ax.get_legend().remove()`` takes it away where one serves several panels.
 
     Args:
-        reports: a report, or the reports of several methods by name.
-        by: along the number of retrieved items, or along the Hamming radius.
+        reports: A report, a curve of
+            :func:`precision_recall_curve <hybridhash.eval.curves.precision_recall_curve>`, or a dict of them
+            by the name of the method.
+        by: Which curve of a report to draw: along the number of retrieved items, or along the Hamming
+            radius. A curve that is no report is drawn as it was computed.
+        top_k: The last rank to draw; None draws all. A radius has no rank.
+        ax: The matplotlib axes to draw into; None makes a new figure.
+        figsize: Width and height of the new figure in inches, the legend included. None takes 4.8 x 3.6 and
+            adds the room that the legend needs.
 
     Returns:
         The figure; ``figure.savefig(path)`` saves it.
 
     Raises:
         ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
-        ValueError: no report, or no such curve in a report.
+        TypeError: ``reports`` or ``ax`` is something else.
+        ValueError: There is nothing to draw, or a method lacks this curve.
 
     Example:
         >>> import torch
@@ -63,249 +76,317 @@ def plot_precision_recall(reports: Reports, *, by: Literal["rank", "radius"] = "
         >>> codes, labels = torch.randn(20, 8), torch.arange(20) % 4
         >>> figure = plot_precision_recall({"random": evaluate(codes, labels, codes, labels)})
     """
-    figure, axes = _figure()
-    _draw_precision_recall(axes, reports, by)
-    return figure
+    axes = _axes(ax, figsize)
+    _draw_precision_recall(axes, reports, by, top_k)
+    return _finish(axes, reports, fit=ax is None, widen=figsize is None)
 
 
-def plot_precision_at_k(reports: Reports) -> Figure:
-    """Precision among the first k items against k; arguments and errors as :func:`plot_precision_recall`."""
-    figure, axes = _figure()
-    _draw_precision_at_k(axes, reports)
-    return figure
-
-
-def plot_precision_within_radius(reports: Reports) -> Figure:
-    """Precision within a Hamming radius against the radius; as :func:`plot_precision_recall`.
-
-    A query that finds nothing within a radius counts as the report's ``empty`` says.
-    """
-    figure, axes = _figure()
-    _draw_precision_within_radius(axes, reports)
-    return figure
-
-
-def plot_distance_histogram(report: RetrievalReport) -> Figure:
-    """Share of relevant and of irrelevant pairs at each Hamming distance.
-
-    Raises:
-        ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
-        ValueError: the report is of a ranking, which has no distances.
-    """
-    figure, axes = _figure()
-    _draw_distance_histogram(axes, report)
-    return figure
-
-
-def plot_report(report: RetrievalReport) -> Figure:
-    """All curves of a report in one figure; errors as :func:`plot_precision_recall`."""
-    if report.radius is None:
-        figure, ((left, right),) = _grid(1, 2, (9.0, 3.6))
-    else:
-        figure, ((left, right), (below_left, below_right)) = _grid(2, 2, (9.0, 7.0))
-        _draw_precision_within_radius(below_left, report)
-        _draw_distance_histogram(below_right, report)
-    _draw_precision_recall(left, report, "rank")
-    _draw_precision_at_k(right, report)
-    cut = "" if report.top_k is None else f"@{report.top_k}"
-    bits = "" if report.bits is None else f", {report.bits} bits"
-    figure.suptitle(
-        f"mAP{cut} {report['map']:.4f} ({report.queries:,} queries, {report.database:,} items{bits})"
-    )
-    return figure
-
-
-def plot_retrieval_grid(
-    query_images: Sequence[Any] | Tensor,
-    database_images: Sequence[Any] | Tensor,
-    indices: Tensor,
-    relevant: Tensor,
+def plot_precision_at_k(
+    reports: Methods,
     *,
-    query_titles: Sequence[str] | None = None,
-    cell: float = 1.0,
+    top_k: int | None = None,
+    xscale: Literal["log", "linear"] = "log",
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Figure:
-    """Queries with their nearest images: right ones framed green, wrong ones framed red, dashed and crossed.
+    """Draw the precision among the first k items against k.
 
     Args:
-        query_images: one image per row of the grid: ``(3, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(H, W, 3)``
-            tensors or arrays, uint8, or floating in 0..1; or PIL images.
-        database_images: the same for the database, indexed by row.
-        indices: integer ``(rows, k)``: the items found, nearest first, as
-            :func:`hybridhash.codes.hamming_topk` returns them; -1 leaves a cell empty.
-        relevant: bool ``(rows, k)``: which of them are right.
-        query_titles: a word or two under each query.
-        cell: side of a cell in inches.
+        reports: As for :func:`plot_precision_recall`; a curve must have been computed with ``by="rank"``.
+        top_k: The largest k to draw; None draws all.
+        xscale: Whether the axis of k is logarithmic or linear.
+        ax: The axes to draw into, as for :func:`plot_precision_recall`.
+        figsize: The size of a new figure, as for :func:`plot_precision_recall`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError, TypeError, ValueError: As for :func:`plot_precision_recall`.
+    """
+    axes = _axes(ax, figsize)
+    _draw_at_k(axes, reports, "precision", top_k, xscale)
+    return _finish(axes, reports, fit=ax is None, widen=figsize is None)
+
+
+def plot_recall_at_k(
+    reports: Methods,
+    *,
+    top_k: int | None = None,
+    xscale: Literal["log", "linear"] = "log",
+    ax: Axes | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw the share of relevant items found among the first k against k.
+
+    Arguments, result and errors are those of :func:`plot_precision_at_k`.
+    """
+    axes = _axes(ax, figsize)
+    _draw_at_k(axes, reports, "recall", top_k, xscale)
+    return _finish(axes, reports, fit=ax is None, widen=figsize is None)
+
+
+def plot_precision_within_radius(
+    reports: Methods, *, ax: Axes | None = None, figsize: tuple[float, float] | None = None
+) -> Figure:
+    """Draw the precision within a Hamming radius against the radius.
+
+    A query that finds nothing within a radius counts as ``empty`` of the report or curve says. A curve must
+    have been computed with ``by="radius"``. Arguments, result and errors are otherwise those of
+    :func:`plot_precision_recall`.
+    """
+    axes = _axes(ax, figsize)
+    _draw_within_radius(axes, reports)
+    return _finish(axes, reports, fit=ax is None, widen=figsize is None)
+
+
+def plot_distance_histogram(
+    report: RetrievalReport, *, ax: Axes | None = None, figsize: tuple[float, float] | None = None
+) -> Figure:
+    """Draw the share of relevant and of irrelevant pairs at each Hamming distance, of one report.
+
+    Args:
+        report: A report of codes; that of a ranking has no distances.
+        ax: The axes to draw into, as for :func:`plot_precision_recall`.
+        figsize: The size of a new figure in inches; None takes 4.8 x 3.6.
 
     Returns:
         The figure.
 
     Raises:
         ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
-        ValueError: shapes that do not fit each other, or an image that is none.
-
-    Example:
-        >>> import torch
-        >>> images = torch.rand(6, 3, 8, 8)
-        >>> indices = torch.tensor([[1, 2, 3]])
-        >>> figure = plot_retrieval_grid(images[:1], images, indices, torch.tensor([[True, False, True]]))
+        TypeError: ``report`` is no report.
+        ValueError: The report is of a ranking.
     """
-    if indices.ndim != 2 or indices.shape != relevant.shape or len(indices) != len(query_images):
-        raise ValueError(
-            f"indices and relevant must be ({len(query_images)}, k), one row per query image, got "
-            f"{tuple(indices.shape)} and {tuple(relevant.shape)}"
-        )
-    rows, columns = len(indices), indices.shape[1] + 1
-    figure, grid = _grid(rows, columns, (columns * cell + 0.2, rows * cell * 1.12 + 0.3))
-    for row in range(rows):
-        _draw_image(grid[row][0], query_images[row], None)
-        if query_titles is not None:
-            grid[row][0].set_xlabel(query_titles[row], fontsize=8, labelpad=2)
-        for column, (item, right) in enumerate(
-            zip(indices[row].tolist(), relevant[row].tolist(), strict=True), start=1
-        ):
-            if item < 0:
-                grid[row][column].set_axis_off()
-            else:
-                _draw_image(grid[row][column], database_images[item], bool(right))
-    grid[0][0].set_title("query", fontsize=9)
-    for column in range(1, columns):
-        grid[0][column].set_title(str(column), fontsize=9)
+    _check_report(report)
+    axes = _axes(ax, figsize)
+    _draw_distance_histogram(axes, report)
+    return axes.figure.figure
+
+
+def plot_report(report: RetrievalReport, *, figsize: tuple[float, float] | None = None) -> Figure:
+    """Draw all curves of a report in one figure.
+
+    Args:
+        report: The report. That of a ranking has two panels, any other four.
+        figsize: The size of the figure in inches; None takes 9 x 7, or 9 x 3.6 for two panels.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: matplotlib is not installed (``pip install hybridhash[plot]``).
+        TypeError: ``report`` is no report.
+    """
+    _check_report(report)
+    if report.radius is None:
+        figure, panels = new_figure(1, 2, figsize or (9.0, 3.6))
+    else:
+        figure, panels = new_figure(2, 2, figsize or (9.0, 7.0))
+        _draw_within_radius(panels[1][0], report)
+        _draw_distance_histogram(panels[1][1], report)
+    _draw_precision_recall(panels[0][0], report, "rank", None)
+    _draw_at_k(panels[0][1], report, "precision", None, "log")
+    cut = "" if report.top_k is None else f"@{report.top_k}"
+    bits = "" if report.bits is None else f", {report.bits} bits"
+    title = f"mAP{cut} {report['map']:.4f} ({report.queries:,} queries, {report.database:,} items{bits})"
+    letters = int(figure.get_figwidth() * 10)  # of 12 points that fit into a line
+    figure.suptitle(textwrap.fill(title, max(10, letters)))
+    for axes in figure.axes:
+        _fit_letters(axes, figure.get_figheight() / len(panels))
     return figure
 
 
-def _draw_precision_recall(axes: Axes, reports: Reports, by: str) -> None:
+def _draw_precision_recall(axes: Axes, reports: Methods, by: str, top_k: int | None) -> None:
     check_choice("by", by, ("rank", "radius"))
-    x, y = (f"{name}_{'at' if by == 'rank' else 'by'}_{by}" for name in ("recall", "precision"))
-    for name, report, style in _methods(reports, x):
-        axes.plot(report.curves[x], report.curves[y], label=name, **style)
+    for name, method, style in _methods(reports):
+        along = by if isinstance(method, RetrievalReport) else _kind(method)
+        word = "at" if along == "rank" else "by"
+        x = _values(name, method, f"recall_{word}_{along}", along, top_k)
+        y = _values(name, method, f"precision_{word}_{along}", along, top_k)
+        _draw_line(axes, x, y, name, style)
     axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    _finish(axes, reports)
 
 
-def _draw_precision_at_k(axes: Axes, reports: Reports) -> None:
-    for name, report, style in _methods(reports, "rank"):
-        axes.plot(report.curves["rank"], report.curves["precision_at_rank"], label=name, **style)
-    axes.set(xlabel="number of retrieved items k", ylabel="precision at k", xscale="log", ylim=(-0.02, 1.02))
-    _finish(axes, reports)
+def _draw_at_k(axes: Axes, reports: Methods, metric: str, top_k: int | None, xscale: str) -> None:
+    check_choice("xscale", xscale, ("log", "linear"))
+    for name, method, style in _methods(reports):
+        x = _values(name, method, "rank", "rank", top_k)
+        y = _values(name, method, f"{metric}_at_rank", "rank", top_k)
+        _draw_line(axes, x, y, name, style)
+    axes.set(xlabel="number of retrieved items k", ylabel=f"{metric} at k", ylim=(-0.02, 1.02))
+    axes.set_xscale(xscale)
 
 
-def _draw_precision_within_radius(axes: Axes, reports: Reports) -> None:
-    for name, report, style in _methods(reports, "radius"):
-        axes.plot(report.curves["radius"], report.curves["precision_within_radius"], label=name, **style)
+def _draw_within_radius(axes: Axes, reports: Methods) -> None:
+    for name, method, style in _methods(reports):
+        x = _values(name, method, "radius", "radius", None)
+        y = _values(name, method, "precision_within_radius", "radius", None)
+        _draw_line(axes, x, y, name, style)
     axes.set(xlabel="Hamming radius", ylabel="precision within radius", ylim=(-0.02, 1.02))
-    _finish(axes, reports)
 
 
 def _draw_distance_histogram(axes: Axes, report: RetrievalReport) -> None:
-    _check_curve(report, "radius", "the report")
-    distances = report.curves["radius"]
+    distances = _values("", report, "radius", "radius", None)
     for key, name, colour, hatch in (
         ("irrelevant_by_distance", "irrelevant", "#b0b0b0", ""),
-        ("relevant_by_distance", "relevant", _STYLES[0][0], "///"),
+        ("relevant_by_distance", "relevant", _COLOURS[0], "///"),
     ):
         counts = report.curves[key]
         total = sum(counts) or 1.0
-        axes.bar(
-            distances,
-            [count / total for count in counts],
-            width=1.0,
-            label=f"{name} pairs",
-            facecolor=(*_rgb(colour), 0.45),
-            edgecolor=colour,
-            hatch=hatch,
-            linewidth=0.8,
-        )
+        bars = axes.bar(distances, [count / total for count in counts], width=1.0, label=name)
+        red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+        for bar in bars:
+            bar.set(facecolor=(red, green, blue, 0.45), edgecolor=colour, hatch=hatch, linewidth=0.8)
     axes.set(xlabel="Hamming distance", ylabel="share of pairs")
-    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
+    axes.legend(**above, frameon=False, fontsize=8, handlelength=1.5, columnspacing=1.0)
 
 
-def _draw_image(axes: Axes, image: Any, right: bool | None) -> None:
-    pixels = _pixels(image)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, aspect="equal")
-    axes.set(xticks=[], yticks=[])
-    frame = {
-        None: ("#000000", "-", 1.0),
-        True: (_RIGHT, "-", 3.0),
-        False: (_WRONG, (0, (2, 1)), 3.0),
-    }[right]
-    for spine in axes.spines.values():
-        spine.set(edgecolor=frame[0], linestyle=frame[1], linewidth=frame[2], capstyle="butt")
-    if right is False:
-        axes.text(
-            0.94,
-            0.94,
-            "\N{MULTIPLICATION SIGN}",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            fontsize=10,
-            fontweight="bold",
-            color="white",
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": _WRONG, "edgecolor": "none"},
-        )
-
-
-def _pixels(image: Any) -> Any:
-    """An image as an array ``(H, W)`` or ``(H, W, 3)`` of floats in 0..1."""
-    import numpy as np
-
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise ValueError(f"an image must be (3, H, W), (H, W, 3) or (H, W), got shape {array.shape}")
-    if array.dtype == np.uint8:
-        return array / 255.0
-    array = array.astype(np.float64)
-    if not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(
-            f"floating images must lie in 0..1, got {array.min():.3g}..{array.max():.3g}: undo the "
-            "normalization"
-        )
-    return array
-
-
-def _methods(reports: Reports, curve: str) -> Iterator[tuple[str, RetrievalReport, dict[str, Any]]]:
-    """Name, report and line style of each method."""
-    named = {"": reports} if isinstance(reports, RetrievalReport) else reports
-    if not named:
-        raise ValueError("no report to draw: give a report, or a dict of reports by name")
-    for number, (name, report) in enumerate(named.items()):
-        _check_curve(report, curve, name or "the report")
-        colour, line, marker = _STYLES[number % len(_STYLES)]
-        points = sum(not math.isnan(value) for value in report.curves[curve])
-        style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
-        yield name, report, style | {"markevery": max(1, points // 10), "linewidth": 1.6}
-
-
-def _check_curve(report: RetrievalReport, curve: str, name: str) -> None:
-    if curve not in report.curves:
-        raise ValueError(f"{name} has no curve {curve!r}: it is of a ranking, which has no Hamming distances")
-
-
-def _finish(axes: Axes, reports: Reports) -> None:
+def _draw_line(axes: Axes, x: list[float], y: list[float], name: str, style: dict[str, Any]) -> None:
+    """Draw one curve, with about ten markers, or say that it has no value anywhere."""
+    if all(math.isnan(value) for value in y):
+        name = f"{name} (not defined)".strip()
+        axes.text(0.5, 0.5, "no query has a relevant item", transform=axes.transAxes, ha="center")
+    step = max(1, sum(not math.isnan(value) for value in y) // 10)
+    axes.plot(x, y, label=name, markevery=step, markersize=5, linewidth=1.6, **style)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if not isinstance(reports, RetrievalReport):
-        axes.legend(frameon=False)
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    return red, green, blue
+def _methods(reports: Methods) -> Iterator[tuple[str, Method, dict[str, Any]]]:
+    """Name, report or curve, and line style of each method."""
+    named = {"": reports} if isinstance(reports, Method) else reports
+    if not isinstance(named, Mapping):
+        raise TypeError(
+            "reports must be a RetrievalReport, a PrecisionRecallCurve or a dict of them by name, "
+            f"got {type(named).__name__}: name the methods, as in {{'ours': report}}"
+        )
+    if not named:
+        raise ValueError("no report to draw: give a report, or a dict of reports by name")
+    for number, (name, method) in enumerate(named.items()):
+        if not isinstance(method, Method):
+            raise TypeError(
+                f"{name!r} must be a RetrievalReport or a PrecisionRecallCurve, got {type(method).__name__}"
+            )
+        style = {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "linestyle": _LINES[number % len(_LINES)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+        }
+        yield str(name), method, style
 
 
-def _figure() -> tuple[Figure, Axes]:
-    """A figure with one axes."""
-    figure, ((axes,),) = _grid(1, 1, (4.8, 3.6))
-    return figure, axes
+def _check_report(report: object) -> None:
+    if not isinstance(report, RetrievalReport):
+        raise TypeError(f"report must be one RetrievalReport, got {type(report).__name__}")
 
 
-def _grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure that no window knows of, and its axes by row."""
+def _kind(curve: PrecisionRecallCurve) -> str:
+    """Whether a curve is by rank, which begins at 1 at the earliest, or by radius, which begins at 0."""
+    return "radius" if (curve.thresholds == 0).any() else "rank"
+
+
+def _values(name: str, method: Method, key: str, along: str, top_k: int | None) -> list[float]:
+    """The values ``key`` of a report's curve, or of a curve, up to rank ``top_k``."""
+    curves = method.curves if isinstance(method, RetrievalReport) else _curves_of(method)
+    if key not in curves:
+        name = repr(name) if name else "the report"
+        if not isinstance(method, RetrievalReport):
+            raise ValueError(f"{name} is a curve by {_kind(method)}: compute it with by={along!r}")
+        raise ValueError(f"{name} has no curve {key!r}: it is of a ranking, which has no Hamming distances")
+    if top_k is None:
+        return curves[key]
+    check_integer("top_k", top_k, 1, advice="use None for all ranks")
+    if along == "radius":
+        raise ValueError(f"top_k={top_k} is a rank, and a curve by radius has none: use by='rank'")
+    pairs = zip(curves["rank"], curves[key], strict=True)
+    values = [value for rank, value in pairs if rank <= top_k]
+    if not values:
+        raise ValueError(f"top_k={top_k} leaves nothing of a curve that begins at rank {curves['rank'][0]:g}")
+    return values
+
+
+def _curves_of(curve: PrecisionRecallCurve) -> dict[str, list[float]]:
+    """Name the lists of a curve as a report names them."""
+    if curve.precision.ndim != 1:
+        raise ValueError(
+            f"a curve must have one value a point, got precision of shape {tuple(curve.precision.shape)}: "
+            "compute it with aggregation='mean'"
+        )
+    precision, recall = curve.precision.tolist(), curve.recall.tolist()
+    points = [float(point) for point in curve.thresholds.tolist()]
+    if _kind(curve) == "rank":
+        return {"rank": points, "precision_at_rank": precision, "recall_at_rank": recall}
+    named = {"radius": points, "precision_by_radius": precision, "recall_by_radius": recall}
+    return named | {"precision_within_radius": precision}
+
+
+def _finish(axes: Axes, reports: Methods, *, fit: bool, widen: bool) -> Figure:
+    """Add the legend of named methods beside the axes, and return the figure.
+
+    Args:
+        axes: Axes with all curves.
+        reports: What was drawn; a single report without a name needs no legend.
+        fit: Whether the figure is ours, so that the letters or the figure may change until the legend fits.
+        widen: Whether the figure may grow; if not, the letters shrink.
+    """
+    figure: Figure = axes.figure.figure
+    if isinstance(reports, Method):
+        return figure
+    handles, names = axes.get_legend_handles_labels()
+    names = [textwrap.fill(name, 30) for name in names]
+    width, height = figure.get_size_inches()
+    for points in (10, 8, 6, 5, 4):
+        legend = axes.legend(
+            handles,
+            names,
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            frameon=False,
+            fontsize=points,
+            handlelength=3.5,
+        )
+        if not fit:
+            break
+        box = legend.get_window_extent()
+        needed_width, needed_height = box.width / figure.dpi, box.height / figure.dpi
+        if widen:
+            figure.set_size_inches(width + needed_width, max(height, needed_height + 0.7))
+            break
+        if needed_width <= 0.5 * width and needed_height <= 0.9 * height:
+            break
+    return figure
+
+
+def _axes(ax: Axes | None, figsize: tuple[float, float] | None) -> Axes:
+    """The axes to draw into: the user's, or those of a new figure."""
+    if ax is None:
+        figure, ((axes,),) = new_figure(1, 1, figsize or (4.8, 3.6))
+        _fit_letters(axes, figure.get_figheight())
+        return axes
+    if figsize is not None:
+        raise ValueError("figsize is the size of a new figure: leave it out with ax, which has a figure")
+    if not (hasattr(ax, "plot") and hasattr(ax, "figure")):
+        raise TypeError(f"ax must be one matplotlib Axes, got {type(ax).__name__}")
+    return ax
+
+
+def _fit_letters(axes: Axes, height: float) -> None:
+    """Shrink the words at the axes of a panel that is less than 2.5 inches high."""
+    points = min(10.0, 4 * height)
+    axes.tick_params(labelsize=points)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(points)
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    """Make a figure that no window knows of, and return it with its axes by row.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -36,12 +36,12 @@ def digits(demo):
     pictures = demo.Pictures(everything.sources[:150], everything.captions[:150], everything.queries)
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
-    return pictures, demo.hash_features(pictures, network, demo.digit_tensor, "digits", [16, 24])
+    return demo.hash_features(pictures, network, demo.digit_tensor, "digits", [16, 24])
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images at two levels, two broken ones, a text."""
+    """Three images at two levels, two broken ones, photos of other kinds, a text, a hidden file."""
     (tmp_path / "photos" / "deep" / "deeper").mkdir(parents=True)
     root = tmp_path / "photos"
     for name, colour in (("a.png", "red"), ("deep/b.JPG", "green"), ("deep/deeper/c.bmp", "blue")):
@@ -49,25 +49,118 @@ def folder(tmp_path):
     (root / "deep" / "broken.jpg").write_bytes((root / "deep" / "b.JPG").read_bytes()[:200])
     (root / "empty.png").touch()
     (root / "notes.txt").write_text("no image")
+    for name in ("c.HEIC", "deep/d.heic", ".hidden.heic"):
+        (root / name).touch()
     return root
 
 
-def test_a_folder_is_read_at_every_level_and_broken_files_are_named(demo, folder):
-    pictures = demo.read_folder(folder)
+class Mean(torch.nn.Module):
+    """The mean colour; counts the images that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return images.mean((2, 3)) * self.scale
+
+
+def tensor_of(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def test_a_folder_is_read_at_every_level_and_what_is_left_out_is_named(demo, folder, capsys):
+    pictures = demo.find_images(folder)
+    pictures, values = demo.outputs(pictures, Mean(), tensor_of, "mean")
     assert pictures.captions == ["a.png", "deep/b.JPG", "deep/deeper/c.bmp"]
     assert pictures.read(2).getpixel((0, 0)) == (0, 0, 255)
-    assert [name.split(" ")[0] for name in pictures.broken] == ["deep/broken.jpg", "empty.png"]
+    torch.testing.assert_close(values[[0, 2]], torch.tensor([[1.0, 0, 0], [0, 0, 1]]))
     text = demo.about(pictures)
     assert text.startswith("3 images")
+    assert "left out: 2 .heic (c.HEIC), 1 .txt (notes.txt); save photos among them as JPEG first" in text
     assert "2 could not be read: deep/broken.jpg (" in text
+    assert "; empty.png (" in text
+    assert "hidden" not in text
+    assert "mean: 100%" in capsys.readouterr().err  # the progress bar
+
+
+def test_what_a_network_gives_is_kept_between_starts(demo, folder, tmp_path, capsys):
+    network, keep = Mean(), tmp_path / "keep"
+
+    def start():
+        network.seen = 0
+        pictures, values = demo.outputs(demo.find_images(folder), network, tensor_of, "mean", keep)
+        expected = torch.stack([tensor_of(pictures.read(row)).mean((1, 2)) for row in range(len(values))])
+        torch.testing.assert_close(values, expected)
+        return network.seen
+
+    assert [start(), start()] == [3, 0]
+    Image.new("RGB", (40, 30), "white").save(folder / "new.png")
+    assert [start(), start()] == [1, 0]
+    Image.new("RGB", (40, 30), "black").save(folder / "a.png")
+    assert start() == 1
+    (folder / "deep" / "b.JPG").unlink()
+    assert start() == 0
+    (file,) = keep.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    assert start() == 3  # all that are left
+    assert "is damaged and is made anew" in capsys.readouterr().out
+    assert start() == 0
+    other = Mean()
+    other.scale.fill_(2.0)
+    _, values = demo.outputs(demo.find_images(folder), other, tensor_of, "mean", keep)
+    assert (other.seen, values.max().item()) == (3, 2.0)
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(demo, tmp_path, monkeypatch):
+    for number in range(70):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    network = Mean()
+
+    def interrupted(image):
+        if image.getpixel((0, 0))[0] == 66:
+            raise KeyboardInterrupt
+        return tensor_of(image)
+
+    monkeypatch.setattr(demo, "digest", lambda *_: "one")  # two transforms, as if they were one
+    pictures = demo.find_images(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        demo.outputs(pictures, network, interrupted, "mean", tmp_path / "keep")
+    _, values = demo.outputs(pictures, network, tensor_of, "mean", tmp_path / "keep")
+    assert network.seen == 70
+    assert (values[:, 0] * 255).round().tolist() == list(range(70))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "model"])
+def test_a_second_start_encodes_no_image(demo, folder, tmp_path, monkeypatch, name):
+    if name == "model":
+        save_pretrained(create_hash_model("test_resnet", bits=12), tmp_path / "model", dataset="photos")
+        name = str(tmp_path / "model")
+    first, spaces = demo.load_spaces(demo.find_images(folder), name, [2], False, tmp_path / "keep")
+    monkeypatch.setattr(demo, "write_kept", lambda file, kept: pytest.fail("nothing must be new"))
+    for path in (folder / "empty.png", folder / "deep" / "broken.jpg"):
+        path.unlink()
+    again, same = demo.load_spaces(demo.find_images(folder), name, [2], False, tmp_path / "keep")
+    assert again.captions == first.captions
+    assert [space.codes for space in spaces.values()] == [space.codes for space in same.values()]
 
 
 def test_a_folder_without_images_is_refused_in_one_line(demo, folder, monkeypatch, capsys):
     for name in ("a.png", "deep/b.JPG", "deep/deeper/c.bmp"):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match=r"no image in .*photos.*2 could not be read: deep/broken\.jpg"):
-        demo.read_folder(folder)
-    for root, message in ((folder / "nowhere", "is no folder"), (folder / "deep" / "deeper", "no image in")):
+    with pytest.raises(ValueError, match=r"no image is left\. 2 could not be read: deep/broken\.jpg"):
+        demo.outputs(demo.find_images(folder), Mean(), tensor_of, "mean")
+    (folder / "heic").mkdir()
+    (folder / "heic" / "a.heic").touch()
+    for root, message in (
+        (folder / "nowhere", "is no folder"),
+        (folder / "deep" / "deeper", "no image in"),
+        (folder / "heic", "Files of other kinds were left out: 1 .heic (a.heic)"),
+    ):
         monkeypatch.setattr(sys, "argv", ["demo.py", f"--images={root}"])
         with pytest.raises(SystemExit):
             demo.main()
@@ -146,6 +239,26 @@ def test_a_file_that_is_no_image_gives_a_message(demo, tmp_path, content):
     assert picture is None
     assert problem.startswith("query.png is no image that can be read: ")
     assert str(tmp_path) not in problem
+    assert "0x" not in problem
+
+
+def test_the_drawing_board_is_offered_for_digits_only(demo, digits, folder):
+    pictures, spaces = digits
+    photos, _ = demo.outputs(demo.find_images(folder), Mean(), tensor_of, "mean")
+    for shown, expected in ((pictures, True), (demo.replace(photos, queries=[photos.read(0)]), False)):
+        page = demo.build_page(shown, spaces)
+        (tab,) = [block for block in page.blocks.values() if getattr(block, "label", "") == "Drawing"]
+        assert tab.visible is expected
+
+
+def test_the_page_gives_room_to_photos_of_more_than_pillow_takes(demo, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(demo, "build_page", lambda *_: pytest.fail("not reached"))
+    monkeypatch.setattr(demo, "load_everything", lambda _: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    with pytest.raises(ZeroDivisionError):
+        demo.main()
+    assert 2 * Image.MAX_IMAGE_PIXELS > 20_000 * 12_000
 
 
 def test_a_drawing_becomes_ink_on_white_paper_and_an_empty_one_a_message(demo):
@@ -174,9 +287,10 @@ def test_a_digit_looks_the_same_wherever_and_however_large_and_inverted(demo):
 def test_models_of_ones_own_and_of_timm_are_hashed_side_by_side(demo, folder, tmp_path):
     model = create_hash_model("test_resnet", bits=12)
     save_pretrained(model, tmp_path / "model", dataset="photos")
-    pictures = demo.read_folder(folder)
-    spaces = demo.load_spaces(pictures, str(tmp_path / "model"), [8], pretrained=False)
-    spaces |= demo.load_spaces(pictures, "test_resnet", [2, 8], pretrained=False)
+    options = ["--images", folder, "--bits", 2, 8, "--no-pretrained", "--keep", tmp_path / "keep"]
+    options += ["--model", tmp_path / "model", "--model", "test_resnet"]
+    pictures, spaces = demo.load_everything(demo.arguments().parse_args(map(str, options)))
+    assert len(pictures.queries) == 3
     assert [name.split(", ")[-1] for name in spaces] == ["12 bits", "2 bits", "8 bits"]
     for space in spaces.values():
         assert isinstance(space.codes, HashCodes)
