@@ -4,31 +4,36 @@
     python examples/train.py --data-dir photos --model resnet50 --pretrained --loss dch
     torchrun --nproc-per-node 8 examples/train.py --protocol cifar10-1 --data-dir data --recipe paper
 
-``--out`` gets the split, the log, a checkpoint after each epoch, the report, the codes of the database, and a
-folder ``model`` that ``hybridhash.load`` reads. ``--resume`` goes on after the last epoch of a killed run.
+``--out`` gets the split, the log, a checkpoint after each epoch, the report, the codes of the database
+(``database.safetensors``, whose ids are rows of the whole data set, or of the list file), the file of each id
+(``database.csv``), and a folder ``model`` that ``hybridhash.load`` reads. ``--resume`` goes on after the last
+epoch of a killed run.
 """
 
 import argparse
 import csv
 import math
+import os
 import sys
+import time
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
 import torch.distributed as dist
+from PIL.Image import DecompressionBombError
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, ParseKwargs, distribute_bn, init_distributed_device, random_seed
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from hybridhash import HashCodes, create_hash_model, encode
-from hybridhash._files import replacing
 from hybridhash.data import (
     LabelledImages,
     Split,
@@ -58,7 +63,8 @@ RECIPES = {
     },
 }  # fmt: skip
 DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAY_DIFFER = {"resume", "out", "device", "log_every", "tensorboard", "download", "rank", "local_rank"}
+MAY_DIFFER = {"resume", "out", "device", "log_every", "tensorboard", "download"}
+MAY_DIFFER |= {"traceback", "rank", "local_rank"}
 
 
 def parse_args(argv=None):
@@ -72,8 +78,8 @@ def parse_args(argv=None):
     add("--root", type=Path, help="what paths in list and CSV files start from")
     add("--strip-prefix", default="", help="what paths in list files begin with and the root lacks")
     add("--download", action="store_true", help="fetch CIFAR-10 (before a run of several processes)")
-    add("--query-per-class", type=int, default=10, help="of images of your own (10)")
-    add("--split", type=Path, help="file of the split, to share it between runs (OUT/split.safetensors)")
+    add("--query-per-class", type=int, help="of images of your own (10)")
+    add("--split", type=Path, help="a split to use, or to draw and save, for several runs")
     add("--val-fraction", type=float, default=0.1, help="held out of the training set (0.1)")
     add("--select-on", choices=("val", "query"), default="val", help="what chooses the epoch (val)")
     add("--augment", choices=("none", "flip", "rrc"), help="of training images")
@@ -107,7 +113,8 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--val-every", type=int, default=1, help="epochs between validations (1)")
     add("--log-every", type=int, default=10, help="updates between lines of the log (10)")
-    add("--tensorboard", action="store_true", help="needs pip install hybridhash[train]")
+    add("--tensorboard", action="store_true", help="needs the package tensorboard")
+    add("--traceback", action="store_true", help="show where in the program an error arose")
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES[args.recipe])
     if args.protocol == "digits" or (args.recipe == "paper" and "cifar" in str(args.protocol)):
@@ -128,7 +135,34 @@ def check_args(parser, args):
     for name in ("epochs", "batch_size", "accumulate", "val_every", "log_every"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: PyTorch finds no GPU here")
+    for name in ("data_dir", "csv", "root"):
+        path = getattr(args, name)
+        if path is not None and not path.exists() and not (args.download and name == "data_dir"):
+            parser.error(f"--{name.replace('_', '-')}: there is no {path}")
+    if args.split and args.split.exists() and args.query_per_class is not None:
+        parser.error(f"--query-per-class draws a split, but --split {args.split} exists: give one of the two")
     return args
+
+
+@contextmanager
+def one_line(args):
+    """Mistakes of the user end the run in one line; ``--traceback`` shows where they were found."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        ImportError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if args.traceback:
+            raise
+        sys.exit(f"train.py: {str(error) or repr(error)} (--traceback says where)")
 
 
 def user_images(args):
@@ -145,18 +179,42 @@ def load_parts(args):
     """The protocol, and its queries, training set and database."""
     protocol = get_protocol(args.protocol) if args.protocol not in (None, "digits") else None
     if protocol is not None and protocol.draw is None:
-        return protocol, protocol.load_lists(args.data_dir, args.root, strip_prefix=args.strip_prefix)
+        parts = protocol.load_lists(args.data_dir, args.root, strip_prefix=args.strip_prefix)
+        return as_used(protocol, parts), parts
     images = user_images(args)
     if protocol is None:
         name = args.protocol or (args.csv or args.data_dir.resolve()).stem
-        protocol = custom_protocol(name, images.labels, query_per_class=args.query_per_class)
+        protocol = custom_protocol(name, images.labels, query_per_class=args.query_per_class or 10)
+    split = choose_split(args, protocol, images.labels)
+    protocol = replace(protocol, train_in_database=bool(torch.isin(split.train, split.database).all()))
+    return as_used(protocol, split), split.datasets(images)
+
+
+def as_used(protocol, parts):
+    """The protocol with the sizes of the parts in use, which are printed."""
+    return replace(protocol, query=len(parts.query), train=len(parts.train), database=len(parts.database))
+
+
+def choose_split(args, protocol, labels):
+    """The split of ``--split`` or of the run that is resumed, or the one that the options draw."""
     path = args.split or args.out / "split.safetensors"
+    resumed = (args.out / "checkpoint.pt").exists()
+    if path.exists() and (args.split or resumed):
+        split = Split.load(path, labels)
+        if args.protocol and split.protocol != protocol.name:
+            raise ValueError(f"{path} was drawn for {split.protocol}, not for {protocol.name}")
+        return split
+    split = protocol.split(labels, torch.Generator().manual_seed(args.seed))
     if path.exists():
-        split = Split.load(path, images.labels)
-    else:
-        split = protocol.split(images.labels, torch.Generator().manual_seed(args.seed))
-        split.save(path)
-    return protocol, split.datasets(images)
+        found = Split.load(path, labels)
+        names = ("query", "train", "database")
+        if not all(torch.equal(getattr(found, name), getattr(split, name)) for name in names):
+            raise ValueError(
+                f"{path} is another split than these options draw ({found}): delete it, choose another "
+                f"--out, or use it with --split {path}"
+            )
+    split.save(path)
+    return split
 
 
 def make_transforms(args, model):
@@ -199,15 +257,70 @@ def epoch_batches(args, labels, epoch):
     return [batch[args.rank :: args.world_size] for batch in batches]
 
 
+class Readable(Dataset):
+    """A data set with None in place of an image that cannot be read, which a warning names."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            return None
+
+
+def readable_batch(items):
+    items = [item for item in items if item is not None]
+    if not items:
+        raise ValueError("no image of a batch can be read; warnings above name them")
+    return default_collate(items)
+
+
 def hash_images(args, model, dataset):
-    """Codes of a data set in its order; each process does a share."""
-    share = Subset(dataset, range(args.rank, len(dataset), args.world_size))
-    loader = DataLoader(share, batch_size=2 * args.batch_size, num_workers=args.num_workers)
+    """Codes of a data set in its order, with its rows as ids; each process does a share."""
+    share = Subset(Readable(dataset), range(args.rank, len(dataset), args.world_size))
+    workers = {"num_workers": args.num_workers, "collate_fn": readable_batch}
+    loader = DataLoader(share, batch_size=2 * args.batch_size, **workers)
     codes = [encode(model, loader, dtype=DTYPES[args.amp], progress=False)] * args.world_size
     if args.distributed:
         dist.all_gather_object(codes, codes[0])
     codes = HashCodes.cat(codes)
     return codes[codes.ids.argsort()]
+
+
+def whole_rows(part):
+    """Rows of a part in the data set that it was taken from in the end."""
+    rows = part.rows
+    while isinstance(part.dataset, LabelledImages):
+        part = part.dataset
+        rows = part.rows[rows]
+    return rows
+
+
+def save_database(args, codes, part):
+    """Codes whose ids are rows of the whole data set, and a table of the file of each id."""
+    ids = whole_rows(part)[codes.ids]
+    HashCodes(codes.packed, codes.bits, codes.labels, ids).save(args.out / "database.safetensors")
+    try:
+        paths = [part.path(index) for index in codes.ids.tolist()]
+    except TypeError:  # images that are no files
+        return
+    with open(args.out / "database.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "image"))
+        writer.writerows(zip(ids.tolist(), paths, strict=True))
+
+
+def save_whole(content, path):
+    """Write a file that is never seen half written."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
 
 
 class Run:
@@ -229,6 +342,8 @@ class Run:
         self.evaluated = self.ema.module if self.ema else model
         self.scaler = torch.amp.GradScaler(args.device.type, enabled=args.amp == "fp16")
         self.epoch = self.updates = 0
+        self.updates_in_all = updates_per_epoch * args.epochs
+        self.first = None  # number and time of the first update of this process
         self.best, self.log, self.board = {"map": -1.0, "epoch": 0}, [], None
         self.parts = {key: getattr(self, key) for key in ("model", "loss_fn", "optimizer", "scaler")}
         if self.ema:
@@ -238,9 +353,8 @@ class Run:
         """The checkpoint, and ``log.csv`` up to it."""
         content = {key: part.state_dict() for key, part in self.parts.items()}
         content |= {key: getattr(self, key) for key in ("settings", "epoch", "updates", "best", "log")}
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-        with replacing(self.args.out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
+        save_whole(content, path)
+        with open(self.args.out / "log.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, ("update", "epoch", "loss", "lr", "val_map"))
             writer.writeheader()
             writer.writerows(self.log)
@@ -259,9 +373,22 @@ class Run:
     def write(self, **values):
         if self.args.rank == 0:
             self.log.append({"update": self.updates, "epoch": self.epoch + 1, **values})
-            print(*(f"{key} {value:.6g}" for key, value in self.log[-1].items()), flush=True)
+            done = (
+                f"update {self.updates:,}/{self.updates_in_all:,} epoch {self.epoch + 1}/{self.args.epochs}"
+            )
+            got = " ".join(f"{key} {value:.6g}" for key, value in values.items())
+            print(done, got + self.speed(), flush=True)
             for key, value in values.items() if self.board else ():
                 self.board.add_scalar(key, value, self.updates)
+
+    def speed(self):
+        """Images a second and the time left, measured since the first update of this process."""
+        if self.first is None or self.updates == self.first[0]:
+            return ""
+        seconds = (time.monotonic() - self.first[1]) / (self.updates - self.first[0])
+        images = self.args.batch_size * self.args.accumulate * self.args.world_size / seconds
+        left = seconds * (self.updates_in_all - self.updates)
+        return f", {images:,.0f} images/s, {int(left) // 60:,} min {int(left) % 60} s left"
 
     def update(self):
         """One step of the optimiser, from the gradients at hand."""
@@ -276,6 +403,8 @@ class Run:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.updates += 1
+        if self.first is None:
+            self.first = (self.updates, time.monotonic())
         if self.scheduler:
             self.scheduler.step_update(self.updates)
         if self.ema:
@@ -288,7 +417,7 @@ def train_epoch(run, network, dataset):
     random_seed(args.seed + 10_007 * (run.epoch + 1), args.rank)
     batches = epoch_batches(args, dataset.labels, run.epoch)
     workers = {"num_workers": args.num_workers, "pin_memory": args.device.type == "cuda"}
-    loader = DataLoader(dataset, batch_sampler=batches, **workers)
+    loader = DataLoader(Readable(dataset), batch_sampler=batches, collate_fn=readable_batch, **workers)
     network.train()
     run.loss_fn.train()
     schedule = getattr(model.head, "schedule", None)  # of a head that steepens, as HashNet's
@@ -334,20 +463,24 @@ def keep_best(run, validation, top_k):
     if not validation or score > run.best["map"]:
         run.best = {"map": score, "epoch": run.epoch + 1}
         if run.args.rank == 0:
-            with replacing(run.args.out / "best.pt") as temporary:
-                torch.save(run.evaluated.state_dict(), temporary)
+            save_whole(run.evaluated.state_dict(), run.args.out / "best.pt")
 
 
 def main(argv=None):
     args = parse_args(argv)
+    with one_line(args):
+        return train(args)
+
+
+def train(args):
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists() and not args.resume:
         sys.exit(f"{args.out} holds a run already: --resume it, or choose another --out")
     args.device = init_distributed_device(args)
     random_seed(args.seed)
-    model = make_model(args).to(args.device)
     protocol, parts = load_parts(args)
+    model = make_model(args).to(args.device)
     train_transform, transform = make_transforms(args, model)
     query, database = (LabelledImages(x, transform=transform) for x in (parts.query, parts.database))
     order = torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(args.seed))
@@ -370,6 +503,11 @@ def main(argv=None):
     if batches == 0:
         sys.exit(f"{len(train)} training images do not fill a batch of {args.batch_size * args.world_size}")
     run = Run(args, model, loss_fn, math.ceil(batches / args.accumulate))
+    if args.rank == 0:
+        where = f"{args.world_size} x {args.device}" if args.distributed else args.device
+        print(
+            f"{args.model} on {where}: {run.updates_in_all:,} updates; results go to {args.out}", flush=True
+        )
     if checkpoint.exists():
         run.load(checkpoint)
     if args.tensorboard and args.rank == 0:
@@ -397,9 +535,10 @@ def main(argv=None):
     if args.rank == 0:
         print(f"\nweights of epoch {run.best['epoch']}\n{report}")
         report.to_json(args.out / "report.json")
-        codes[1].save(args.out / "database.safetensors")
+        save_database(args, codes[1], database)
         training = f"Loss {args.loss}, recipe {args.recipe}, epoch {run.best['epoch']} by {args.select_on}."
         save_pretrained(model, args.out / "model", report, dataset=protocol.name, training=training)
+        print(f"\nin {args.out}: model (for hybridhash.load), database.safetensors, report.json, log.csv")
     if args.distributed:
         dist.destroy_process_group()
     return report

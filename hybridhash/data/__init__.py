@@ -1,8 +1,10 @@
 """Images, list files, the protocols of the literature, splits and samplers."""
 
+from hybridhash.data.csv_files import read_csv
+from hybridhash.data.folders import ImageFiles
 from hybridhash.data.images import IMAGE_ENDINGS, TarImages, read_image, to_rgb
 from hybridhash.data.labelled import LabelledImages, cifar10, digits
-from hybridhash.data.lists import ImageList, check_disjoint, read_csv
+from hybridhash.data.lists import ImageList, check_disjoint
 from hybridhash.data.protocols import (
     Protocol,
     custom_protocol,
@@ -15,6 +17,7 @@ from hybridhash.data.splits import Split, SplitDatasets
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "ImageFiles",
     "ImageList",
     "LabelledImages",
     "Protocol",

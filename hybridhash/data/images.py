@@ -22,13 +22,31 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGE_ENDINGS", "StringList", "TarImages", "read_image", "to_rgb"]
 
-IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"})
+IMAGE_ENDINGS = frozenset(
+    {
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "mpo",
+        "png",
+        "webp",
+        "gif",
+        "bmp",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "jp2",
+        "avif",
+    }
+)
+
+_ORIENTATION = 0x0112  # the number of the tag in EXIF data
 
 
 def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Decode an image file completely and bring it to 8-bit RGB with :func:`to_rgb`.
-
-    The orientation in EXIF data is ignored, as torchvision's and timm's loaders ignore it.
+    """Decode an image file completely and bring it to upright 8-bit RGB with :func:`to_rgb`.
 
     Args:
         source: The path of an image file, or its bytes.
@@ -41,23 +59,52 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         PIL.Image.DecompressionBombError: It has more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
         SyntaxError, ValueError: The image is damaged, or has no unambiguous 8-bit form.
 
+        All messages name the path. Whatever else a decoder of Pillow raises is a ValueError here.
+
     Example:
         >>> read_image(b"")
         Traceback (most recent call last):
         ...
-        PIL.UnidentifiedImageError: the file is empty (0 bytes)
+        PIL.UnidentifiedImageError: the image cannot be read: the file is empty (0 bytes)
     """
+    if isinstance(source, bytes):
+        return _decoded(source, "the image")
+    path = os.fsencode(source).decode("utf-8", "backslashreplace")
+    return _decoded(source, f"the image {path}")
+
+
+def _decoded(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
+    """Decode an image that error messages call ``name``; otherwise as :func:`read_image`."""
     from PIL import Image, UnidentifiedImageError
 
     size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
     if size == 0:
-        raise UnidentifiedImageError("the file is empty (0 bytes)")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return to_rgb(image)
+        raise UnidentifiedImageError(f"{name} cannot be read: the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return to_rgb(image)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        # The reason is said anew: Pillow's has the path again, or the address of a buffer.
+        raise UnidentifiedImageError(
+            f"{name} cannot be read: Pillow cannot identify it as an image"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system, which names the path
+        # Decoders raise all kinds of errors for damaged files, those of programs too.
+        documented = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+        kind = type(error) if type(error) in documented else ValueError
+        reason = str(error) if kind is type(error) else f"{type(error).__name__}: {error}"
+        raise kind(f"{name} cannot be read: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB.
+    """Convert an image of any mode to 8-bit RGB, upright.
+
+    The orientation in EXIF or XMP data is applied, as viewers do, and the image returned has none of that
+    data: a second call does not turn it again. Every source of images in this package goes through here.
 
     An animation gives its first frame. Grey images of 16 bits are scaled by ``round(v / 257)``, so that 65535
     is white; they are not clipped. Float images with values from 0 to 1 are scaled by 255. All other modes
@@ -68,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: A PIL image. It is not changed, except that an animation is left at its first frame.
 
     Returns:
-        A PIL image of mode RGB, in memory; ``image`` itself if it already is one.
+        A PIL image of mode RGB, in memory; ``image`` itself if it already is one and upright.
 
     Raises:
         OSError, SyntaxError: The file behind the image is truncated or damaged.
@@ -83,6 +130,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     if getattr(image, "is_animated", False):
         image.seek(0)
+    image.load()  # decoders of TIFF turn the image themselves, and drop the tag
+    to_upright = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(_orientation(image))
+    rgb = _converted(image)
+    if to_upright is None:
+        return rgb
+    upright = rgb.transpose(to_upright)
+    upright.info = {}  # it has the orientation too
+    return upright
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation of EXIF or XMP data, 1 to 8; 1, upright, where it is missing or damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises errors of all kinds for damaged data
+        return 1
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
     if image.mode == "RGB":
         return image if type(image) is Image.Image else image.copy()  # not bound to a file
     if image.mode.startswith("I") or image.mode == "F":
@@ -185,7 +261,7 @@ class TarImages(Dataset[Any]):
             content = shard.read(size)
         if len(content) < size:
             raise ValueError(f"{self.paths[number]} ends in the middle of {self.keys[row]}")
-        image: Any = read_image(content)
+        image: Any = _decoded(content, f"{self.paths[number]}: the image {self.keys[row]}")
         if self.transform is not None:
             image = self.transform(image)
         return image if self.labels is None else (image, self.labels[row])
@@ -209,7 +285,7 @@ def _samples(path: str) -> Iterator[tuple[str, tuple[int, int], int | None]]:
                 sample[ending] = (member.offset_data, member.size)
                 if ending == "cls":
                     content = shard.extractfile(member)
-                    labels[key] = int(content.read()) if content else -1
+                    labels[key] = _class_id(content.read() if content else b"-1", key)
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"{path} is no tar shard that can be read by row: {error}") from error
     for key, sample in samples.items():
@@ -220,3 +296,14 @@ def _samples(path: str) -> Iterator[tuple[str, tuple[int, int], int | None]]:
                 f"in {', '.join(sorted(IMAGE_ENDINGS))}"
             )
         yield key, sample[images[0]], labels.get(key)
+
+
+def _class_id(content: bytes, key: str) -> int:
+    """Return the class id in a ``.cls`` file."""
+    try:
+        label = int(content)
+    except ValueError:
+        raise ValueError(f"{key}.cls has no class id, but {content[:40]!r}") from None
+    if not -1 <= label < 2**63:
+        raise ValueError(f"{key}.cls has the class id {label}: ids are 0 and more, or -1 for no label")
+    return label

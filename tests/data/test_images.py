@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import to_tensor
 
-from hybridhash.data import TarImages, read_image, to_rgb
+from hybridhash import encode_dataset, open_codes
+from hybridhash.data import ImageFiles, ImageList, TarImages, read_csv, read_image, to_rgb
+from hybridhash.encoding import read_failures
 from tests.data._images import bomb, encoded, photo, rgb_png, write_tar
 
 GREY = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0..255 of 257ths
@@ -121,6 +126,116 @@ def test_what_is_no_whole_image_raises(
         read_image(content)
 
 
+@pytest.mark.parametrize("as_path", [True, False], ids=["path", "bytes"])
+def test_whatever_a_decoder_raises_names_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_path: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("Unknown pixel format flags 138")  # of a damaged .dds
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    content = encoded(photo(), "png")
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    name = str(path) if as_path else ""
+    with pytest.raises(ValueError, match=rf"the image {name}.*cannot be read: NotImplementedError: Unknown"):
+        read_image(path if as_path else content)
+
+
+def test_messages_name_the_file_and_can_be_printed(tmp_path: Path) -> None:
+    short = tmp_path / "short.jpg"
+    short.write_bytes(encoded(photo(size=64), "jpeg")[:1500])
+    with pytest.raises(OSError, match=r"short\.jpg cannot be read: image file is truncated"):
+        read_image(short)
+    odd = Path(f"{tmp_path}/caf\udce9.jpg")
+    odd.write_bytes(b"no image")
+    with pytest.raises(UnidentifiedImageError, match=r"caf\\xe9\.jpg cannot be read") as caught:
+        read_image(odd)
+    assert str(caught.value).encode("utf-8").count(b"caf") == 1
+
+
+# Orientation
+
+
+def turned(
+    orientation: int, format: str = "jpeg", size: tuple[int, int] = (48, 32)
+) -> tuple[bytes, Image.Image]:
+    """A photo as a camera held in one of the 8 ways stores it, and the same photo upright."""
+    left, top = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    upright = Image.fromarray(np.stack([left, top, 0 * left], -1).astype(np.uint8))
+    stored = (
+        next(
+            stored
+            for stored in (upright.transpose(method) for method in Image.Transpose)
+            if _as_viewers_show(stored, orientation) == upright
+        )
+        if orientation > 1
+        else upright
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if format == "jpeg" else {}
+    return encoded(stored, format, exif=exif, **options), upright
+
+
+def _as_viewers_show(stored: Image.Image, orientation: int) -> Image.Image:
+    tagged = stored.copy()
+    tagged.getexif()[0x0112] = orientation
+    return ImageOps.exif_transpose(tagged)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff"])
+def test_photos_are_upright_however_the_camera_was_held(orientation: int, format: str) -> None:
+    content, upright = turned(orientation, format)
+    for got in (read_image(content), to_rgb(Image.open(io.BytesIO(content))), to_rgb(read_image(content))):
+        assert got.size == upright.size
+        assert np.abs(np.asarray(got, int) - np.asarray(upright, int)).mean() < 8
+
+
+def test_every_source_gives_the_same_upright_photo(tmp_path: Path) -> None:
+    content, upright = turned(6)
+    (tmp_path / "all").mkdir()
+    path = tmp_path / "all" / "a.jpg"
+    path.write_bytes(content)
+    (tmp_path / "list.txt").write_text("all/a.jpg 0\n")
+    (tmp_path / "list.csv").write_text("image,label\nall/a.jpg,x\n")
+    got = read_image(path)
+    assert got.size == upright.size
+    sources = [
+        TarImages([write_tar(tmp_path / "0.tar", {"a.jpg": content})])[0],
+        ImageList(tmp_path / "list.txt")[0][0],
+        read_csv(tmp_path / "list.csv")[0][0],
+        ImageFolder(tmp_path, loader=read_image)[0][0],
+        to_rgb(ImageFolder(tmp_path)[0][0]),  # as encode_dataset does with the PIL images of any data set
+        to_rgb(ImageOps.exif_transpose(Image.open(path))),  # as Hugging Face datasets does
+        ImageFiles(tmp_path / "all")[0],
+    ]
+    for image in sources:
+        assert np.array_equal(np.asarray(image), np.asarray(got))
+
+
+def test_16_bit_photos_are_upright_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(GREY[:4])
+    got = read_image(encoded(wide, "png", exif=exif))
+    assert got == to_rgb(Image.fromarray(np.rot90(GREY[:4], -1).copy()))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_leave_the_image_as_it_is() -> None:
+    content = encoded(photo(), "png", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    assert np.array_equal(np.asarray(read_image(content)), np.asarray(photo()))
+
+
+def test_the_callers_image_is_not_turned() -> None:
+    content, _ = turned(6)
+    image = Image.open(io.BytesIO(content))
+    to_rgb(image)
+    assert (image.size, image.getexif()[0x0112]) == ((32, 48), 6)
+
+
 # Tar shards
 
 
@@ -154,7 +269,9 @@ def test_tar_shards_without_classes_and_with_a_transform(tmp_path: Path) -> None
         ({"a.cls": b"1"}, r"the sample 'a' must have one image, got the files \['cls'\]"),
         ({"a.jpg": b"", "a.png": b""}, r"the sample 'a' must have one image, got the files \['jpg', 'png'\]"),
         ({"a.left.jpg": b""}, r"got the files \['left.jpg'\]"),
-        ({"a.jpg": b"", "a.cls": b"cat"}, "invalid literal"),
+        ({"a.jpg": b"", "a.cls": b"cat"}, "a.cls has no class id, but b'cat'"),
+        ({"a.jpg": b"", "a.cls": b"9" * 20}, "a.cls has the class id 9{20}: ids are 0 and more"),
+        ({"a.jpg": b"", "a.cls": b"-2"}, "a.cls has the class id -2"),
         ({}, "no image in the tar files"),
     ],
 )
@@ -179,3 +296,69 @@ def test_a_truncated_or_compressed_or_missing_tar_shard_is_named(tmp_path: Path)
     whole.write_bytes(whole.read_bytes()[:20000])
     with pytest.raises(ValueError, match=r"whole.tar ends in the middle of 1"):
         images[1]
+
+
+# A folder of photos
+
+
+def test_a_flat_or_nested_folder_is_a_data_set(folder: Path) -> None:
+    (folder / "2024" / "june").mkdir(parents=True)
+    (folder / "a.png").rename(folder / "2024" / "june" / "z.PNG")
+    for hidden in (".thumbnails", ".git"):
+        (folder / hidden).mkdir()
+        photo().save(folder / hidden / "no.png")
+    photos = ImageFiles(folder, transform=np.asarray)
+    assert list(photos.names) == ["2024/june/z.PNG", *(f"{name}.png" for name in "bcdefgh")]
+    assert [int(photos[row][0, 0, 0]) for row in range(8)] == [0, 30, 60, 90, 120, 150, 180, 210]
+    assert Path(photos.path(0)) == folder / "2024" / "june" / "z.PNG"
+    assert list(photos.left_out) == []
+
+
+def test_what_is_left_out_is_named(folder: Path) -> None:
+    for name in ("sub/1.HEIC", "sub/2.heic", "notes.txt", "README"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    with pytest.warns(
+        UserWarning, match=r"4 files in .* \(2 \.heic, 1 without ending, 1 \.txt\).*pillow-heif"
+    ):
+        photos = ImageFiles(folder)
+    assert list(photos.left_out) == ["README", "notes.txt", "sub/1.HEIC", "sub/2.heic"]
+    assert len(photos) == 8
+
+
+def test_heic_is_read_where_pillow_can(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "b.png").rename(folder / "b.heic")
+    monkeypatch.setattr(Image, "EXTENSION", {**Image.registered_extensions(), ".heic": "PNG"})
+    photos = ImageFiles(folder)
+    assert photos.names[1] == "b.heic"
+    assert photos[1].getpixel((0, 0)) == (30, 0, 0)
+
+
+def test_links_are_followed_and_loops_are_not(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    photo().save(elsewhere / "x.png")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    assert len(ImageFiles(folder).names) == 9
+
+
+def test_odd_names_are_kept_and_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        ImageFiles(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"there is no image in .*: images end in avif, bmp"):
+        ImageFiles(tmp_path)
+    Path(f"{tmp_path}/caf\udce9 \n.png").write_bytes(encoded(photo(), "png"))
+    photos = ImageFiles(tmp_path)
+    assert photos.names[0] == "caf\udce9 \n.png"
+    assert photos[0] == photo()
+
+
+def test_a_folder_of_photos_is_encoded_in_one_call(folder: Path) -> None:
+    (folder / "c.png").write_bytes(b"damaged")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    photos = ImageFiles(folder, transform=to_tensor)
+    with pytest.warns(UserWarning, match="1 of 8 images have no code"):
+        encode_dataset(model, photos, folder / "out", batch_size=3, num_workers=0, progress=False)
+    codes = open_codes(folder / "out")
+    assert [photos.names[row] for row in codes.ids.tolist()] == [f"{name}.png" for name in "abdefgh"]
+    assert "c.png" in read_failures(folder / "out")[0].reason

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 
-from hybridhash.data import LabelledImages, cifar10, custom_protocol, digits
+from hybridhash.data import ImageList, LabelledImages, cifar10, custom_protocol, digits
+from tests.data._lists import write
 
 
 def test_labelled_images_refuse_what_does_not_fit():
@@ -18,6 +19,20 @@ def test_labelled_images_refuse_what_does_not_fit():
         LabelledImages(["a", "b"], torch.arange(3))
     with pytest.raises(IndexError, match="row 2 is outside the data set of 2 images"):
         LabelledImages(["a", "b"], torch.arange(2), rows=torch.tensor([0, 2]))
+
+
+def test_the_file_of_an_item_is_known(folder):
+    (folder / "x").mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").rename(folder / "x" / f"{name}.png")
+    write(folder / "list.txt", "x/c.png 0", "x/a.png 1", "x/b.png 0")
+    in_folder = LabelledImages(ImageFolder(folder), rows=torch.tensor([2, 0]))
+    in_list = LabelledImages(ImageList(folder / "list.txt"), rows=torch.tensor([0, 1]))
+    for images in (in_folder, in_list):
+        again = LabelledImages(images, rows=torch.tensor([1, 0]))
+        assert [again.path(0), again.path(1)] == [str(folder / "x" / "a.png"), str(folder / "x" / "c.png")]
+    with pytest.raises(TypeError, match=r"list has neither path\(row\) nor samples"):
+        LabelledImages(["a"], torch.zeros(1).long()).path(0)
 
 
 @pytest.fixture

@@ -4,18 +4,22 @@ import csv
 import importlib.util
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 import hybridhash
 from hybridhash import HashCodes
-from hybridhash.data import Split, list_protocols
+from hybridhash.data import Split, list_protocols, read_image
 from hybridhash.eval import RetrievalReport
 from hybridhash.losses import list_losses
 from tests import ROOT
@@ -197,7 +201,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(photos, tmp_path):
     for (_, first), (_, second) in zip(one, two, strict=True):
         assert float(first) == pytest.approx(float(second), rel=1e-4)
     codes = HashCodes.load(tmp_path / "two" / "database.safetensors")
-    assert sorted(codes.ids.tolist()) == list(range(36))
+    split = Split.load(tmp_path / "two" / "split.safetensors", torch.arange(3).repeat_interleave(14))
+    assert torch.equal(codes.ids, split.database)
 
 
 @pytest.mark.parametrize("name", list_losses())
@@ -307,6 +312,13 @@ def test_layers_near_the_input_learn_more_slowly(photos, tmp_path):
         ("--head tan", "argument --head: invalid choice: 'tan'"),
         ("--val-fraction 1", "--val-fraction must be at least 0 and below 1, got 1.0"),
         ("--accumulate 0", "--accumulate must be at least 1, got 0"),
+        ("--data-dir nowhere", "--data-dir: there is no nowhere"),
+        ("--csv nowhere.csv", "--csv: there is no nowhere.csv"),
+        pytest.param(
+            "--device cuda",
+            "--device cuda: PyTorch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_before_anything_is_read(photos, tmp_path, capsys, more, message):
@@ -324,7 +336,7 @@ def test_images_are_needed(capsys):
 
 def test_every_protocol_can_be_named():
     for name in list_protocols():
-        assert train.parse_args(["--protocol", name, "--data-dir", "x"]).protocol == name
+        assert train.parse_args(["--protocol", name, "--data-dir", "."]).protocol == name
 
 
 def test_a_run_of_another_configuration_is_not_resumed(photos, tmp_path):
@@ -341,9 +353,9 @@ def test_a_run_of_another_configuration_is_not_resumed(photos, tmp_path):
 
 
 def test_unknown_arguments_of_a_loss_are_named(photos, tmp_path):
-    with pytest.raises(TypeError, match="WMLLoss takes no argument 'alhpa'"):
+    with pytest.raises(SystemExit, match="WMLLoss takes no argument 'alhpa'"):
         run(photos, tmp_path / "a", "--loss-args alhpa=1")
-    with pytest.raises(ValueError, match="CSQLoss has no bank; those with one: dch"):
+    with pytest.raises(SystemExit, match="CSQLoss has no bank; those with one: dch"):
         run(photos, tmp_path / "b", "--loss csq --bank")
 
 
@@ -357,8 +369,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
         hybridhash.losses.WMLLoss, "forward", lambda self, codes, labels, indices: nan * codes.sum()
     )
+    with pytest.raises(SystemExit, match="the loss of update 1 is nan"):
+        run(photos, tmp_path / "line", "--epochs 1")
     with pytest.raises(FloatingPointError, match="the loss of update 1 is nan"):
-        run(photos, tmp_path, "--epochs 1")
+        run(photos, tmp_path / "traceback", "--epochs 1 --traceback")
 
 
 @pytest.mark.parametrize(("schedule", "steps"), [("iterations", 8), ("epochs", 2)])
@@ -396,7 +410,7 @@ def test_list_files_are_trained_on(photos, tmp_path):
         report = run(tmp_path, tmp_path / "out", more)
     assert (report.queries, report.database) == (6, 12)
     (tmp_path / "train.txt").write_text("red/0.png 0 1 0")
-    with pytest.raises(ValueError, match=r"train\.txt, line 1: 3 labels, expected 21"):
+    with pytest.raises(SystemExit, match=r"train\.txt, line 1: 3 labels, expected 21"):
         run(tmp_path, tmp_path / "short", more)
 
 
@@ -408,3 +422,87 @@ def test_a_csv_file_is_trained_on(photos, tmp_path):
     report = run(photos, tmp_path / "out", more)
     assert report.queries > 0
     assert HashCodes.load(tmp_path / "out" / "database.safetensors").labels.shape[1] == 5
+
+
+def test_ids_of_the_index_are_rows_of_the_data_set_and_name_files(photos, tmp_path, capsys):
+    run(photos, tmp_path, "--epochs 1 --val-fraction 0 --augment none --ema 0")
+    codes = HashCodes.load(tmp_path / "database.safetensors")
+    samples = ImageFolder(photos).samples
+    assert [samples[row][1] for row in codes.ids.tolist()] == codes.labels.tolist()
+    with open(tmp_path / "database.csv", newline="") as file:
+        files = {int(line["id"]): line["image"] for line in csv.DictReader(file)}
+    assert files == {row: samples[row][0] for row in codes.ids.tolist()}
+    model = hybridhash.load(tmp_path / "model").eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    last = int(codes.ids[-1])
+    again = hybridhash.encode(model, [transform(read_image(files[last]))[None]])
+    assert torch.equal(again.packed[0], codes.packed[-1])
+    text = capsys.readouterr().out
+    assert f"hybridhash_16 on cpu: 4 updates; results go to {tmp_path}" in text
+    assert re.search(r"update 4/4 epoch 1/1 loss \S+ lr \S+, [\d,]+ images/s, 0 min \d+ s left\n", text)
+    assert f"in {tmp_path}: model" in text
+
+
+def test_a_split_left_behind_is_not_used_in_silence(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="do not fill a batch of 100"):
+        run(photos, tmp_path, "--batch-size 100")
+    with pytest.raises(SystemExit, match=r"is another split than these options draw .*query 6, train 36"):
+        run(photos, tmp_path, "--epochs 1 --seed 7")
+    with pytest.raises(SystemExit, match="is another split than these options draw"):
+        run(photos, tmp_path, "--epochs 1 --query-per-class 3")
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path, f"--epochs 1 --split {tmp_path}/split.safetensors")
+    assert "--query-per-class draws a split, but --split" in capsys.readouterr().err
+    command = [*TINY, "--data-dir", str(photos), "--out", str(tmp_path), "--batch-size", "8", "--epochs", "1"]
+    command += ["--split", f"{tmp_path}/split.safetensors", "--warmup-epochs", "0", "--model-args", *SMALL]
+    report = train.main(command)
+    assert "query 6, train 36 (in the database), database 36" in capsys.readouterr().out
+    assert report.queries == 6
+    split = Split.load(tmp_path / "split.safetensors", torch.arange(3).repeat_interleave(14))
+    replace(split, protocol="cifar10").save(tmp_path / "other.safetensors")
+    args = train.parse_args([*command, "--protocol", "digits", "--split", f"{tmp_path}/other.safetensors"])
+    with pytest.raises(ValueError, match="was drawn for cifar10, not for digits"):
+        train.choose_split(
+            args,
+            train.custom_protocol("digits", torch.arange(3), query_per_class=1),
+            torch.arange(3).repeat_interleave(14),
+        )
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_named(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    for name in ("red/3.png", "blue/5.png"):
+        (tmp_path / "photos" / name).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="left out: the image") as warned:
+        report = run(tmp_path / "photos", tmp_path / "out", "--epochs 1")
+    named = {name for name in ("red/3.png", "blue/5.png") for w in warned if name in str(w.message)}
+    assert named == {"red/3.png", "blue/5.png"}
+    assert report.queries + report.database == 40
+    codes = HashCodes.load(tmp_path / "out" / "database.safetensors")
+    samples = ImageFolder(photos).samples
+    assert [samples[row][1] for row in codes.ids.tolist()] == codes.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--model resnet51", "timm has no model 'resnet51'"),
+        ("--img-size 50", "50"),
+        ("--query-per-class 14", "class 0 has 14 images, too few for 14 queries"),
+    ],
+)
+def test_mistakes_end_in_one_line(photos, tmp_path, more, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        run(photos, tmp_path, more)
+    assert str(caught.value).startswith("train.py: ")
+
+
+def test_a_folder_without_classes_is_refused_in_one_line(photos, tmp_path):
+    with pytest.raises(SystemExit, match="Couldn't find any class folder"):
+        run(photos / "red", tmp_path, "--epochs 1")
+
+
+def test_the_example_uses_only_public_names():
+    imports = re.findall(r"^(?:from|import) (hybridhash\S*)", SCRIPT.read_text(), flags=re.MULTILINE)
+    assert imports
+    assert not [name for name in imports if "._" in name]
