@@ -39,10 +39,13 @@ def read(batch, transform):
     images, rows, failures = [], [], []
     for row, path in zip(batch["rows"], batch["paths"], strict=True):
         try:
-            images.append(transform(read_image(str(path))).numpy())
+            image = read_image(str(path))
+        except Exception as error:  # a broken file can make a decoder raise anything
+            reason = f"{type(error).__name__}: {error}"
+            failures.append([int(row), reason if str(path) in reason else f"{path}: {reason}"])
+        else:
+            images.append(transform(image).numpy())
             rows.append(int(row))
-        except (OSError, SyntaxError, ValueError) as error:
-            failures.append([int(row), f"{type(error).__name__}: {error}"])
     stacked = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.float32)
     return {"rows": np.array(rows, np.int64), "images": stacked, "failures": json.dumps(failures)}
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing", "replacing_files", "resolved_path"]
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+_CAN_LOCK = fcntl is not None
+
+__all__ = ["check_local", "remove_stale", "replacing", "replacing_files", "resolved_path"]
 
 
 @contextmanager
@@ -20,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Links are followed. If the block raises, the temporary file is removed and ``path`` stays as it was.
     Readers see the old file or the new one, never a part of it. The mode of the new file is what the umask
-    allows, whatever mode the block gives it.
+    allows, whatever mode the block gives it. Temporary files that killed processes left are removed.
 
     Args:
         path: The file to write or replace. Its folder must exist.
@@ -30,7 +39,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        OSError: The file cannot be written or replaced.
+        ValueError: ``path`` is a URL.
+        OSError: The file cannot be written or replaced. It has the errno and names the file.
 
     Example:
         >>> import tempfile
@@ -43,10 +53,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     file = resolved_path(path)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
-        mode = _mode_of_new(temporary)
-        yield temporary
-        _finish(temporary, mode)
-        os.replace(temporary, file)
+        with ExitStack() as stack:
+            with _locked(file.parent):
+                _remove_stale(file.parent, f".{glob.escape(file.name)}.*.tmp")
+                mode = _mode_of_new(temporary)
+                stack.enter_context(_locked(temporary))
+            yield temporary
+            _finish(temporary, mode)
+            os.replace(temporary, file)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(file)  # that of a write has none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,6 +85,7 @@ def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) 
         Where to write: a folder on the same file system, so that its files keep their own names.
 
     Raises:
+        ValueError: ``folder`` is a URL.
         OSError: The folder cannot be made, or a file cannot be written or replaced.
 
     Example:
@@ -78,14 +97,18 @@ def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) 
         ...     print(sorted(file.name for file in Path(root, "model").iterdir()))
         ['config.json', 'weights.bin']
     """
+    check_local(folder)
     folder = Path(os.path.realpath(folder))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Inside the folder, since os.replace moves within one file system only.
-        with tempfile.TemporaryDirectory(
-            prefix=".saving-", dir=folder, ignore_cleanup_errors=True
-        ) as temporary:
+        with ExitStack() as stack:
+            with _locked(folder):
+                _remove_stale(folder, ".saving-*")
+                # Inside the folder, since os.replace moves within one file system only.
+                made = tempfile.TemporaryDirectory(prefix=".saving-", dir=folder, ignore_cleanup_errors=True)
+                temporary = stack.enter_context(made)
+                stack.enter_context(_locked(Path(temporary)))
             new = Path(temporary, "new")
             old = Path(temporary, "old")
             new.mkdir()
@@ -104,10 +127,67 @@ def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) 
 
 def resolved_path(path: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a file to write, links followed; raise if its folder does not exist."""
+    check_local(path)
     file = Path(os.path.realpath(path))
     if not file.parent.is_dir():
         raise FileNotFoundError(f"cannot write {file}: the folder {file.parent} does not exist, create it")
     return file
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a path is a URL, which would become a folder called ``s3:`` or the like."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(
+            f"{os.fspath(path)!r} is a URL: give a local or mounted folder, and copy what is there to the "
+            "store afterwards"
+        )
+
+
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Delete the temporary files and folders of a pattern whose process has ended; others are in use.
+
+    Nothing is deleted on systems without ``flock``, where the two cannot be told apart.
+    """
+    with _locked(folder):
+        _remove_stale(folder, pattern)
+
+
+def _remove_stale(folder: Path, pattern: str) -> None:
+    """Do the same in a folder that is locked, so that no temporary file is made and not yet in use."""
+    for path in folder.glob(pattern):
+        with suppress(OSError), _locked(path, wait=False):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Lock a file or folder against others that do the same, or go on if it cannot be locked.
+
+    Args:
+        path: What to lock.
+        wait: Whether to wait for it. False raises BlockingIOError, also if it cannot be locked at all.
+    """
+    if not _CAN_LOCK:
+        if not wait:
+            raise BlockingIOError(f"{path} cannot be locked")
+        yield
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        if wait:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(number, fcntl.LOCK_EX)
+        else:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        # Closing is not enough where a process forked meanwhile holds a copy.
+        with suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_UN)
+        os.close(number)
 
 
 def _move_in(new: Path, folder: Path, old: Path, last: str | None) -> None:

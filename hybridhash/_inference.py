@@ -28,6 +28,7 @@ __all__ = [
     "multiplies_natively",
     "named_fields",
     "read_batch",
+    "running_dtype",
     "to_device",
 ]
 
@@ -52,11 +53,13 @@ class PackedBatch(NamedTuple):
         packed: uint8 ``(B, ceil(bits / 8))``.
         nan: bool ``(B,)``, the images whose codes contain NaN.
         bits: The code length.
+        codes: The real-valued codes ``(B, bits)``.
     """
 
     packed: Tensor
     nan: Tensor
     bits: int
+    codes: Tensor
 
 
 def check_hash_model(model: object) -> None:
@@ -103,7 +106,7 @@ def forward_packed(
             f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
             f"{name}, got shape {tuple(codes.shape)}"
         )
-    return PackedBatch(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1])
+    return PackedBatch(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1], codes)
 
 
 def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:
@@ -222,6 +225,23 @@ def autocast_of(
         )
         return torch.autocast("cpu", enabled=False)
     return torch.autocast(device.type, dtype=dtype)
+
+
+def running_dtype(
+    model: nn.Module, device: torch.device, autocast: AbstractContextManager[Any]
+) -> torch.dtype:
+    """Return the dtype that matrices are multiplied in: that of autocast, else that of the weights.
+
+    Args:
+        model: The model.
+        device: Where it runs.
+        autocast: The context of :func:`autocast_of`, which may have fallen back to float32.
+    """
+    with autocast:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+    floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    return next(floating, torch.get_default_dtype())
 
 
 def multiplies_natively(dtype: torch.dtype) -> bool:

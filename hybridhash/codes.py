@@ -8,13 +8,13 @@ exactly 0 is bit 0. This is the layout that FAISS, usearch (``b1``), Milvus and 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from hybridhash._checks import check_integer
@@ -29,6 +29,7 @@ from hybridhash._code_checks import (
 )
 from hybridhash._files import replacing
 from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
+from hybridhash._safetensors import HEADER_DIGEST, check_tensors, read_header, write_tensors
 from hybridhash.labels import as_labels
 
 __all__ = [
@@ -44,11 +45,14 @@ __all__ = [
     "read_codes",
     "sign",
     "straight_through_sign",
+    "tensor_bytes",
     "unpack_codes",
     "write_codes",
 ]
 
-_FORMAT, _VERSION = "hybridhash.codes", "1"
+_FORMAT, _VERSION = "hybridhash.codes", "2"
+_WITHOUT_DIGESTS = "1"  # the version before, which is read, too
+_DTYPES = {torch.int64: "I64", torch.uint8: "U8"}
 _KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
 
 
@@ -415,10 +419,14 @@ class HashCodes:
     def load(cls, path: str | os.PathLike[str]) -> HashCodes:
         """Read a file of :meth:`save` onto the CPU.
 
+        The content is checked against the SHA-256 digests in the file. Files of version 1 of the format
+        have none and are read unchecked; saving the codes again adds them.
+
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: The file is truncated or no safetensors file, holds something else, is of another
-                version of the format, or its content does not fit together. The message names the file.
+            ValueError: The file is truncated or no safetensors file, is not what its digests say, holds
+                something else, is of another version of the format, or its content does not fit together.
+                The message names the file.
         """
         return read_codes(path)[0]
 
@@ -426,8 +434,9 @@ class HashCodes:
         """Write a safetensors file atomically: it replaces an older one only when it is complete on disk.
 
         The file holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes are)
-        and ``ids``. Its metadata are the format, its version, ``bits`` and the number of ``classes`` of
-        multi-hot labels. The device is not kept.
+        and ``ids``. Its metadata are the format, its version, ``bits``, the number of ``classes`` of
+        multi-hot labels, and SHA-256 digests of header and tensors. Equal codes give equal bytes. The device
+        is not kept.
 
         Raises:
             FileNotFoundError: The folder does not exist.
@@ -494,30 +503,16 @@ def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[H
         path: The file.
         mapped: Whether the tensors are views of the file on disk, which take no memory of their own. Writing
             to them does not change the file, and the file must not change. Multi-hot labels are unpacked.
+            The tensors are not checked against their digest then, only the header is.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} is truncated or not a safetensors file ({error}): write it again with HashCodes.save"
-        ) from error
+    metadata = _read_metadata(file, whole=not mapped)
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if not mapped:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
-            f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
-        )
-    if metadata.get("version") != _VERSION:
-        raise ValueError(
-            f"{file} has version {metadata.get('version')!r} of the format, this hybridhash reads "
-            f"{_VERSION!r}: upgrade hybridhash, or write the codes again"
-        )
     try:
         if "classes" in metadata:
             classes, multi_hot = int(metadata["classes"]), tensors.pop("multi_hot")
@@ -547,15 +542,40 @@ def write_codes(
         tensors["labels"] = codes.labels
     if codes.ids is not None:
         tensors["ids"] = codes.ids
-    # Clones, because safetensors refuses tensors that share memory (labels given as ids, too).
-    tensors = {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    layout = {name: (_DTYPES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        write_tensors(temporary, layout, lambda name: tensor_bytes(tensors[name]), metadata)
+
+
+def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor, in one piece; nothing if it is empty."""
+    if tensor.numel():
+        values: Any = tensor.cpu().contiguous().numpy()
+        yield memoryview(values).cast("B")
+
+
+def _read_metadata(file: Path, whole: bool) -> dict[str, str]:
+    """Return the metadata of a codes file, checked: the header, and the tensors if ``whole``."""
     try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+        metadata: dict[str, str] = read_header(file)["__metadata__"]
+        if whole:
+            check_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is {error}: write it again with HashCodes.save") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
+            f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
+        )
+    version = metadata.get("version")
+    if version not in (_VERSION, _WITHOUT_DIGESTS):
+        raise ValueError(
+            f"{file} has version {version!r} of the format, this hybridhash reads {_VERSION!r}: upgrade "
+            "hybridhash, or write the codes again"
+        )
+    if version == _VERSION and HEADER_DIGEST not in metadata:
+        raise ValueError(f"{file} is damaged (no {HEADER_DIGEST}): write it again with HashCodes.save")
+    return metadata
 
 
 def check_joinable(first: HashCodes, other: HashCodes, names: tuple[str, str]) -> None:

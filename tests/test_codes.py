@@ -451,7 +451,7 @@ def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path: Path) -> None:
     assert HashCodes.load(tmp_path / "real" / "codes") == example()
 
 
-@pytest.mark.parametrize("failing", ["save_file", "fsync", "replace"])
+@pytest.mark.parametrize("failing", ["write_tensors", "fsync", "replace"])
 def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -459,15 +459,15 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(
     example(seed=1).save(path)
     before = path.read_bytes()
 
-    def half_written(tensors: Any, filename: Any, metadata: Any) -> None:
+    def half_written(filename: Any, *_: Any) -> None:
         Path(filename).write_bytes(b"half")
         raise OSError("disk full")
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    if failing == "save_file":
-        monkeypatch.setattr(module, "save_file", half_written)
+    if failing == "write_tensors":
+        monkeypatch.setattr(module, "write_tensors", half_written)
     else:
         monkeypatch.setattr(os, failing, fail)
     with pytest.raises(OSError, match="disk full"):
@@ -514,7 +514,7 @@ def test_a_file_of_another_kind_raises_and_is_named(tmp_path: Path) -> None:
             HashCodes.load(path)
 
 
-@pytest.mark.parametrize("version", ["2", None])
+@pytest.mark.parametrize("version", ["3", None])
 def test_a_file_of_another_version_raises(tmp_path: Path, version: str | None) -> None:
     metadata = {"format": "hybridhash.codes", "bits": "8"} | ({} if version is None else {"version": version})
     save_file({"packed": torch.zeros(2, 1, dtype=torch.uint8)}, tmp_path / "codes", metadata)

@@ -2,16 +2,18 @@
 
 from hybridhash.encoding.dataset import encode_dataset
 from hybridhash.encoding.loader import encode
-from hybridhash.encoding.manifest import Failure, Manifest
-from hybridhash.encoding.opening import open_codes, read_failures
+from hybridhash.encoding.manifest import Failure, Manifest, Trial
+from hybridhash.encoding.opening import open_codes, read_failures, verify
 from hybridhash.encoding.reader import model_transform
 
 __all__ = [
     "Failure",
     "Manifest",
+    "Trial",
     "encode",
     "encode_dataset",
     "model_transform",
     "open_codes",
     "read_failures",
+    "verify",
 ]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash._distributed import Ranks
+from hybridhash._files import check_local
 from hybridhash._fingerprint import describe, model_name, weights_sha256
 from hybridhash._inference import (
     PackedBatch,
@@ -27,15 +28,19 @@ from hybridhash._inference import (
     eval_mode,
     forward_packed,
     input_device,
+    running_dtype,
     to_device,
 )
 from hybridhash.codes import HashCodes, check_joinable
-from hybridhash.encoding.manifest import Failure, Manifest, Rows
+from hybridhash.encoding.manifest import Failure, Manifest, Probe, Rows, Trial
 from hybridhash.encoding.processes import RankBatches, write_lock
 from hybridhash.encoding.reader import ImageBatch, Reader, Sample, check_dataset, collate, model_transform
 from hybridhash.encoding.shards import ShardFolder
+from hybridhash.encoding.source import names_sha256, probe
 
 __all__ = ["encode_dataset"]
+
+_PROBES = 16  # rows whose images are sampled for the manifest
 
 
 def encode_dataset(
@@ -57,17 +62,24 @@ def encode_dataset(
     """Encode all images of a data set into a folder that :func:`hybridhash.open_codes` opens.
 
     The work may end at any moment, also by ``kill -9``, a full disk or a power cut. The same call resumes it:
-    no image is lost or encoded twice, and at most ``save_seconds`` of work is repeated. Batches consist of
-    the same rows however often and on however many processes that happens, so the codes are the same to the
-    byte.
+    no image is lost or encoded twice, and at most ``save_seconds`` of work is repeated; after an exception
+    or Ctrl-C, only the batches in hand. Batches consist of the same rows however often and on however many
+    processes that happens, so the codes are the same to the byte, and so are the files.
+
+    Other data, another order of them, another model or another transform than those of the first call are
+    refused. They are told by the names of the images if the data set knows them, by samples of 16 images
+    after the transform, with labels and ids, and by the real-valued codes of one image. The first two rows
+    that change places in a data set without names, say, are not seen. All files found are checked against
+    their SHA-256 before the work goes on.
 
     Where ``torch.distributed`` is initialised (``torchrun``), the processes share the rows without overlap
     and write to the same ``out``, which all must see. Every process returns when all are done. Any backend
     will do, since only messages are exchanged. Otherwise one process uses all ``devices``.
 
-    An image that cannot be decoded is recorded in its shard, and so is one whose codes are NaN. A warning
-    counts them, and :func:`hybridhash.encoding.read_failures` lists their rows, ids and reasons. Errors of
-    the program (a TypeError, say) or of the machine (an I/O error of a disk) are raised.
+    An image that cannot be decoded is recorded in its shard, whatever its decoder raises, and so is one whose
+    codes are NaN. A warning counts them, and :func:`hybridhash.encoding.read_failures` lists their rows, ids
+    and reasons, with the name of the file if the data set knows it. Errors of the program (a TypeError, say)
+    or of the machine (an I/O error of a disk) are raised, with the row in a note (Python 3.11 and later).
 
     Args:
         model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``. It runs as in
@@ -78,7 +90,8 @@ def encode_dataset(
             :class:`hybridhash.data.TarImages` and so on. An image is a tensor, taken as it is, or a PIL image
             of any mode, which is converted to RGB (:func:`hybridhash.data.to_rgb`) and transformed. Ids are
             kept even if several rows share one; a search index rejects duplicates and lists them.
-        out: The folder to write to. It is made if it does not exist.
+        out: The folder to write to, local or mounted. It is made if it does not exist. Only the files of an
+            encoding are replaced or deleted in it.
         batch_size: The number of images in a batch.
         num_workers: The number of processes that read images. 0 reads them in this one.
         shard_size: The number of rows of the data set in a shard.
@@ -94,14 +107,16 @@ def encode_dataset(
         progress: Whether to show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
 
     Returns:
-        The :class:`hybridhash.encoding.Manifest`: counts, model, weights' SHA-256, bits and transform.
+        The :class:`hybridhash.encoding.Manifest`: counts, model, weights' SHA-256, bits, transform, and the
+        dtype in which the model ran.
 
     Raises:
         TypeError: The model, the data set or a number has a wrong type, or the data set raised it.
         ValueError: An argument or a shape does not fit, no image can be read, all codes of a batch are NaN,
-            ``out`` holds another encoding (both are described) or a damaged shard (named), or an image cannot
-            be decoded and ``on_error="raise"``.
-        RuntimeError: Another process is encoding to ``out``, or another process of the group failed.
+            ``out`` is a URL or holds another encoding (both are described) or a damaged shard (named), or an
+            image cannot be decoded and ``on_error="raise"``.
+        RuntimeError: Another thread or process is encoding to ``out``, or another process of the group
+            failed.
         OSError: ``out`` cannot be written. What is there is intact, and the same call resumes.
 
     Example:
@@ -120,17 +135,19 @@ def encode_dataset(
     check_integer("batch_size", batch_size, 1)
     check_integer("shard_size", shard_size, 1)
     check_choice("on_error", on_error, ("record", "raise"))
+    check_local(out)
     reader = Reader(dataset, transform, model_transform(model), strict=on_error == "raise")
     replicas = _replicas(model, devices, dtype)
     with ExitStack() as stack:
         ranks = stack.enter_context(Ranks())
         for replica in replicas:
             stack.enter_context(eval_mode(replica.model))
-        manifests = ranks.collect(lambda: _manifest_of(replicas[0], reader, dtype, shard_size))
+        manifests = ranks.collect(lambda: _manifest_of(replicas[0], reader, shard_size))
         _check_equal(manifests)
         shards = ShardFolder(Path(out), manifests[0])
         ranks.first(lambda: stack.enter_context(write_lock(shards.folder)))
         missing = ranks.first(lambda: shards.open(resume))
+        shards.manifest = ranks.first(lambda: shards.manifest)
         batches = RankBatches(missing, batch_size, ranks.rank, ranks.size)
         bar = tqdm(  # type: ignore[no-untyped-call]
             desc="encode",
@@ -205,10 +222,12 @@ def _write_parts(
         pin_memory=any(replica.device.type == "cuda" for replica in replicas),
     )
     writer = _PartWriter(shards, save_seconds)
-    for rows in _encoded(loader, replicas, shards.manifest, reader.strict):
-        writer.add(rows)
-        bar.update(rows.stop - rows.start)
-    writer.save()
+    try:
+        for rows in _encoded(loader, replicas, shards.manifest, reader.strict):
+            writer.add(rows)
+            bar.update(rows.stop - rows.start)
+    finally:
+        writer.save()
 
 
 def _encoded(
@@ -234,7 +253,7 @@ def _collect(batch: ImageBatch, packed_batch: PackedBatch | None, manifest: Mani
     """Wait for the codes of a batch; images whose codes are NaN join the failures."""
     if packed_batch is None:
         return Rows(batch.start, batch.stop, manifest.empty_codes(), batch.failures)
-    packed, nan, bits = packed_batch
+    packed, nan, bits, _ = packed_batch
     valid = ~nan.cpu()
     failures = batch.failures
     if not bool(valid.all()):
@@ -270,38 +289,66 @@ def _check_equal(manifests: Sequence[Manifest]) -> None:
             raise ValueError(f"process {rank} encodes something else: {differences}")
 
 
-def _manifest_of(replica: _Replica, reader: Reader, dtype: torch.dtype | None, shard_size: int) -> Manifest:
-    """Describe the encoding, from the first image that can be read."""
-    failure = None
-    for row in range(len(reader)):
-        sample = reader[row]
-        if isinstance(sample, Sample):
-            break
-        failure = failure or sample
-    else:
-        assert failure is not None
-        raise ValueError(f"none of the {len(reader)} images can be read; row {failure.row}: {failure.reason}")
-    batch = collate([sample])
+def _manifest_of(replica: _Replica, reader: Reader, shard_size: int) -> Manifest:
+    """Describe the encoding, from the first image that can be read and samples of some others."""
+    batch = collate([_first_sample(reader)])
     assert batch.images is not None
     images = to_device(batch.images, replica.device)
-    bits = forward_packed(replica.model, images, replica.autocast, f"row {sample.row}").bits
+    encoded = forward_packed(replica.model, images, replica.autocast, batch.name)
+    codes = encoded.codes[0].double().cpu()
+    trial = None
+    if bool(codes.isfinite().all()):
+        trial = Trial(batch.start, [float(f"{code:.4g}") for code in codes.tolist()])
     labels, classes = "none", None
     if batch.labels is not None:
         labels = "class ids" if batch.labels.ndim == 1 else "multi-hot"
         classes = batch.labels.shape[1] if batch.labels.ndim == 2 else None
     applied = reader.transform or (reader.model_transform if reader.decodes else None)
     transforms = [t for t in (getattr(reader.dataset, "transform", None), applied) if t is not None]
+    dtype = running_dtype(replica.model, replica.device, replica.autocast)
     return Manifest(
         model=model_name(replica.model),
         weights_sha256=weights_sha256(replica.model),
-        bits=bits,
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        bits=encoded.bits,
+        dtype=str(dtype).removeprefix("torch."),
         transform=", then ".join(map(describe, transforms)) or None,
         labels=labels,
         classes=classes,
         images=len(reader),
         shard_size=shard_size,
+        exif_orientation=True if reader.decodes else None,
+        names_sha256=names_sha256(reader.dataset),
+        probes=_probes(reader),
+        trial=trial,
     )
+
+
+def _first_sample(reader: Reader) -> Sample:
+    """Return the first image that can be read."""
+    failure = None
+    for row in range(len(reader)):
+        sample = reader[row]
+        if isinstance(sample, Sample):
+            return sample
+        failure = failure or sample
+    assert failure is not None
+    raise ValueError(f"none of the {len(reader)} images can be read; row {failure.row}: {failure.reason}")
+
+
+def _probes(reader: Reader) -> dict[str, Probe | None]:
+    """Sample the images of some rows, evenly spread over the data set."""
+    last = len(reader) - 1
+    rows = sorted({last * part // (_PROBES - 1) for part in range(_PROBES)})
+    return {str(row): _probe_row(reader, row) for row in rows}
+
+
+def _probe_row(reader: Reader, row: int) -> Probe | None:
+    """Return a sample of a row, None if there is an error, which is for the work on that row to raise."""
+    try:
+        sample = reader[row]
+    except Exception:
+        return None
+    return probe(sample.image, sample.label, sample.id) if isinstance(sample, Sample) else None
 
 
 def _replicas(

@@ -109,7 +109,7 @@ class _PendingBatch(NamedTuple):
 def _collect(batch: _PendingBatch, parts: Sequence[HashCodes]) -> HashCodes:
     """Wait for the codes of a batch; raise if they are NaN or unlike those of the batches before."""
     number = len(parts)
-    packed, nan, bits = batch.codes
+    packed, nan, bits, _ = batch.codes
     nan_rows = nan.cpu().nonzero()[:, 0]
     if len(nan_rows):
         position = sum(map(len, parts)) + int(nan_rows[0])

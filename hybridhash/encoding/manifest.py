@@ -8,18 +8,26 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from hybridhash._files import replacing
 from hybridhash.codes import HashCodes
 
-__all__ = ["MANIFEST", "Failure", "Manifest", "Rows"]
+__all__ = ["MANIFEST", "Failure", "Manifest", "Probe", "Rows", "Trial", "is_manifest"]
 
 MANIFEST = "manifest.json"
-_FORMAT, _VERSION = "hybridhash.encoding", 1
+_FORMAT, _VERSION = "hybridhash.encoding", 2
 _PROGRESS = ("encoded", "failed", "complete")  # fields that do not decide the codes
+_SINCE_VERSION_2 = ("exif_orientation", "names_sha256", "probes")
+# The largest difference of a code that rounding explains, relative to the largest code.
+_TRIAL_TOLERANCES = {"bfloat16": 0.05, "float16": 0.02}
+_TRIAL_TOLERANCE = 0.01
+_PROBE_TOLERANCE = 1e-3  # the same for the means of a probe
+_DIGEST = "sha256"
+
+Probe = list[Any]  # of hybridhash.encoding.source.probe, as JSON gives it back
 
 
 class Failure(NamedTuple):
@@ -45,6 +53,18 @@ class Rows(NamedTuple):
     failures: list[Failure]
 
 
+class Trial(NamedTuple):
+    """The real-valued codes of one image, to four digits, by which another model or transform is told.
+
+    Attributes:
+        row: Its row in the data set.
+        codes: Its codes, one for each bit.
+    """
+
+    row: int
+    codes: list[float]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of a folder of shards, and what made it.
@@ -53,12 +73,19 @@ class Manifest:
         model: The name of the architecture.
         weights_sha256: The digest of the weights, as :func:`hybridhash.hub.weights_sha256` gives it.
         bits: The code length.
-        dtype: The dtype of autocast, None if the model ran as it was.
+        dtype: The dtype in which the model ran, None if that was not recorded. It is float32 where the
+            processor only emulates the half precision that was asked for.
         transform: A description of the transforms applied to the images.
         labels: ``"none"``, ``"class ids"`` or ``"multi-hot"``.
         classes: The number of classes of multi-hot labels, else None.
         images: The size of the data set.
         shard_size: The number of rows of the data set in a shard; the last shard may have fewer.
+        exif_orientation: Whether images were turned as their EXIF data say
+            (:func:`hybridhash.data.read_image`). None if the data set gave tensors, or before version 2.
+        names_sha256: SHA-256 of the names of all images, None if the data set does not tell them.
+        probes: Samples of the images of some rows, by which other data are told: by row, the id, a digest of
+            the label and four means. None for an image that could not be read.
+        trial: The real-valued codes of one image.
         encoded: The number of codes.
         failed: The number of images without a code; :func:`read_failures` says why. In a complete encoding
             ``encoded + failed == images``.
@@ -74,16 +101,23 @@ class Manifest:
     classes: int | None
     images: int
     shard_size: int
+    exif_orientation: bool | None = None
+    names_sha256: str | None = None
+    probes: dict[str, Probe | None] | None = None
+    trial: Trial | None = None
     encoded: int = 0
     failed: int = 0
     complete: bool = False
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all fields that decide what the shards hold; every shard carries it."""
+        """SHA-256 of the fields that decide what the shards hold; every shard carries it."""
         fields = dataclasses.asdict(self)
-        for name in _PROGRESS:
+        for name in (*_PROGRESS, "trial"):
             del fields[name]
+        for name in _SINCE_VERSION_2:
+            if fields[name] is None:  # shards of version 1 do not know it
+                del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def empty_codes(self) -> HashCodes:
@@ -97,13 +131,51 @@ class Manifest:
         return HashCodes(packed, self.bits, labels, torch.zeros(0, dtype=torch.int64))
 
     def differences(self, other: Manifest) -> list[str]:
-        """Describe the fields that decide the codes and differ; ``self`` is the stored manifest."""
-        stored = dataclasses.asdict(self)
-        new = dataclasses.asdict(other)
+        """Describe what decides the codes and differs; ``self`` is the stored manifest.
+
+        What one of them does not know is not compared: names and samples of the images, the trial, the dtype.
+        """
+        apart = (*_PROGRESS, "probes", "trial")
+        unknown = [name for name in ("names_sha256", "dtype") if None in (self._get(name), other._get(name))]
+        found = [
+            f"{field.name} {self._get(field.name)!r} there and {other._get(field.name)!r} now"
+            for field in dataclasses.fields(self)
+            if field.name not in (*apart, *unknown) and self._get(field.name) != other._get(field.name)
+        ]
+        if self.images == other.images:
+            found.extend(self._other_probes(other))
+        if not found:  # else the codes differ for that reason
+            found.extend(self._other_trial(other))
+        return found
+
+    def _get(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def _other_probes(self, other: Manifest) -> list[str]:
+        """Describe the first probe that differs: other data, another order or another transform."""
+        for row, stored in (self.probes or {}).items():
+            new = (other.probes or {}).get(row)
+            difference = None if stored is None or new is None else _probe_difference(stored, new)
+            if difference:
+                return [
+                    f"row {row} of the data set has {difference}: these are other data or in another order, "
+                    "or another transform, or one that gives another result each time"
+                ]
+        return []
+
+    def _other_trial(self, other: Manifest) -> list[str]:
+        """Describe how the codes of the same image differ."""
+        if self.trial is None or other.trial is None or self.trial.row != other.trial.row:
+            return []
+        before, now = torch.tensor(self.trial.codes), torch.tensor(other.trial.codes)
+        largest = float(torch.maximum(before.abs(), now.abs()).max())
+        difference = float((before - now).abs().max())
+        if difference <= _TRIAL_TOLERANCES.get(str(other.dtype), _TRIAL_TOLERANCE) * largest:
+            return []
         return [
-            f"{name} {stored[name]!r} there and {new[name]!r} now"
-            for name in stored
-            if name not in _PROGRESS and stored[name] != new[name]
+            f"the model gives other codes for row {self.trial.row}, by up to {difference:.2g} where the "
+            f"largest is {largest:.2g}: another transform, or a change in the model that is none of its "
+            "weights, such as an activation"
         ]
 
     @classmethod
@@ -115,6 +187,7 @@ class Manifest:
             ValueError: The manifest is damaged, or of another format or version.
         """
         path = Path(folder, MANIFEST)
+        advice = "bring it back, or encode anew with resume=False"
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -122,22 +195,49 @@ class Manifest:
                 f"no {MANIFEST} in {folder}: it is no folder of hybridhash.encode_dataset"
             ) from None
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): bring it back, or encode anew") from error
+            raise ValueError(f"{path} is damaged ({error}): {advice}") from error
         if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is no manifest of {_FORMAT}: choose a folder of encode_dataset")
         version = fields.pop("version", None)
-        if version != _VERSION:
+        if version not in (1, _VERSION):
             raise ValueError(
                 f"{path} has version {version!r} of the format, this hybridhash reads {_VERSION}: upgrade "
                 "hybridhash, or encode anew"
             )
+        digest = fields.pop(_DIGEST, None)
+        if (version == _VERSION or digest is not None) and digest != _sha256(fields):
+            raise ValueError(f"{path} is damaged (it is not what its SHA-256 says): {advice}")
         try:
-            return cls(**fields)
+            trial = fields.pop("trial", None)
+            return cls(**fields, trial=trial and Trial(*trial))
         except TypeError as error:
-            raise ValueError(f"{path} is damaged ({error}): bring it back, or encode anew") from error
+            raise ValueError(f"{path} is damaged ({error}): {advice}") from error
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write or replace the manifest of a folder atomically."""
-        fields = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
+        """Write or replace the manifest of a folder atomically, with a digest of its fields."""
+        fields = dataclasses.asdict(self)
+        content = {"format": _FORMAT, "version": _VERSION, **fields, _DIGEST: _sha256(fields)}
         with replacing(Path(folder, MANIFEST)) as temporary:
-            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether a file is a manifest of an encoding, perhaps a damaged one."""
+    return path.is_file() and _FORMAT in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _probe_difference(stored: Probe, new: Probe) -> str | None:
+    """Say in what two probes of a row differ, beyond rounding; None if in nothing."""
+    if stored[0] != new[0]:
+        return f"the id {stored[0]} there and {new[0]} now"
+    if stored[1] != new[1]:
+        return "another label"
+    before, now = torch.tensor(stored[2]), torch.tensor(new[2])
+    tolerance = _PROBE_TOLERANCE * float(torch.maximum(before.abs(), now.abs()).nan_to_num().max())
+    if not torch.allclose(before, now, rtol=0.0, atol=tolerance, equal_nan=True):
+        return "another image"
+    return None

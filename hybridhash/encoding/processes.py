@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,10 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["RankBatches", "write_lock"]
+
+# A lock on a file is one of the process; these are the folders that its threads write to.
+_locked: set[str] = set()
+_locked_lock = threading.Lock()
 
 
 class RankBatches:
@@ -53,19 +59,35 @@ class RankBatches:
 
 @contextmanager
 def write_lock(out: Path) -> Iterator[None]:
-    """Lock an output folder against other processes, as long as the context or this process lasts.
+    """Lock an output folder against other threads and processes while the context and this process last.
 
-    The folder is made if it does not exist. Windows has no lock.
+    The folder is made if it does not exist. Windows has no lock against other processes.
 
     Raises:
-        RuntimeError: Another process holds the lock.
+        RuntimeError: Another thread or process holds the lock.
+        NotADirectoryError: There is a file or a link to nothing in its place.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
-                # Not flock: the workers of a DataLoader, which outlive a killed process, would inherit it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise RuntimeError(f"another process is encoding to {out}: wait until it is done") from None
-        yield
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        kind = "a link to nothing" if out.is_symlink() and not out.exists() else "a file"
+        raise NotADirectoryError(f"out must be a folder, but {out} is {kind}: choose another") from None
+    folder = os.path.realpath(out)
+    with _locked_lock:
+        if folder in _locked:
+            raise RuntimeError(f"another thread is encoding to {out}: wait until it is done")
+        _locked.add(folder)
+    try:
+        with open(out / ".lock", "w") as file:
+            if fcntl is not None:
+                try:
+                    # Not flock: the workers of a DataLoader outlive a killed process and would inherit it.
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    raise RuntimeError(
+                        f"another process is encoding to {out}: wait until it is done"
+                    ) from None
+            yield
+    finally:
+        with _locked_lock:
+            _locked.remove(folder)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from hybridhash._inference import as_tensor, named_fields
 from hybridhash.data.images import to_rgb
 from hybridhash.encoding.manifest import Failure
+from hybridhash.encoding.source import image_names
 from hybridhash.labels import as_labels
 
 __all__ = ["ImageBatch", "Reader", "Sample", "check_dataset", "collate", "model_transform"]
@@ -32,6 +36,11 @@ _BAD_FILE = {
     errno.EINVAL,
     errno.EOVERFLOW,
 }
+_LONGEST_REASON = 1000
+_PATH = (
+    "give ImageFolder of torchvision for a folder of folders, hybridhash.data.ImageList for a list file, "
+    "or TarImages for tar shards"
+)
 
 
 class Sample(NamedTuple):
@@ -101,12 +110,23 @@ class Reader(Dataset[Any]):
 
     def _failure(self, error: Exception, row: int, id: int | None) -> Failure:
         """Return the error as a failure of the image, unless it is one of the program or the machine."""
-        if isinstance(error, _PROGRAM) or (isinstance(error, OSError) and error.errno not in _BAD_FILE):
+        reason = f"{type(error).__name__}: {error}"
+        name = self._name(row)
+        if name is not None and name not in reason:
+            reason = f"{name}: {reason}"
+        of_the_machine = isinstance(error, OSError) and error.errno not in _BAD_FILE
+        if of_the_machine or (isinstance(error, _PROGRAM) and not _is_decoding(error)):
+            if sys.version_info >= (3, 11):
+                error.add_note(f"in row {row} of the data set" + (f", {name}" if name else ""))
             raise error
-        failure = Failure(row, id, f"{type(error).__name__}: {error}"[:500])
+        failure = Failure(row, id, reason[:_LONGEST_REASON])
         if self.strict:
             raise ValueError(f"the image of row {row} cannot be read: {failure.reason}") from error
         return failure
+
+    def _name(self, row: int) -> str | None:
+        name_of = image_names(self.dataset)
+        return None if name_of is None else name_of(row)
 
     def _ready(self, image: Any, row: int) -> Tensor:
         """Return an image as the model takes it."""
@@ -131,6 +151,21 @@ class Reader(Dataset[Any]):
                 + (" from transform" if transform else "")
             )
         return image
+
+
+def _is_decoding(error: BaseException) -> bool:
+    """Return whether an error, or the one that it is raised from, comes out of the decoder of an image.
+
+    A broken file can make a decoder raise anything. The decoders are ``read_image`` and ``to_rgb``, and those
+    of PIL under whatever calls them.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if module == "PIL.ImageFile" or (module.startswith("PIL.") and module.endswith("ImagePlugin")):
+            return True
+        if module == "hybridhash.data.images" and frame.f_code.co_name in ("read_image", "to_rgb"):
+            return True
+    return error.__cause__ is not None and _is_decoding(error.__cause__)
 
 
 def _fields(content: Any, row: int) -> tuple[Any, Any, int]:
@@ -174,7 +209,9 @@ def collate(rows: list[Sample | Failure]) -> ImageBatch:
 
 def check_dataset(dataset: Any) -> None:
     """Raise unless a data set gives the image of any row by its number, or an error."""
-    iterable = isinstance(dataset, (IterableDataset, DataLoader, str, bytes, Mapping))
+    if isinstance(dataset, (str, os.PathLike)):
+        raise TypeError(f"dataset must be a data set of images, got the path {os.fspath(dataset)!r}: {_PATH}")
+    iterable = isinstance(dataset, (IterableDataset, DataLoader, bytes, Mapping))
     if iterable or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset must be map-style, with len(dataset) and dataset[row], got {type(dataset).__name__}: "

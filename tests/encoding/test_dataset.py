@@ -139,11 +139,23 @@ def test_a_copy_of_the_model_runs_on_a_gpu(tmp_path: Path) -> None:
     assert len(open_codes(tmp_path)) == 23
 
 
-def test_autocast_is_part_of_what_the_codes_are(tmp_path: Path) -> None:
+def test_autocast_is_part_of_what_the_codes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybridhash._inference, "multiplies_natively", lambda dtype: True)
     manifest = run(Net(), IMAGES, tmp_path, dtype=torch.bfloat16)
     assert manifest.dtype == "bfloat16"
-    with pytest.raises(ValueError, match="dtype 'bfloat16' there and None now"):
+    with pytest.raises(ValueError, match="dtype 'bfloat16' there and 'float32' now"):
         run(Net(), IMAGES, tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert run(Net(), IMAGES, tmp_path).dtype == "bfloat16"
+
+
+def test_the_dtype_that_really_ran_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybridhash._inference, "multiplies_natively", lambda dtype: False)
+    with pytest.warns(UserWarning, match="the model runs in float32"):
+        manifest = run(Net(), IMAGES, tmp_path, dtype=torch.bfloat16)
+    assert manifest.dtype == "float32"
+    assert run(Net(), IMAGES, tmp_path, dtype=None).dtype == "float32"
+    assert run(Net().double(), IMAGES.double(), tmp_path / "double").dtype == "float64"
 
 
 # Images
@@ -348,7 +360,7 @@ class Stream(IterableDataset[Tensor]):
         (Stream(), TypeError, "dataset must be map-style"),
         (iter(IMAGES), TypeError, "dataset must be map-style"),
         (DataLoader(TensorDataset(IMAGES)), TypeError, "dataset must be map-style"),
-        ("images/", TypeError, "dataset must be map-style"),
+        ("images/", TypeError, "got the path 'images/': give ImageFolder"),
         ([], ValueError, "dataset is empty"),
         ([np.zeros((3, 4, 4))], TypeError, "must be a tensor or a PIL image, got ndarray"),
         ([(IMAGES[0], 1), (IMAGES[1], None)], ValueError, "row 1 has no label"),
@@ -446,7 +458,7 @@ def test_another_batch_size_goes_on(tmp_path: Path) -> None:
         run(Net(), Failing(errors), tmp_path, save_seconds=0)
     model = Net()
     run(model, IMAGES[:10], tmp_path, batch_size=3)
-    assert model.sizes == [1, 3, 3]
+    assert model.sizes == [1, 3, 3]  # rows 0 to 3 were kept
     assert torch.equal(open_codes(tmp_path).packed, expected(IMAGES[:10]))
 
 
