@@ -17,12 +17,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
+from hybridhash._inference import PREPROCESSING
 from hybridhash.models.heads import create_head, renamed_head
 
 __all__ = ["HashModel", "create_hash_model"]
 
 _INTERFACE = ("forward_features", "forward_head", "num_features")
-_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size", "license")
 
 
 def create_hash_model(
@@ -273,7 +273,8 @@ def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
         # Images are prepared as the backbone wants them.
         size = model.model_args.get("img_size", source["input_size"][-2:])
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        cfg = {key: source[key] for key in _PREPROCESSING if source.get(key) is not None}
+        copied = (*PREPROCESSING, "fixed_input_size", "license")
+        cfg = {key: source[key] for key in copied if source.get(key) is not None}
         cfg |= {
             "architecture": "hash_model",
             "num_classes": model.num_classes,
