@@ -46,15 +46,22 @@ def model_config(
         ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key.
     """
     check_preprocessing(preprocessing)
-    args = {**model.model_args, "num_classes": model.num_classes}
     architecture = model.pretrained_cfg["architecture"]
+    args = dict(model.model_args)
     shape: dict[str, Any] = {}
     if architecture != "hash_model":  # whose shape is the backbone's
         args["global_pool"] = model.head.pool_type
         side = args["img_size"] // model.feature_info[-1]["reduction"]
         shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
         shape["pool_size"] = (side, side)
-    _check_rebuilds(model, architecture, args)
+    _check_writable(args)
+    rebuilt = _rebuild(architecture, model.num_classes, args)
+    if rebuilt.num_classes != model.num_classes:
+        # An architecture with a length of its own. The others take that of the configuration: transformers
+        # opens no model that has it among the arguments.
+        args["num_classes"] = model.num_classes
+        rebuilt = _rebuild(architecture, model.num_classes, args)
+    _check_same_weights(model, rebuilt)
     known = {key: value for key, value in model.pretrained_cfg.items() if value is not None}
     pretrained_cfg = {
         **{key: value for key, value in known.items() if key not in _SOURCE},
@@ -86,17 +93,19 @@ def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) 
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.contiguous()
     save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
+    path = folder / CONFIG
+    written = json.loads(path.read_text(encoding="utf-8"))
+    # timm adds what create_model was called with, which need not be what rebuilds the network.
+    written["model_args"] = config["model_args"]
     if model.in_chans not in (1, 3):
         # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
-        path = folder / CONFIG
-        written = json.loads(path.read_text(encoding="utf-8"))
         written["pretrained_cfg"]["first_conv"] = None
-        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
+    path.write_text(json.dumps(written, indent=2), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a network that is built from the arguments takes the weights of the model."""
+def _check_writable(args: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all arguments can be written as JSON."""
     for key, value in args.items():
         try:
             json.dumps(value)
@@ -105,7 +114,16 @@ def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> N
                 f"{key}={value!r} cannot be written to {CONFIG}: save state_dict() with safetensors, or "
                 "register an architecture of your own that sets it (timm.models.register_model)"
             ) from None
-    rebuilt = timm.create_model(architecture, pretrained=False, device="meta", **args)
+
+
+def _rebuild(architecture: str, bits: int, args: Mapping[str, Any]) -> Any:
+    """Return the network that timm builds from a saved configuration, without weights."""
+    overlay = {"num_classes": bits}
+    return timm.create_model(architecture, pretrained_cfg_overlay=overlay, device="meta", **args)
+
+
+def _check_same_weights(model: nn.Module, rebuilt: nn.Module) -> None:
+    """Raise ValueError unless a rebuilt network takes the weights of the model."""
     differing = _shapes(model).items() ^ _shapes(rebuilt).items()
     modules = sorted({name.rpartition(".")[0] for name, _ in differing})
     if modules:

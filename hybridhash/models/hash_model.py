@@ -265,9 +265,7 @@ default_cfgs = generate_default_cfgs({"hash_model": {"num_classes": 64, "classif
 @register_model
 def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
     """Hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
-    model: HashModel = build_model_with_cfg(
-        HashModel, "hash_model", pretrained, **{"num_classes": 64, **kwargs}
-    )
+    model: HashModel = build_model_with_cfg(HashModel, "hash_model", pretrained, **kwargs)
     source = getattr(model.backbone, "pretrained_cfg", None)
     if source and not pretrained:
         # Images are prepared as the backbone wants them.
