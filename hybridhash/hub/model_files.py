@@ -13,11 +13,12 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from hybridhash._downloads import CONFIG, WEIGHTS
 from hybridhash._inference import check_preprocessing
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "model_config", "unwrapped_model", "write_model"]
+__all__ = ["CARD", "model_config", "unwrapped_model", "write_model"]
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 # Keys of pretrained_cfg that say where weights came from, which is not where they go.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
 

@@ -78,6 +78,21 @@ def test_the_backbone_takes_weights_from_a_file(tmp_path):
     assert "mean" not in str(model.model_args)  # weights are saved with the model, not where they came from
 
 
+def test_a_file_that_is_no_checkpoint_of_the_backbone_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing"):
+        make(checkpoint_path=tmp_path / "nothing")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"{" * 100)
+    with pytest.raises(ValueError, match=r"weights\.safetensors could not be loaded: .*header"):
+        make(checkpoint_path=path)
+    save_file({"norm.weight": torch.zeros(1)}, path)
+    message = (
+        r"weights\.safetensors could not be loaded: most weights of resnet10t are not in it, such as conv1"
+    )
+    with pytest.raises(ValueError, match=message):
+        make(checkpoint_path=path)
+
+
 def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, tmp_path):
     asked = []
 
@@ -86,7 +101,7 @@ def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, 
         raise ConnectionError
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError, match=r"the transfer of timm/resnet10t\.c3_in1k failed"):
         create_hash_model("resnet10t", 16, pretrained=True, cache_dir=tmp_path)
     assert asked == [tmp_path]
 
@@ -193,6 +208,12 @@ def test_impossible_models_say_why():
         create_hash_model("resnet10t", 8, head="bihalf", head_args={"gama": 1})
     with pytest.raises(TypeError, match="img_sizes"):
         create_hash_model("resnet10t", 8, img_sizes=64)
+    with pytest.raises(
+        TypeError, match=r"pretrained_cfg would not reach the backbone.*pretrained_cfg_overlay"
+    ):
+        create_hash_model("resnet10t", 8, pretrained_cfg={"mean": (0.5, 0.5, 0.5)})
+    with pytest.raises(ValueError, match=r"unknown tag in 'resnet10t\.in22k': there is resnet10t\.c3_in1k"):
+        create_hash_model("resnet10t.in22k", 8)
     with pytest.raises(TypeError, match="Linear has no forward_features, forward_head, num_features"):
         create_hash_model(nn.Linear(3, 4), 8)
     model = create_hash_model("resnet10t", 8, global_pool="")
