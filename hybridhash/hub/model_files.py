@@ -14,9 +14,9 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from hybridhash._downloads import CONFIG, WEIGHTS
-from hybridhash._inference import check_preprocessing
+from hybridhash._inference import PREPROCESSING, check_preprocessing
 
-__all__ = ["CARD", "model_config", "unwrapped_model", "write_model"]
+__all__ = ["CARD", "input_size", "model_config", "unwrapped_model", "write_model"]
 
 CARD = "README.md"
 # Keys of pretrained_cfg that say where weights came from, which is not where they go.
@@ -44,16 +44,16 @@ def model_config(
     """Describe a model as it is now, in the arguments that timm's ``save_for_hf`` takes.
 
     Raises:
-        ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key.
+        ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key or an
+            ``input_size`` that the model does not take.
     """
-    check_preprocessing(preprocessing)
+    check_preprocessing(preprocessing, (*PREPROCESSING, "input_size"))
     architecture = model.pretrained_cfg["architecture"]
     args = dict(model.model_args)
-    shape: dict[str, Any] = {}
-    if architecture != "hash_model":  # whose shape is the backbone's
+    shape: dict[str, Any] = {"input_size": input_size(model, preprocessing)}
+    if architecture != "hash_model":  # whose pooling is the backbone's
         args["global_pool"] = model.head.pool_type
         side = args["img_size"] // model.feature_info[-1]["reduction"]
-        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
         shape["pool_size"] = (side, side)
     _check_writable(args)
     rebuilt = _rebuild(architecture, model.num_classes, args)
@@ -78,6 +78,27 @@ def model_config(
         "model_config": {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes},
         "model_args": args,
     }
+
+
+def input_size(model: Any, preprocessing: Mapping[str, Any] | None) -> tuple[int, int, int]:
+    """Return channels, height and width of the images: those in ``preprocessing``, else those of the model.
+
+    Raises:
+        ValueError: The model cannot take images of that shape.
+    """
+    cfg = model.pretrained_cfg
+    sides = model.model_args.get("img_size", cfg["input_size"][-2:])
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    own = (model.in_chans, height, width)
+    if not preprocessing or "input_size" not in preprocessing:
+        return own
+    given = tuple(preprocessing["input_size"])
+    fits = given == own if cfg.get("fixed_input_size") else len(given) == 3 and given[0] == own[0]
+    if not fits:
+        raise ValueError(
+            f"input_size={given} is not what the model takes: its channels, height and width are {own}"
+        )
+    return given
 
 
 def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) -> None:

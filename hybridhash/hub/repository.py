@@ -26,7 +26,7 @@ from torch import nn
 from hybridhash._downloads import CONFIG, WEIGHTS, explained, hub_source, loading
 from hybridhash._files import replacing_files
 from hybridhash.hub.card import model_card, slug
-from hybridhash.hub.model_files import CARD, model_config, unwrapped_model, write_model
+from hybridhash.hub.model_files import CARD, input_size, model_config, unwrapped_model, write_model
 
 if TYPE_CHECKING:
     from hybridhash.eval.report import RetrievalReport
@@ -64,7 +64,8 @@ def save_pretrained(
         tag: Name of these weights, kept in ``pretrained_cfg``. By default it is derived from ``dataset``.
         license: Licence of the weights, by its identifier on the Hub.
         preprocessing: The ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` that the model
-            was trained with, where they differ from ``model.pretrained_cfg``.
+            was trained with, where they differ from ``model.pretrained_cfg``. Also ``input_size`` (channels,
+            height, width) for a model that takes any size.
         overwrite: Whether to replace a model of another architecture, or files that are no saved model.
 
     Returns:
@@ -90,7 +91,8 @@ def save_pretrained(
     model = unwrapped_model(model)
     config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
-    card = model_card(model, f"local-dir:{folder.name}", report, **about)
+    size = input_size(model, preprocessing)
+    card = model_card(model, f"local-dir:{folder.name}", size, report, **about)
     if not overwrite and folder.is_dir():
         names = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
         saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in names else None
@@ -163,7 +165,7 @@ def push_to_hub(
     if "/" not in repo_id:
         with explained(repo_id):
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-    card = model_card(model, f"hf-hub:{repo_id}", report, **about)
+    card = model_card(model, f"hf-hub:{repo_id}", input_size(model, preprocessing), report, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(model, config, card, folder)

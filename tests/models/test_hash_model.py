@@ -167,6 +167,34 @@ def test_saving_and_loading_is_exact(name, tmp_path):
     assert config["model_args"]["backbone"] == name
 
 
+@pytest.mark.parametrize("where", ["when it is made", "when it is saved"])
+def test_the_size_that_a_convolutional_backbone_was_trained_at_is_saved(where, tmp_path):
+    size = {"input_size": (3, 64, 80)}
+    if where == "when it is made":
+        save_pretrained(make(pretrained_cfg_overlay=size), tmp_path)
+    else:
+        save_pretrained(make(), tmp_path, preprocessing=size)
+    assert timm.data.resolve_model_data_config(load(tmp_path))["input_size"] == (3, 64, 80)
+    assert "| input | 3 x 64 x 80 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
+    for model, size in [
+        (make(), (1, 64, 64)),
+        (make(), (64, 64)),
+        (make("test_vit"), (3, 96, 96)),
+        (timm.create_model("hybridhash_tiny_16", img_size=32), (3, 64, 64)),
+    ]:
+        with pytest.raises(ValueError, match=r"input_size=.* is not what the model takes: .* are \("):
+            save_pretrained(model, tmp_path, preprocessing={"input_size": size})
+
+
+def test_a_size_that_changes_a_backbone_is_saved_as_its_argument(tmp_path):
+    model = create_hash_model("test_vit", 8, pretrained_cfg_overlay={"input_size": (3, 64, 64)}).eval()
+    save_pretrained(model, tmp_path)
+    assert torch.equal(load(tmp_path).eval()(images()), model(images()))
+
+
 def test_what_is_saved_after_changes_is_what_loads(tmp_path):
     model, x = make(in_chans=4, head="mlp", head_args={"hidden": (9,)}), images(channels=4)
     model.reset_classifier(7)
