@@ -73,11 +73,13 @@ def check_hash_model(model: object) -> None:
         )
 
 
-def check_preprocessing(preprocessing: Mapping[str, Any] | None) -> None:
-    """Raise unless all keys are in ``PREPROCESSING``."""
-    unknown = sorted(set(preprocessing or ()) - set(PREPROCESSING))
+def check_preprocessing(
+    preprocessing: Mapping[str, Any] | None, keys: tuple[str, ...] = PREPROCESSING
+) -> None:
+    """Raise unless all keys are known."""
+    unknown = sorted(set(preprocessing or ()) - set(keys))
     if unknown:
-        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(PREPROCESSING)}")
+        raise ValueError(f"preprocessing has unknown keys {unknown}: there are {sorted(keys)}")
 
 
 def forward_packed(

@@ -69,6 +69,7 @@ _NO_METRICS = "No retrieval metric was reported with these weights."
 def model_card(
     model: Any,
     source: str,
+    input_size: tuple[int, int, int],
     report: RetrievalReport | Mapping[str, Any] | None = None,
     *,
     dataset: str = "",
@@ -81,6 +82,7 @@ def model_card(
     Args:
         model: A hash model that timm made.
         source: What loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
+        input_size: Channels, height and width of the images.
         report: The measured metrics or their ``to_dict()``; None if there are none.
         dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
         training: How the model was trained.
@@ -106,7 +108,7 @@ def model_card(
         introduction=f"{description.strip()}\n\n{introduction}".strip(),
         architecture=_architecture(model),
         code_length=f"{bits} bits" if bits else "none (embedding)",
-        input_size=_input_size(model),
+        input_size=" x ".join(map(str, input_size)),
         parameters=f"{sum(p.numel() for p in model.parameters()):,}",
         dataset=_cell(dataset or "not stated"),
         training=_cell(training or "not stated"),
@@ -175,12 +177,6 @@ def _architecture(model: Any) -> str:
     if architecture == "hash_model":
         return f"`{architecture}` on `{model.model_args['backbone']}`"
     return f"`{architecture}`"
-
-
-def _input_size(model: Any) -> str:
-    size = model.model_args.get("img_size", model.pretrained_cfg["input_size"][-2:])
-    height, width = (size, size) if isinstance(size, int) else size
-    return f"{model.in_chans} x {height} x {width}"
 
 
 def _cell(text: str) -> str:

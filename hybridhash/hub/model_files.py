@@ -13,11 +13,12 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from hybridhash._inference import check_preprocessing
+from hybridhash._downloads import CONFIG, WEIGHTS
+from hybridhash._inference import PREPROCESSING, check_preprocessing
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "model_config", "unwrapped_model", "write_model"]
+__all__ = ["CARD", "input_size", "model_config", "unwrapped_model", "write_model"]
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 # Keys of pretrained_cfg that say where weights came from, which is not where they go.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
 
@@ -43,18 +44,25 @@ def model_config(
     """Describe a model as it is now, in the arguments that timm's ``save_for_hf`` takes.
 
     Raises:
-        ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key.
+        ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key or an
+            ``input_size`` that the model does not take.
     """
-    check_preprocessing(preprocessing)
-    args = {**model.model_args, "num_classes": model.num_classes}
+    check_preprocessing(preprocessing, (*PREPROCESSING, "input_size"))
     architecture = model.pretrained_cfg["architecture"]
-    shape: dict[str, Any] = {}
-    if architecture != "hash_model":  # whose shape is the backbone's
+    args = dict(model.model_args)
+    shape: dict[str, Any] = {"input_size": input_size(model, preprocessing)}
+    if architecture != "hash_model":  # whose pooling is the backbone's
         args["global_pool"] = model.head.pool_type
         side = args["img_size"] // model.feature_info[-1]["reduction"]
-        shape["input_size"] = (args["in_chans"], args["img_size"], args["img_size"])
         shape["pool_size"] = (side, side)
-    _check_rebuilds(model, architecture, args)
+    _check_writable(args)
+    rebuilt = _rebuild(architecture, model.num_classes, args)
+    if rebuilt.num_classes != model.num_classes:
+        # An architecture with a length of its own. The others take that of the configuration: transformers
+        # opens no model that has it among the arguments.
+        args["num_classes"] = model.num_classes
+        rebuilt = _rebuild(architecture, model.num_classes, args)
+    _check_same_weights(model, rebuilt)
     known = {key: value for key, value in model.pretrained_cfg.items() if value is not None}
     pretrained_cfg = {
         **{key: value for key, value in known.items() if key not in _SOURCE},
@@ -72,6 +80,27 @@ def model_config(
     }
 
 
+def input_size(model: Any, preprocessing: Mapping[str, Any] | None) -> tuple[int, int, int]:
+    """Return channels, height and width of the images: those in ``preprocessing``, else those of the model.
+
+    Raises:
+        ValueError: The model cannot take images of that shape.
+    """
+    cfg = model.pretrained_cfg
+    sides = model.model_args.get("img_size", cfg["input_size"][-2:])
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    own = (model.in_chans, height, width)
+    if not preprocessing or "input_size" not in preprocessing:
+        return own
+    given = tuple(preprocessing["input_size"])
+    fits = given == own if cfg.get("fixed_input_size") else len(given) == 3 and given[0] == own[0]
+    if not fits:
+        raise ValueError(
+            f"input_size={given} is not what the model takes: its channels, height and width are {own}"
+        )
+    return given
+
+
 def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) -> None:
     """Write the three files of a model to a folder.
 
@@ -86,17 +115,19 @@ def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) 
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.contiguous()
     save_for_hf(model, str(folder), safe_serialization=True, **copy.deepcopy(dict(config)))
+    path = folder / CONFIG
+    written = json.loads(path.read_text(encoding="utf-8"))
+    # timm adds what create_model was called with, which need not be what rebuilds the network.
+    written["model_args"] = config["model_args"]
     if model.in_chans not in (1, 3):
         # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
-        path = folder / CONFIG
-        written = json.loads(path.read_text(encoding="utf-8"))
         written["pretrained_cfg"]["first_conv"] = None
-        path.write_text(json.dumps(written, indent=2), encoding="utf-8")
+    path.write_text(json.dumps(written, indent=2), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a network that is built from the arguments takes the weights of the model."""
+def _check_writable(args: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all arguments can be written as JSON."""
     for key, value in args.items():
         try:
             json.dumps(value)
@@ -105,7 +136,16 @@ def _check_rebuilds(model: Any, architecture: str, args: Mapping[str, Any]) -> N
                 f"{key}={value!r} cannot be written to {CONFIG}: save state_dict() with safetensors, or "
                 "register an architecture of your own that sets it (timm.models.register_model)"
             ) from None
-    rebuilt = timm.create_model(architecture, pretrained=False, device="meta", **args)
+
+
+def _rebuild(architecture: str, bits: int, args: Mapping[str, Any]) -> Any:
+    """Return the network that timm builds from a saved configuration, without weights."""
+    overlay = {"num_classes": bits}
+    return timm.create_model(architecture, pretrained_cfg_overlay=overlay, device="meta", **args)
+
+
+def _check_same_weights(model: nn.Module, rebuilt: nn.Module) -> None:
+    """Raise ValueError unless a rebuilt network takes the weights of the model."""
     differing = _shapes(model).items() ^ _shapes(rebuilt).items()
     modules = sorted({name.rpartition(".")[0] for name, _ in differing})
     if modules:

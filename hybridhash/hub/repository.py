@@ -12,7 +12,6 @@ import difflib
 import inspect
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,21 +20,13 @@ from typing import TYPE_CHECKING, Any, cast
 import timm
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import nn
 
+from hybridhash._downloads import CONFIG, WEIGHTS, explained, hub_source, loading
 from hybridhash._files import replacing_files
 from hybridhash.hub.card import model_card, slug
-from hybridhash.hub.errors import damaged, discard_damaged, explained
-from hybridhash.hub.model_files import (
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    model_config,
-    unwrapped_model,
-    write_model,
-)
+from hybridhash.hub.model_files import CARD, input_size, model_config, unwrapped_model, write_model
 
 if TYPE_CHECKING:
     from hybridhash.eval.report import RetrievalReport
@@ -73,7 +64,8 @@ def save_pretrained(
         tag: Name of these weights, kept in ``pretrained_cfg``. By default it is derived from ``dataset``.
         license: Licence of the weights, by its identifier on the Hub.
         preprocessing: The ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` that the model
-            was trained with, where they differ from ``model.pretrained_cfg``.
+            was trained with, where they differ from ``model.pretrained_cfg``. Also ``input_size`` (channels,
+            height, width) for a model that takes any size.
         overwrite: Whether to replace a model of another architecture, or files that are no saved model.
 
     Returns:
@@ -99,7 +91,8 @@ def save_pretrained(
     model = unwrapped_model(model)
     config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
-    card = model_card(model, f"local-dir:{folder.name}", report, **about)
+    size = input_size(model, preprocessing)
+    card = model_card(model, f"local-dir:{folder.name}", size, report, **about)
     if not overwrite and folder.is_dir():
         names = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
         saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in names else None
@@ -172,7 +165,7 @@ def push_to_hub(
     if "/" not in repo_id:
         with explained(repo_id):
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-    card = model_card(model, f"hf-hub:{repo_id}", report, **about)
+    card = model_card(model, f"hf-hub:{repo_id}", input_size(model, preprocessing), report, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(model, config, card, folder)
@@ -252,27 +245,13 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     name, repository, revision = _parse_source(source)
     if kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay"):
         repository = None  # the weights may come from elsewhere
-    label = repository or str(source)
-    try:
-        with explained(repository, revision, cache_dir):
-            if name.startswith("local-dir:"):
-                kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
-            model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise  # out of memory, and the like
-        if isinstance(error, HFValidationError):
-            raise ValueError(f"{source!r} names no repository: {error}") from error
-        unreadable = isinstance(error, (SafetensorError, json.JSONDecodeError))
-        if repository and discard_damaged(repository, revision, cache_dir, all_files=unreadable):
-            raise damaged(repository) from error
-        reason = f"config.json has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{label} could not be loaded: {reason}") from error
-    if repository and discard_damaged(repository, revision, cache_dir):
-        raise damaged(repository)
+    with loading(str(source), repository, revision, cache_dir):
+        if name.startswith("local-dir:"):
+            kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
+        model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
     if not hasattr(model, "bits") and not kwargs.get("features_only"):
         raise ValueError(
-            f"{label} is a {model.pretrained_cfg['architecture']}, which has no hash layer: "
+            f"{repository or source} is a {model.pretrained_cfg['architecture']}, which has no hash layer: "
             "load it with timm.create_model"
         )
     return cast(nn.Module, model)
@@ -282,20 +261,11 @@ def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:
     """Return timm's name of a source, and the repository and revision that it is downloaded from."""
     text = os.fspath(source)
     if isinstance(source, str) and timm.is_model(text.partition(".")[0]):
-        try:
-            cfg = timm.get_pretrained_cfg(text)
-        except RuntimeError as error:
-            tags = ", ".join(timm.list_pretrained(f"{text.partition('.')[0]}.*"))
-            raise ValueError(f"unknown tag in {text!r}: there is {tags}") from error
-        repository, revision = _split_revision(cfg.hf_hub_id) if cfg.hf_hub_id else (None, None)
-        return text, repository, revision
+        return (text, *hub_source(text))
     if isinstance(source, Path) or os.path.isdir(text):
         return f"local-dir:{text}", None, None
-    scheme, _, hub_id = text.partition(":")
-    if scheme in ("hf-hub", "hf_hub"):
-        return (text, *_split_revision(hub_id))
-    if scheme == "local-dir":
-        return text, None, None
+    if text.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir"):
+        return (text, *hub_source(text))
     if "/" in text:
         raise FileNotFoundError(f"no folder {text!r}; a repository of the Hub is 'hf-hub:{text}'")
     similar = difflib.get_close_matches(text, timm.list_models("hybridhash*"), n=3) or ["hybridhash_64"]
@@ -322,12 +292,6 @@ def _for_old_timm(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
         for path in folder.glob(f"*.{suffix}"):
             torch.load(path, map_location="meta", weights_only=True)
     return kwargs
-
-
-def _split_revision(hub_id: str) -> tuple[str, str | None]:
-    """Return the repository and the revision of ``"user/repo@revision"``."""
-    repository, _, revision = hub_id.partition("@")
-    return repository, revision or None
 
 
 def _check_same_model(where: str, names: Collection[str], config: str | None, model: Any) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_not_negative
-from hybridhash.codes import sign
+from hybridhash.codes import straight_through_sign
 from hybridhash.losses._classes import ClassifierLoss
 from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference, single_labels
 
@@ -37,9 +37,7 @@ def greedyhash_loss(codes: Tensor, labels: Tensor, *, weight: Tensor, alpha: flo
     check_not_negative(alpha=alpha)
     codes, labels = class_batch(codes, labels, num_classes=weight.shape[0], bits=weight.shape[1])
     with torch.autocast(codes.device.type, enabled=False):
-        # The value is the sign, the gradient is that of the codes.
-        signs = sign(codes) + (codes - codes.detach())
-        logits = F.linear(signs, weight.to(codes.dtype))
+        logits = F.linear(straight_through_sign(codes), weight.to(codes.dtype))
         losses = F.cross_entropy(
             logits, single_labels(labels, "GreedyHashLoss"), ignore_index=-1, reduction="none"
         )

@@ -7,9 +7,11 @@ ordinary timm repository: the name of the backbone and of the head are among the
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,12 +19,15 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
+from hybridhash._inference import PREPROCESSING
+from hybridhash.models.backbone import create_backbone
 from hybridhash.models.heads import create_head, renamed_head
 
 __all__ = ["HashModel", "create_hash_model"]
 
 _INTERFACE = ("forward_features", "forward_head", "num_features")
-_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size", "license")
+# What timm's builder would keep for the network around the backbone.
+_BUILDER_ARGUMENTS = {*inspect.signature(build_model_with_cfg).parameters, "features_only", "pruned"}
 
 
 def create_hash_model(
@@ -34,7 +39,7 @@ def create_hash_model(
     pretrained: bool = False,
     checkpoint_path: str | PathLike[str] | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
-    cache_dir: str | PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
     **backbone_kwargs: Any,
 ) -> HashModel:
     """Put a hash head on a timm backbone: images to real-valued codes, whose signs are the bits.
@@ -58,7 +63,10 @@ def create_hash_model(
     Raises:
         TypeError: A module lacks timm's interface; ``pretrained`` or arguments are given with a module; the
             backbone or the head does not take an argument; ``bits`` is not an integer.
-        ValueError: The backbone or the head is unknown, or ``bits`` is below 1.
+        ValueError: The backbone, its tag or the head is unknown; ``bits`` is below 1; or the weights do not
+            fit the backbone.
+        FileNotFoundError, PermissionError, ConnectionError, OSError: The weights cannot be had, as in
+            :func:`hybridhash.load`.
 
     Example:
         >>> import torch
@@ -71,6 +79,8 @@ def create_hash_model(
     settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
     overlay = dict(pretrained_cfg_overlay or {})
     if checkpoint_path is not None:
+        if not Path(checkpoint_path).is_file():
+            raise FileNotFoundError(f"no checkpoint at {checkpoint_path}")
         # timm's own checkpoint_path refuses a file with a classifier.
         overlay["file"] = str(checkpoint_path)
         pretrained = True
@@ -90,6 +100,12 @@ def create_hash_model(
         near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
         raise ValueError(
             f"timm has no model {backbone!r}; nearest: {', '.join(near) or 'timm.list_models()'}"
+        )
+    eaten = sorted(_BUILDER_ARGUMENTS & backbone_kwargs.keys())
+    if eaten:
+        raise TypeError(
+            f"{', '.join(eaten)} would not reach the backbone: give pretrained_cfg_overlay, or build the "
+            "backbone with timm.create_model and give the module"
         )
     return hash_model(
         backbone=backbone,
@@ -140,24 +156,16 @@ class HashModel(nn.Module):
         super().__init__()
         head = "tanh" if head == "linear" else head  # its former name, in models that were saved with it
         if isinstance(backbone, str):
+            factory = {"device": device, "dtype": dtype}  # None is not passed on: not every model takes them
+            module, name, backbone_kwargs = create_backbone(
+                backbone, pretrained_backbone, dict(backbone_weights or {}), backbone_kwargs, factory
+            )
             self.model_args: dict[str, Any] = {
-                "backbone": backbone,
+                "backbone": name,
                 "head": head,
                 "head_args": dict(head_args or {}),
                 **backbone_kwargs,
             }
-            # Not every model of timm takes these two, so they are only passed on if they are given.
-            if device is not None:
-                backbone_kwargs["device"] = device
-            if dtype is not None:
-                backbone_kwargs["dtype"] = dtype
-            module: Any = timm.create_model(
-                backbone,
-                pretrained=pretrained_backbone,
-                num_classes=0,
-                **(backbone_weights or {}),
-                **backbone_kwargs,
-            )
         else:
             module = backbone
         missing = [attribute for attribute in _INTERFACE if not hasattr(module, attribute)]
@@ -265,15 +273,14 @@ default_cfgs = generate_default_cfgs({"hash_model": {"num_classes": 64, "classif
 @register_model
 def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
     """Hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
-    model: HashModel = build_model_with_cfg(
-        HashModel, "hash_model", pretrained, **{"num_classes": 64, **kwargs}
-    )
+    model: HashModel = build_model_with_cfg(HashModel, "hash_model", pretrained, **kwargs)
     source = getattr(model.backbone, "pretrained_cfg", None)
     if source and not pretrained:
         # Images are prepared as the backbone wants them.
         size = model.model_args.get("img_size", source["input_size"][-2:])
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        cfg = {key: source[key] for key in _PREPROCESSING if source.get(key) is not None}
+        copied = (*PREPROCESSING, "fixed_input_size", "license")
+        cfg = {key: source[key] for key in copied if source.get(key) is not None}
         cfg |= {
             "architecture": "hash_model",
             "num_classes": model.num_classes,

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm, PatchEmbed, _assert, calculate_drop_path_rates, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -417,6 +422,9 @@ default_cfgs = generate_default_cfgs(
 def build_hybridhash(variant: str, pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """Build a HybridHash for an entry point that is registered with timm.
 
+    The code length is ``num_classes`` if it is given, else that of the configuration: of a saved model, or
+    of the entry point in ``default_cfgs``.
+
     Args:
         variant: Name of the entry point. Its configuration comes from timm's registry.
         pretrained: Load the weights of the configuration.
@@ -429,6 +437,9 @@ def build_hybridhash(variant: str, pretrained: bool = False, **kwargs: Any) -> H
         >>> build_hybridhash("hybridhash_16", num_classes=24, img_size=32, depths=(1, 1, 1)).bits
         24
     """
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if overlay.get("num_classes") == -1:  # timm's train.py writes this to have the classifier replaced
+        kwargs.setdefault("num_classes", get_pretrained_cfg(variant).num_classes)
     model: HybridHash = build_model_with_cfg(
         HybridHash,
         variant,
@@ -448,70 +459,70 @@ _tiny = {"embed_dims": (96, 192, 384), "num_heads": (3, 6, 12), "depths": (2, 2,
 @register_model
 def hybridhash_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 16 bits, 224 px."""
-    return build_hybridhash("hybridhash_16", pretrained, **{**_base, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_16", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 32 bits, 224 px."""
-    return build_hybridhash("hybridhash_32", pretrained, **{**_base, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_32", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 48 bits, 224 px."""
-    return build_hybridhash("hybridhash_48", pretrained, **{**_base, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_48", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash, 64 bits, 224 px."""
-    return build_hybridhash("hybridhash_64", pretrained, **{**_base, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_64", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_small_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 16 bits, 224 px."""
-    return build_hybridhash("hybridhash_small_16", pretrained, **{**_small, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_small_16", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 32 bits, 224 px."""
-    return build_hybridhash("hybridhash_small_32", pretrained, **{**_small, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_small_32", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 48 bits, 224 px."""
-    return build_hybridhash("hybridhash_small_48", pretrained, **{**_small, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_small_48", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-S, 64 bits, 224 px."""
-    return build_hybridhash("hybridhash_small_64", pretrained, **{**_small, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_small_64", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 16 bits, 224 px."""
-    return build_hybridhash("hybridhash_tiny_16", pretrained, **{**_tiny, "num_classes": 16, **kwargs})
+    return build_hybridhash("hybridhash_tiny_16", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 32 bits, 224 px."""
-    return build_hybridhash("hybridhash_tiny_32", pretrained, **{**_tiny, "num_classes": 32, **kwargs})
+    return build_hybridhash("hybridhash_tiny_32", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 48 bits, 224 px."""
-    return build_hybridhash("hybridhash_tiny_48", pretrained, **{**_tiny, "num_classes": 48, **kwargs})
+    return build_hybridhash("hybridhash_tiny_48", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """HybridHash-T, 64 bits, 224 px."""
-    return build_hybridhash("hybridhash_tiny_64", pretrained, **{**_tiny, "num_classes": 64, **kwargs})
+    return build_hybridhash("hybridhash_tiny_64", pretrained, **{**_tiny, **kwargs})

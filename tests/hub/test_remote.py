@@ -346,6 +346,124 @@ def test_a_pickle_from_the_hub_is_refused_unless_it_holds_tensors_only(online, r
     np.testing.assert_array_equal(codes, expected)
 
 
+# The backbone of a hash model.
+
+BACKBONE = "timm/test_vit.r160_in1k"
+
+
+@pytest.fixture
+def backbone(hub, tmp_path):
+    """The repository of a backbone's weights, and its state dict."""
+    state = {**timm.create_model("test_vit").state_dict()}
+    save_file(state, tmp_path / "backbone.safetensors")
+    return hub.add(BACKBONE, {"model.safetensors": (tmp_path / "backbone.safetensors").read_bytes()}), state
+
+
+def _hash_model(cache_dir, name="test_vit"):
+    return hybridhash.create_hash_model(name, 16, pretrained=True, cache_dir=cache_dir)
+
+
+def _norm_of_hash_model(cache_dir):
+    return _hash_model(cache_dir).backbone.norm.weight.detach().numpy()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (hub_server.DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
+        (hub_server.WEIGHTS_DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
+        (hub_server.CUT, "ConnectionError", "the transfer of {} failed .*try again"),
+        (hub_server.SHORT, "ConnectionError", "the transfer of {} failed .*Consistency check.*try again"),
+        (hub_server.FLIPPED, "OSError", "the download of {} was damaged and is deleted.*load it again"),
+        (hub_server.GATED, "PermissionError", "{} is gated: accept its conditions at .*/{}, then log in"),
+        ("header", "OSError", "the download of {} was damaged and is deleted.*load it again"),
+    ],
+)
+def test_failures_at_the_backbone_name_its_repository_and_are_forgotten(
+    fault, kind, message, online, backbone, tmp_path
+):
+    repository, state = backbone
+    good = repository.files["model.safetensors"]
+    if fault == "header":
+        repository.files["model.safetensors"] = b"{" * 100
+    else:
+        repository.fault = fault
+    got, text = online.call(_error_of, _hash_model, tmp_path / "cache")
+    assert got == kind, text
+    assert re.search(message.replace("{}", BACKBONE), text)
+    repository.files["model.safetensors"] = good
+    repository.fault = None
+    weight = online.call(_norm_of_hash_model, tmp_path / "cache")
+    np.testing.assert_array_equal(weight, state["norm.weight"].numpy())
+
+
+def test_a_backbone_that_is_not_there_is_named(hub, online, offline, tmp_path):
+    hub.repositories.pop(BACKBONE, None)
+    got, text = online.call(_error_of, _hash_model, tmp_path)
+    assert got == "FileNotFoundError"
+    assert f"no repository {BACKBONE}, or a private one" in text
+    for name in ("test_vit", f"hf-hub:{BACKBONE}"):
+        got, text = offline.call(_error_of, _hash_model, tmp_path, name)
+        assert got == "ConnectionError"
+        assert f"{BACKBONE} is not in the cache and HF_HUB_OFFLINE forbids" in text
+
+
+def _save_hash_model(cache_dir, name, folder):
+    model = _hash_model(cache_dir, name).eval()
+    save_pretrained(model, folder)
+    return model(torch.ones(1, 3, 96, 96)).detach().numpy()
+
+
+def _codes_of_folder(folder):
+    return load(folder).eval()(torch.ones(1, 3, 96, 96)).detach().numpy()
+
+
+@pytest.mark.parametrize("scheme", ["hf-hub", "local-dir"])
+def test_a_saved_hash_model_needs_neither_the_repository_nor_the_folder_of_its_backbone(
+    scheme, hub, online, offline, tmp_path
+):
+    model = timm.create_model("test_vit", img_size=96, embed_dim=32, num_heads=1)
+    timm.models.save_for_hf(model, tmp_path / "backbone", safe_serialization=True)
+    files = content(tmp_path / "backbone")
+    hub.add("someone/backbone", files)
+    name = "hf-hub:someone/backbone" if scheme == "hf-hub" else f"local-dir:{tmp_path / 'backbone'}"
+    codes = online.call(_save_hash_model, tmp_path / "cache", name, tmp_path / "model")
+    (tmp_path / "backbone").rename(tmp_path / "elsewhere")
+    config = (tmp_path / "model" / "config.json").read_text()
+    assert json.loads(config)["model_args"]["backbone"] == "test_vit"
+    assert str(tmp_path) not in config
+    assert "someone" not in config
+    np.testing.assert_array_equal(offline.call(_codes_of_folder, tmp_path / "model"), codes)
+
+
+def _failure_in_a_cache_of_others(source, cache_dir):
+    """The error where files of the cache may not be deleted."""
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    unlink = Path.unlink
+    Path.unlink = refuse
+    try:
+        return _failure_of(source, cache_dir)
+    finally:
+        Path.unlink = unlink
+
+
+def test_a_damaged_file_that_cannot_be_deleted_is_named(online, repository, tmp_path):
+    _, name = repository
+    cache = tmp_path / "cache"
+    online.call(_codes_of, f"hf-hub:{name}", {}, cache)
+    (blob,) = {path.resolve() for path in cache.rglob("model.safetensors")}
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    for _ in range(2):
+        got, text = online.call(_failure_in_a_cache_of_others, f"hf-hub:{name}", cache)
+        assert got == "PermissionError"
+        assert f"the download of {name} is damaged and cannot be deleted" in text
+        assert f"have {blob} deleted" in text
+        assert "another cache_dir" in text
+
+
 def _run_python_blocks(text, folder):
     """Run the blocks of a document one after the other, in ``folder`` and logged in."""
     before = Path.cwd()

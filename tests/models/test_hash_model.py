@@ -78,6 +78,21 @@ def test_the_backbone_takes_weights_from_a_file(tmp_path):
     assert "mean" not in str(model.model_args)  # weights are saved with the model, not where they came from
 
 
+def test_a_file_that_is_no_checkpoint_of_the_backbone_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing"):
+        make(checkpoint_path=tmp_path / "nothing")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"{" * 100)
+    with pytest.raises(ValueError, match=r"weights\.safetensors could not be loaded: .*header"):
+        make(checkpoint_path=path)
+    save_file({"norm.weight": torch.zeros(1)}, path)
+    message = (
+        r"weights\.safetensors could not be loaded: most weights of resnet10t are not in it, such as conv1"
+    )
+    with pytest.raises(ValueError, match=message):
+        make(checkpoint_path=path)
+
+
 def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, tmp_path):
     asked = []
 
@@ -86,7 +101,7 @@ def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, 
         raise ConnectionError
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError, match=r"the transfer of timm/resnet10t\.c3_in1k failed"):
         create_hash_model("resnet10t", 16, pretrained=True, cache_dir=tmp_path)
     assert asked == [tmp_path]
 
@@ -152,6 +167,34 @@ def test_saving_and_loading_is_exact(name, tmp_path):
     assert config["model_args"]["backbone"] == name
 
 
+@pytest.mark.parametrize("where", ["when it is made", "when it is saved"])
+def test_the_size_that_a_convolutional_backbone_was_trained_at_is_saved(where, tmp_path):
+    size = {"input_size": (3, 64, 80)}
+    if where == "when it is made":
+        save_pretrained(make(pretrained_cfg_overlay=size), tmp_path)
+    else:
+        save_pretrained(make(), tmp_path, preprocessing=size)
+    assert timm.data.resolve_model_data_config(load(tmp_path))["input_size"] == (3, 64, 80)
+    assert "| input | 3 x 64 x 80 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
+    for model, size in [
+        (make(), (1, 64, 64)),
+        (make(), (64, 64)),
+        (make("test_vit"), (3, 96, 96)),
+        (timm.create_model("hybridhash_tiny_16", img_size=32), (3, 64, 64)),
+    ]:
+        with pytest.raises(ValueError, match=r"input_size=.* is not what the model takes: .* are \("):
+            save_pretrained(model, tmp_path, preprocessing={"input_size": size})
+
+
+def test_a_size_that_changes_a_backbone_is_saved_as_its_argument(tmp_path):
+    model = create_hash_model("test_vit", 8, pretrained_cfg_overlay={"input_size": (3, 64, 64)}).eval()
+    save_pretrained(model, tmp_path)
+    assert torch.equal(load(tmp_path).eval()(images()), model(images()))
+
+
 def test_what_is_saved_after_changes_is_what_loads(tmp_path):
     model, x = make(in_chans=4, head="mlp", head_args={"hidden": (9,)}), images(channels=4)
     model.reset_classifier(7)
@@ -193,6 +236,12 @@ def test_impossible_models_say_why():
         create_hash_model("resnet10t", 8, head="bihalf", head_args={"gama": 1})
     with pytest.raises(TypeError, match="img_sizes"):
         create_hash_model("resnet10t", 8, img_sizes=64)
+    with pytest.raises(
+        TypeError, match=r"pretrained_cfg would not reach the backbone.*pretrained_cfg_overlay"
+    ):
+        create_hash_model("resnet10t", 8, pretrained_cfg={"mean": (0.5, 0.5, 0.5)})
+    with pytest.raises(ValueError, match=r"unknown tag in 'resnet10t\.in22k': there is resnet10t\.c3_in1k"):
+        create_hash_model("resnet10t.in22k", 8)
     with pytest.raises(TypeError, match="Linear has no forward_features, forward_head, num_features"):
         create_hash_model(nn.Linear(3, 4), 8)
     model = create_hash_model("resnet10t", 8, global_pool="")

@@ -175,6 +175,13 @@ def test_greedy_passes_the_gradient_everywhere():
     torch.testing.assert_close(gradient, upstream)
 
 
+def test_signs_of_infinite_outputs_are_signs():
+    z = torch.tensor([[torch.inf, -torch.inf, 0.5, -0.5, 0.0, 3.0]])
+    codes, gradient, upstream = gradient_of(make("greedy"), z)
+    assert codes.tolist() == [[1, -1, 1, -1, -1, 1]]
+    torch.testing.assert_close(gradient, upstream * z.isfinite())
+
+
 @pytest.mark.parametrize("rows", [1, 6, 7])
 def test_bi_half_splits_each_bit_in_halves_and_pulls(rows):
     z = embeddings(rows)[:, :BITS]

@@ -341,6 +341,15 @@ def test_a_file_of_nest_weights_takes_the_place_of_the_hub(suffix, tmp_path):
     assert torch.equal(model.levels[0].pos_embed, nest["levels.0.pos_embed"])
 
 
+def test_the_length_stays_that_of_the_name_when_timms_script_drops_the_classifier(tmp_path):
+    path = tmp_path / "nest.safetensors"
+    save_file(nest_weights(), path)
+    overlay = {"file": str(path), "num_classes": -1}  # as train.py --pretrained-path gives it
+    with pytest.warns(UserWarning, match=UNTRAINED):
+        model = timm.create_model("hybridhash_16", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
+    assert model.bits == 16
+
+
 @pytest.mark.skipif(
     not inspect.signature(timm.models.load_state_dict).parameters["weights_only"].default,
     reason="timm before 1.0.26 runs the code in a pickle that is given as a file",
