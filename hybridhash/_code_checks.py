@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
 
-__all__ = ["MAX_BITS", "as_ids", "as_rows", "check_not_nan", "check_packed", "check_unpacked", "check_width"]
+__all__ = ["MAX_BITS", "as_ids", "as_rows", "check_packed", "check_width", "from_numpy"]
 
 MAX_BITS = 512
 
 
-def check_unpacked(codes: Tensor, name: str = "codes") -> None:
-    """Raise TypeError unless ``codes`` is a real tensor that is not packed."""
-    if not isinstance(codes, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
-    if codes.dtype == torch.uint8:
-        raise TypeError(
-            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
-        )
-    if codes.dtype.is_complex:
-        raise TypeError(f"{name} must be real, got {codes.dtype}")
+def from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    """Return the numbers of a NumPy array as a tensor, which shares its memory where it can.
 
+    Args:
+        array: Numbers or bools of any shape. An array that must not be written to (a file mapped into memory,
+            for instance) is copied, and so are other byte orders and unsigned integers above 8 bits.
+        name: The name of the argument in error messages.
 
-def check_not_nan(codes: Tensor, name: str) -> None:
-    """Raise ValueError if a code is NaN."""
-    if codes.dtype.is_floating_point and bool(torch.isnan(codes).any()):
-        count = int(torch.isnan(codes).sum())
-        raise ValueError(
-            f"{name} has NaN in {count} of {codes.numel()} entries, which has no sign: did training diverge?"
-        )
+    Raises:
+        TypeError: The array holds no real numbers.
+
+    Example:
+        >>> from_numpy(np.array([3, 65_000], dtype=np.uint16), "labels")
+        tensor([    3, 65000])
+    """
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, got a NumPy array of {array.dtype}")
+    kind = array.dtype.newbyteorder("=")
+    if kind.kind == "u" and kind.itemsize > 1:
+        kind = np.dtype(np.int64)
+    if array.dtype != kind or not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.astype(kind)
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise TypeError(f"{name} must hold numbers that torch knows, got {array.dtype}: {error}") from error
 
 
 def check_packed(packed: Tensor, bits: int, name: str) -> None:
@@ -56,11 +65,11 @@ def check_width(packed: Tensor, bits: int, name: str) -> None:
         )
 
 
-def as_ids(ids: Tensor, *, length: int, name: str = "ids") -> Tensor:
+def as_ids(ids: Tensor | np.ndarray[Any, Any], *, length: int, name: str = "ids") -> Tensor:
     """Return ids as int64 ``(length,)``.
 
     Args:
-        ids: Integers ``(length,)`` of any dtype.
+        ids: Integers ``(length,)`` of any dtype, a tensor or a NumPy array.
         length: The number of codes.
         name: The name of the argument in error messages.
 
@@ -72,6 +81,8 @@ def as_ids(ids: Tensor, *, length: int, name: str = "ids") -> Tensor:
         >>> as_ids(torch.tensor([7, 9], dtype=torch.int32), length=2)
         tensor([7, 9])
     """
+    if isinstance(ids, np.ndarray):
+        ids = from_numpy(ids, name)
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}: wrap it in torch.as_tensor")
     if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:

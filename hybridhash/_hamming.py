@@ -13,12 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["pack_bits", "packed_counts", "packed_distances", "packed_topk", "unpack_bits"]
+__all__ = [
+    "in_threads",
+    "machine_words",
+    "pack_bits",
+    "packed_counts",
+    "packed_distances",
+    "packed_topk",
+    "unpack_bits",
+]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _TILE = 1 << 18  # bytes of a tile of distances on the CPU: they stay in the second-level cache
-_ROWS = 16  # queries that a thread counts at a time
 _PAIRS = 1 << 21  # pairs in a block of distances on the CPU, one or two bytes each
 _DEVICE_PAIRS = 1 << 24  # elsewhere: about 20 bytes each while they are ranked
 
@@ -96,45 +103,38 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
 
 def packed_counts(
     query: Array,
-    database: Array,
+    items: Array,
     bits: int,
     grade_of: Callable[[int], Array],
     counts: Array,
+    rows: slice,
 ) -> None:
-    """Count the database items at each distance and of each grade of relevance, for each query, on the CPU.
+    """Count the database items at each distance and of each grade of relevance, for some queries, on the CPU.
 
     One row of distances at a time: exclusive or, bit count, and one ``numpy.bincount`` of the keys
-    ``distance * grades + grade``. Queries are spread over ``torch.get_num_threads()`` threads that use NumPy
-    only: operations of torch would start teams of OpenMP threads, which spin against each other.
+    ``distance * grades + grade``. It uses NumPy only, so that threads can share the queries: operations of
+    torch would start teams of OpenMP threads, which spin against each other.
 
     Args:
-        query: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
-        database: uint8 ``(n, ceil(bits / 8))`` with zero padding bits; tens of thousands of items, so that
-            what belongs to a row stays in the cache.
+        query: codes of all queries as :func:`machine_words`, ``(words, q)``.
+        items: codes of the database as machine words ``(words, n)``; tens of thousands of items, so that what
+            belongs to a row stays in the cache.
         bits: code length.
         grade_of: returns the grades of all items for the query of a row, unsigned or bool ``(n,)``.
         counts: int64 ``(q, bits + 1, grades)``, which the counts are added to.
+        rows: the queries to count.
     """
-    queries = _words(query)
-    items = _words(database)
     size = counts[0].size
     grades = np.min_scalar_type(size).type(counts.shape[2])  # its type is wide enough for every key
-
-    def count(part: slice) -> None:
-        differing = np.empty(items.shape[1], items.dtype)
-        for row in range(part.start, part.stop):
-            np.bitwise_xor(items[0], queries[0, row], out=differing)
-            distance = np.bitwise_count(differing).astype(np.min_scalar_type(bits), copy=False)
-            for item_words, query_word in zip(items[1:], queries[1:, row], strict=True):
-                np.bitwise_xor(item_words, query_word, out=differing)
-                distance += np.bitwise_count(differing)
-            keys = distance * grades + grade_of(row)
-            counts[row] += np.bincount(keys, minlength=size).reshape(counts.shape[1:])
-
-    parts = [slice(start, min(start + _ROWS, len(query))) for start in range(0, len(query), _ROWS)]
-    # To start threads takes longer than to count a million pairs.
-    threads = torch.get_num_threads() if len(query) * len(database) >= _PAIRS // 2 else 1
-    _in_threads(count, parts, threads)
+    differing = np.empty(items.shape[1], items.dtype)
+    for row in range(rows.start, rows.stop):
+        np.bitwise_xor(items[0], query[0, row], out=differing)
+        distance = np.bitwise_count(differing).astype(np.min_scalar_type(bits), copy=False)
+        for item_words, query_word in zip(items[1:], query[1:, row], strict=True):
+            np.bitwise_xor(item_words, query_word, out=differing)
+            distance += np.bitwise_count(differing)
+        keys = distance * grades + grade_of(row)
+        counts[row] += np.bincount(keys, minlength=size).reshape(counts.shape[1:])
 
 
 def packed_topk(
@@ -185,7 +185,7 @@ def packed_topk(
         best = _topk_by_merge(query[part], database, bits, top_k, chunk_size, inside)
         out[0][part], out[1][part] = best
 
-    _in_threads(select, parts, threads)
+    in_threads(select, parts, threads)
     return distances, indices
 
 
@@ -244,17 +244,17 @@ def _distances_by_count(query: Array, database: Array, bits: int, threads: int) 
     if out.size < _PAIRS // 2:
         threads = 1  # starting them would take longer
     columns = max(1, -(-out.shape[1] // threads))
-    words = _words(query)
+    words = machine_words(query)
 
     def count(part: slice) -> None:
-        _count_differing_bits(words, _words(database[part]), out[:, part])
+        _count_differing_bits(words, machine_words(database[part]), out[:, part])
 
-    _in_threads(count, [slice(i, i + columns) for i in range(0, out.shape[1], columns)], threads)
+    in_threads(count, [slice(i, i + columns) for i in range(0, out.shape[1], columns)], threads)
     return out
 
 
-def _words(packed: Array) -> Array:
-    """Packed rows as machine words ``(words, N)``: one of 4 bytes, or several of 8 (1 if under 4).
+def machine_words(packed: Array) -> Array:
+    """Return packed rows as machine words ``(words, N)``: one of 4 bytes, or several of 8 (1 if under 4).
 
     These are the fastest as measured: NumPy counts the bits of single bytes with vector instructions.
     """
@@ -285,7 +285,7 @@ def _count_differing_bits(query: Array, database: Array, out: Array) -> None:
                     np.add(tile, np.bitwise_count(word, out=count), out=tile)
 
 
-def _in_threads(function: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
+def in_threads(function: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
     """Call ``function`` for each part; NumPy lets other threads run while it works."""
     if min(threads, len(parts)) <= 1:
         for part in parts:

@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -22,10 +23,9 @@ from hybridhash._code_checks import (
     MAX_BITS,
     as_ids,
     as_rows,
-    check_not_nan,
     check_packed,
-    check_unpacked,
     check_width,
+    from_numpy,
 )
 from hybridhash._files import replacing
 from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
@@ -50,13 +50,16 @@ __all__ = [
     "write_codes",
 ]
 
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
 _FORMAT, _VERSION = "hybridhash.codes", "2"
 _WITHOUT_DIGESTS = "1"  # the version before, which is read, too
 _DTYPES = {torch.int64: "I64", torch.uint8: "U8"}
 _KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
 
 
-def binarize(codes: Tensor) -> Tensor:
+def binarize(codes: Tensor | Array) -> Tensor:
     """Return +1 where ``code > 0`` and -1 elsewhere: 0 gives -1, and an infinity its sign.
 
     Args:
@@ -74,10 +77,9 @@ def binarize(codes: Tensor) -> Tensor:
         >>> binarize(torch.tensor([[0.3, -2.0, 0.0, 0.1]]))
         tensor([[ 1., -1., -1.,  1.]])
     """
-    check_unpacked(codes)
-    check_not_nan(codes, "codes")
+    codes = _real_codes(codes, "codes")
     dtype = codes.dtype if codes.dtype.is_floating_point else torch.int8
-    return (codes.detach() > 0).to(dtype).mul_(2).sub_(1)
+    return (codes > 0).to(dtype).mul_(2).sub_(1)
 
 
 def sign(values: Tensor) -> Tensor:
@@ -114,11 +116,12 @@ def straight_through_sign(values: Tensor) -> Tensor:
     return sign(values) + (values - values.detach()).nan_to_num(0.0)
 
 
-def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:
+def pack_codes(codes: Tensor | Array, *, name: str = "codes") -> Tensor:
     """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
 
     Args:
-        codes: Real-valued or ±1 codes ``(N, bits)`` of any real dtype except uint8, 1 to 512 bits.
+        codes: Real-valued or ±1 codes ``(N, bits)`` of any real dtype except uint8, 1 to 512 bits; a tensor
+            or a NumPy array.
         name: The name of ``codes`` in error messages.
 
     Returns:
@@ -132,15 +135,40 @@ def pack_codes(codes: Tensor, *, name: str = "codes") -> Tensor:
         >>> pack_codes(torch.tensor([[1.0, -1, -1, -1, -1, -1, -1, 1, 1]]))
         tensor([[129, 128]], dtype=torch.uint8)
     """
-    check_unpacked(codes, name)
+    codes = _real_codes(codes, name)
     if codes.ndim != 2:
         raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
     check_integer(f"the number of columns of {name}", codes.shape[1], 1, MAX_BITS)
-    check_not_nan(codes, name)
-    return pack_bits(codes.detach() > 0)
+    return pack_bits(codes > 0)
 
 
-def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
+    """Return codes that are not packed as a tensor without gradient; raise if one of them has no sign."""
+    if isinstance(codes, np.ndarray):
+        codes = from_numpy(codes, name)
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}: wrap it in torch.as_tensor")
+    if codes.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} is uint8, which means packed codes: use unpack_codes, or .float() if it is not"
+        )
+    if codes.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {codes.dtype}")
+    if codes.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
+    if codes.dtype.is_floating_point:
+        if codes.dtype.itemsize == 1:
+            codes = codes.float()  # torch does not compare numbers of 8 bits
+        missing = int(torch.isnan(codes).sum())
+        if missing:
+            raise ValueError(
+                f"{name} has NaN in {missing} of {codes.numel()} entries, which has no sign: "
+                "did training diverge?"
+            )
+    return codes.detach()
+
+
+def unpack_codes(packed: Tensor | Array, bits: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Unpack bits to ±1 codes; the inverse of :func:`pack_codes`.
 
     Args:
@@ -161,17 +189,20 @@ def unpack_codes(packed: Tensor, bits: int, *, dtype: torch.dtype = torch.float3
     """
     if dtype.is_complex or not dtype.is_signed:
         raise TypeError(f"dtype must hold -1 and +1 (floating or signed integer), got {dtype}")
+    if isinstance(packed, np.ndarray):
+        packed = from_numpy(packed, "packed")
     check_packed(packed, bits, "packed")
     return unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1)
 
 
 def as_packed(
-    codes: Tensor | HashCodes, *, bits: int | None = None, name: str = "codes"
+    codes: Tensor | Array | HashCodes, *, bits: int | None = None, name: str = "codes"
 ) -> tuple[Tensor, int]:
     """Check codes of any accepted form and return them packed, with the code length.
 
     Args:
-        codes: Real-valued or ±1 ``(N, bits)``, packed uint8 ``(N, ceil(bits / 8))``, or :class:`HashCodes`.
+        codes: Real-valued or ±1 ``(N, bits)`` or packed uint8 ``(N, ceil(bits / 8))``, a tensor or a NumPy
+            array; or :class:`HashCodes`.
         bits: The code length. It is required for a packed tensor; elsewhere it must agree if it is given.
         name: The name of ``codes`` in error messages.
 
@@ -192,6 +223,8 @@ def as_packed(
         if bits is not None and bits != codes.bits:
             raise ValueError(f"{name} has {codes.bits} bits, but bits={bits} was given: leave bits out")
         return codes.packed, codes.bits
+    if isinstance(codes, np.ndarray):
+        codes = from_numpy(codes, name)
     if not isinstance(codes, Tensor):
         raise TypeError(
             f"{name} must be a tensor or HashCodes, got {type(codes).__name__}: wrap it in torch.as_tensor"
@@ -200,7 +233,7 @@ def as_packed(
         if bits is None:
             raise ValueError(f"{name} is uint8, which means packed codes: say how many bits with bits=")
         check_packed(codes, bits, name)
-        return codes, bits
+        return codes, int(bits)
     packed = pack_codes(codes, name=name)
     if bits is not None and bits != codes.shape[1]:
         raise ValueError(
@@ -210,7 +243,10 @@ def as_packed(
 
 
 def as_packed_pair(
-    query_codes: Tensor | HashCodes, database_codes: Tensor | HashCodes, *, bits: int | None = None
+    query_codes: Tensor | Array | HashCodes,
+    database_codes: Tensor | Array | HashCodes,
+    *,
+    bits: int | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Check both sides of a retrieval, and that they fit together, and return them packed.
 
@@ -230,14 +266,19 @@ def as_packed_pair(
         >>> as_packed_pair(torch.tensor([[1.0, -1.0]]), torch.tensor([[0], [64]], dtype=torch.uint8))[2]
         2
     """
-    if bits is None:
-        query_bits = _known_bits(query_codes)
-        database_bits = _known_bits(database_codes)
-        if query_bits and database_bits and query_bits != database_bits:
-            raise ValueError(f"query_codes have {query_bits} bits but database_codes have {database_bits}")
-        bits = query_bits or database_bits
-    query, bits = as_packed(query_codes, bits=bits, name="query_codes")
-    database, bits = as_packed(database_codes, bits=bits, name="database_codes")
+    packed = [
+        isinstance(codes, (Tensor, np.ndarray)) and str(codes.dtype).endswith("uint8")
+        for codes in (query_codes, database_codes)
+    ]
+    if packed == [True, False]:  # packed codes do not know their length: the other side comes first
+        database, length = as_packed(database_codes, bits=bits, name="database_codes")
+        query, query_bits = as_packed(query_codes, bits=length, name="query_codes")
+    else:
+        query, query_bits = as_packed(query_codes, bits=bits, name="query_codes")
+        known = query_bits if packed[1] else bits
+        database, length = as_packed(database_codes, bits=known, name="database_codes")
+    if query_bits != length:
+        raise ValueError(f"query_codes have {query_bits} bits but database_codes have {length}")
     for side, name in ((query, "query_codes"), (database, "database_codes")):
         if side.shape[0] == 0:
             raise ValueError(f"{name} is empty: retrieval needs at least one query and one database item")
@@ -245,11 +286,14 @@ def as_packed_pair(
         raise ValueError(
             f"query_codes are on {query.device} but database_codes on {database.device}: move one with .to()"
         )
-    return query, database, bits
+    return query, database, length
 
 
 def hamming_distance(
-    query_codes: Tensor | HashCodes, database_codes: Tensor | HashCodes, *, bits: int | None = None
+    query_codes: Tensor | Array | HashCodes,
+    database_codes: Tensor | Array | HashCodes,
+    *,
+    bits: int | None = None,
 ) -> Tensor:
     """Compute the Hamming distance of each query to each database item: the number of bits that differ.
 
@@ -276,8 +320,8 @@ def hamming_distance(
 
 
 def hamming_topk(
-    query_codes: Tensor | HashCodes,
-    database_codes: Tensor | HashCodes,
+    query_codes: Tensor | Array | HashCodes,
+    database_codes: Tensor | Array | HashCodes,
     top_k: int | None,
     *,
     bits: int | None = None,
@@ -320,21 +364,13 @@ def hamming_topk(
     return packed_topk(query, database, bits, top_k, chunk_size)
 
 
-def _known_bits(codes: object) -> int | None:
-    """Return the length of codes that tell it by themselves, None for packed tensors."""
-    if isinstance(codes, HashCodes):
-        return codes.bits
-    if isinstance(codes, Tensor) and codes.dtype != torch.uint8 and codes.ndim == 2:
-        return codes.shape[1]
-    return None
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class HashCodes:
     """Packed binary codes of images, with labels and ids where known; all tensors are on one device.
 
-    ``codes[index]`` takes an int, a slice, a list, a bool mask or an integer tensor and always gives
-    HashCodes (an int gives one row). ``len(codes)`` is the number of images, and ``==`` compares the content.
+    The tensors may be given as NumPy arrays. ``codes[index]`` takes an int, a slice, a list, a bool mask or
+    an integer tensor and always gives HashCodes (an int gives one row). ``len(codes)`` is the number of
+    images, and ``==`` compares the content.
 
     Attributes:
         packed: uint8 ``(N, ceil(bits / 8))``.
@@ -364,26 +400,37 @@ class HashCodes:
     __iter__ = None
 
     def __post_init__(self) -> None:
+        packed: object = self.packed
+        if isinstance(packed, np.ndarray):
+            object.__setattr__(self, "packed", from_numpy(packed, "packed"))
         check_packed(self.packed, self.bits, "packed")
+        object.__setattr__(self, "bits", int(self.bits))
+        device = self.packed.device
         for name, rows in (("labels", self.labels), ("ids", self.ids)):
-            if isinstance(rows, Tensor) and rows.device != self.packed.device:
-                raise ValueError(
-                    f"{name} is on {rows.device} but the codes on {self.packed.device}: move one with .to()"
-                )
+            if isinstance(rows, Tensor) and rows.device != device:
+                raise ValueError(f"{name} is on {rows.device} but the codes on {device}: move one with .to()")
         if self.labels is not None:
-            object.__setattr__(self, "labels", as_labels(self.labels, length=len(self)))
+            object.__setattr__(self, "labels", as_labels(self.labels, length=len(self)).to(device))
         if self.ids is not None:
-            object.__setattr__(self, "ids", as_ids(self.ids, length=len(self)))
+            object.__setattr__(self, "ids", as_ids(self.ids, length=len(self)).to(device))
 
     @classmethod
-    def from_codes(cls, codes: Tensor, labels: Tensor | None = None, ids: Tensor | None = None) -> HashCodes:
+    def from_codes(
+        cls,
+        codes: Tensor | Array,
+        labels: Tensor | Array | None = None,
+        ids: Tensor | Array | None = None,
+    ) -> HashCodes:
         """Pack real-valued or ±1 codes ``(N, bits)``; raises as :func:`pack_codes` and the class do.
 
         Example:
             >>> HashCodes.from_codes(torch.tensor([[0.5, -0.5]]), ids=torch.tensor([7])).packed
             tensor([[128]], dtype=torch.uint8)
         """
-        return cls(pack_codes(codes), codes.shape[1], labels, ids)
+        packed = pack_codes(codes)
+        labels = labels if labels is None else as_labels(labels, length=len(packed))
+        ids = ids if ids is None else as_ids(ids, length=len(packed))
+        return cls(packed, codes.shape[1], labels, ids)
 
     @classmethod
     def cat(cls, parts: Sequence[HashCodes]) -> HashCodes:

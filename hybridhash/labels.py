@@ -7,8 +7,13 @@ of zeros) is similar to nothing, itself included.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from hybridhash._code_checks import from_numpy
 
 __all__ = [
     "as_labels",
@@ -22,12 +27,15 @@ __all__ = [
 ]
 
 
-def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels") -> Tensor:
+def as_labels(
+    labels: Tensor | np.ndarray[Any, Any] | None, *, length: int | None = None, name: str = "labels"
+) -> Tensor:
     """Check labels and bring them into one of the two canonical forms.
 
     Args:
         labels: Class ids, integers ``(N,)`` with values >= 0 or -1 for "no label"; or multi-hot rows
-            ``(N, C)`` of any dtype with values 0 and 1.
+            ``(N, C)`` of any dtype with values 0 and 1. A tensor or a NumPy array. One column, ``(N, 1)``,
+            must be bool: as numbers it could as well hold class ids.
         length: The required number of rows ``N``. None accepts any.
         name: The name of the argument in error messages.
 
@@ -35,16 +43,20 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
         int64 ``(N,)`` or bool ``(N, C)``, on the device of ``labels``; never the caller's tensor written to.
 
     Raises:
-        TypeError: Labels are not a tensor, or class ids are not integers.
-        ValueError: The number of dimensions or rows is wrong, there is no class column, an id is below -1, or
-            an entry is neither 0 nor 1. Values are not checked under ``torch.compile``, where that would copy
-            them to the host in every step.
+        TypeError: Labels are missing or not a tensor, or class ids are not integers.
+        ValueError: The number of dimensions or rows is wrong, there is no class column, or one of numbers, an
+            id is below -1, or an entry is neither 0 nor 1. Values are not checked under ``torch.compile``,
+            where that would copy them to the host in every step.
 
     Example:
         >>> as_labels(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([[ True, False],
                 [False,  True]])
     """
+    if labels is None:
+        raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
+    if isinstance(labels, np.ndarray):
+        labels = from_numpy(labels, name)
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}: wrap it in torch.as_tensor")
     if labels.ndim not in (1, 2):
@@ -65,8 +77,15 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
         return ids
     if labels.shape[1] == 0:
         raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
-    hot = labels if labels.dtype == torch.bool else labels != 0
-    if labels.dtype == torch.bool or torch.compiler.is_compiling():
+    if labels.dtype == torch.bool:
+        return labels
+    if labels.shape[1] == 1:
+        raise ValueError(
+            f"{name} of shape (N, 1) may be class ids or one class of multi-hot rows: give labels[:, 0] for "
+            "class ids, or labels.bool() for one class"
+        )
+    hot = labels != 0
+    if torch.compiler.is_compiling():
         return hot
     if not torch.equal(hot.to(labels.dtype), labels):
         bad_value = labels[hot.to(labels.dtype) != labels][0].item()
@@ -181,6 +200,8 @@ def same_form(query_labels: Tensor, database_labels: Tensor) -> tuple[Tensor, Te
         >>> same_form(torch.tensor([1, 0]), torch.tensor([[True, False], [False, False]]))
         (tensor([1, 0]), tensor([ 0, -1]))
     """
+    if query_labels.ndim == 1 and database_labels.ndim == 1:
+        return query_labels, database_labels
     widths = {labels.shape[1] for labels in (query_labels, database_labels) if labels.ndim == 2}
     if len(widths) > 1:
         raise ValueError(
@@ -188,7 +209,7 @@ def same_form(query_labels: Tensor, database_labels: Tensor) -> tuple[Tensor, Te
             f"{database_labels.shape[1]}: both need the same columns"
         )
     for labels, name in ((query_labels, "query_labels"), (database_labels, "database_labels")):
-        if widths and labels.ndim == 1 and int(labels.max()) >= min(widths):
+        if labels.ndim == 1 and int(labels.max()) >= min(widths):
             raise ValueError(
                 f"{name} hold class id {int(labels.max())}, but the other side has only {min(widths)} classes"
             )

@@ -104,7 +104,7 @@ def test_as_packed_takes_no_rows_but_a_retrieval_needs_some() -> None:
         (torch.full((2, 8), float("nan")), None, ValueError, "query has NaN in 16 of 16"),
         (torch.zeros(2, 600), None, ValueError, "columns of query must be 1 to 512, got 600"),
         (torch.zeros(8), None, ValueError, r"query must be \(N, bits\), got shape \(8,\)"),
-        (np.zeros((2, 8)), None, TypeError, "query must be a tensor or HashCodes, got ndarray"),
+        ([[1.0, -1.0]], None, TypeError, "query must be a tensor or HashCodes, got list"),
         (torch.zeros(2, 2, dtype=torch.uint8), "16", TypeError, "bits must be an int 1 to 512, got '16'"),
     ],
 )

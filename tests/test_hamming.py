@@ -264,7 +264,7 @@ def test_nan_raises_with_its_count(function: object) -> None:
         (torch.zeros(2, 8, dtype=torch.uint8), "uint8, which means packed"),
         (torch.zeros(2, 8, dtype=torch.complex64), "must be real, got torch.complex64"),
         ([[1.0, -1.0]], "must be a tensor, got list"),
-        (np.ones((2, 8)), "must be a tensor, got ndarray"),
+        (np.array([["a", "b"]]), "must hold real numbers, got a NumPy array of <U1"),
     ],
 )
 def test_codes_of_a_wrong_type_raise(function: object, codes: object, message: str) -> None:

@@ -18,14 +18,14 @@ from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
 from hybridhash.eval.functional import Ties
-from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of, query_database
-from hybridhash.eval.metrics import (
-    MeanOptions,
-    as_cuts,
-    check_rules,
-    join_queries,
-    values_per_query,
+from hybridhash.eval.histogram import (
+    Array,
+    DistanceHistogram,
+    QueryDatabase,
+    histogram_of,
+    query_database,
 )
+from hybridhash.eval.metrics import MeanOptions, as_cuts, check_rules, over_queries
 from hybridhash.eval.ranking import stable_rankings
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ class PrecisionRecallCurve(NamedTuple):
 
 
 def precision_within_radius(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     radius: int | Sequence[int] = 2,
     **options: Unpack[MeanOptions],
@@ -71,9 +71,9 @@ def precision_within_radius(
         database_codes: Codes of the database.
         database_labels: Labels of the database.
         radius: The largest distance; a sequence of radii gives a value for each.
-        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and ``chunk_size``, see
-            :class:`~hybridhash.eval.metrics.MeanOptions`. Here ``empty`` is about queries with nothing within
-            the radius: they count 0 (``"zero"``, as DCH does) or are left out (``"skip"``).
+        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self``, ``chunk_size`` and ``progress``,
+            see :class:`~hybridhash.eval.metrics.MeanOptions`. Here ``empty`` is about queries with nothing
+            within the radius: they count 0 (``"zero"``, as DCH does) or are left out (``"skip"``).
 
     Returns:
         float64: a scalar, or ``(Nq,)`` with ``aggregation=None``; preceded by a dimension for several radii.
@@ -94,10 +94,10 @@ def precision_within_radius(
 
 
 def recall_within_radius(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     radius: int | Sequence[int] = 2,
     **options: Unpack[MeanOptions],
@@ -117,10 +117,10 @@ def recall_within_radius(
 
 
 def precision_recall_curve(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     by: Literal["radius", "rank"] = "radius",
     top_k: int | Sequence[int] | None = None,
@@ -141,10 +141,10 @@ def precision_recall_curve(
             grow geometrically; or a sequence of ranks.
         ties: The rule for ``"rank"``, see :class:`~hybridhash.eval.metrics.MetricOptions`; a radius cuts no
             tie.
-        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and ``chunk_size``, see
-            :class:`~hybridhash.eval.metrics.MeanOptions`. Here ``empty="skip"`` is the default: it leaves a
-            query out of the precision of radii at which it finds nothing, and out of all points if it has no
-            relevant item; ``"zero"`` counts it as 0.
+        **options: ``empty``, ``aggregation``, ``bits``, ``exclude_self``, ``chunk_size`` and ``progress``,
+            see :class:`~hybridhash.eval.metrics.MeanOptions`. ``empty`` is about queries without a relevant
+            item, and at a radius also about queries with nothing within it: they count 0 (``"zero"``, the
+            default, as in every metric) or are left out (``"skip"``).
 
     Returns:
         The curve: mean over the queries of precision and of recall at each point.
@@ -160,7 +160,7 @@ def precision_recall_curve(
         ([1.0, 0.5, 0.6666666666666666], [0.5, 0.5, 1.0])
     """
     data = query_database(query_codes, query_labels, database_codes, database_labels, options, MeanOptions)
-    empty = options.get("empty", "skip")
+    empty = options.get("empty", "zero")
     aggregation = options.get("aggregation", "mean")
     check_choice("by", by, ("radius", "rank"))
     check_rules(ties, empty, aggregation)
@@ -173,15 +173,14 @@ def precision_recall_curve(
         points = [len(data.database) if cut is None else min(cut, len(data.database)) for cut in cuts]
         if top_k is None or isinstance(top_k, Integral):
             points = functional.geometric_ranks(points[0])
-        forms = [partial(functional.precision_at, ranks=points, ties=ties)]
-        forms += [partial(functional.recall_at, ranks=points, ties=ties)]
+        forms = [partial(functional.precision, top_k=points, ties=ties)]
+        forms += [partial(functional.recall, top_k=points, ties=ties)]
     pieces: Iterable[DistanceHistogram]
     if by == "rank" and ties == "stable":
         pieces = stable_rankings(data, max(points), graded=False)
     else:
         pieces = [histogram_of(data, graded=False)]
-    values = values_per_query(forms, pieces)
-    precision, recall = join_queries(values, empty, aggregation).chunk(2)
+    precision, recall = over_queries(forms, pieces, empty, aggregation).chunk(2)
     return PrecisionRecallCurve(precision, recall, torch.tensor(points, device=precision.device))
 
 
@@ -196,6 +195,6 @@ def _within(
     if not radii:
         raise ValueError("radius is an empty sequence: give at least one radius")
     radii = [check_integer("radius", value, 0, advice="0 finds equal codes only") for value in radii]
-    values = form(histogram_of(data, graded=False))[[min(value, data.bits) for value in radii]]
-    values = join_queries(values, empty, aggregation)
+    values = over_queries([form], [histogram_of(data, graded=False)], empty, aggregation)
+    values = values[[min(value, data.bits) for value in radii]]
     return values[0] if isinstance(radius, Integral) else values

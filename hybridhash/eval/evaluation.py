@@ -13,15 +13,16 @@ from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
 from hybridhash.eval.functional import Denominator, Ties
 from hybridhash.eval.histogram import (
+    Array,
     DistanceHistogram,
     InputOptions,
     histogram_of,
     query_database,
 )
-from hybridhash.eval.metrics import Empty, check_rules, join_queries, values_per_query
+from hybridhash.eval.metrics import Empty, check_rules, over_queries
 from hybridhash.eval.ranking import stable_rankings
 from hybridhash.eval.report import RetrievalReport
-from hybridhash.eval.statistics import code_statistics
+from hybridhash.eval.statistics import packed_statistics
 from hybridhash.labels import labelled
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ Form: TypeAlias = Callable[[DistanceHistogram], Tensor]
 
 
 def evaluate(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     top_k: int | None = None,
     ks: Sequence[int] = (1, 5, 10, 100, 1000),
@@ -61,8 +62,9 @@ def evaluate(
         ties: ``"expected"``, ``"stable"``, ``"best"`` or ``"worst"``, see
             :class:`~hybridhash.eval.metrics.MetricOptions`.
         denominator: What average precision is divided by: ``"hits"`` or ``"relevant"``.
-        empty: What queries without a relevant item count: ``"zero"``, or ``"skip"`` to leave them out.
-        **options: ``bits``, ``exclude_self`` and ``chunk_size``, see
+        empty: What queries without a relevant item count in all metrics and curves: ``"zero"``, or
+            ``"skip"`` to leave them out.
+        **options: ``bits``, ``exclude_self``, ``chunk_size`` and ``progress``, see
             :class:`~hybridhash.eval.histogram.InputOptions`.
 
     Returns:
@@ -85,30 +87,30 @@ def evaluate(
     forms = rank_forms(top_k, ks, ties, denominator, size=len(data.database), graded=graded)
     histogram = histogram_of(data, graded=graded)
     pieces: Iterable[DistanceHistogram] = [histogram]
-    ranks = functional.geometric_ranks(len(data.database))
+    deepest = None
     if ties == "stable":
-        deepest = None if top_k is None else max(top_k, *(k for k in ks if k <= len(data.database)), 1)
+        deepest = None if top_k is None else max(top_k, 1, *[k for k in ks if k <= len(data.database)])
         pieces = stable_rankings(data, deepest, graded=graded, totals=histogram.grades)
-        ranks = functional.geometric_ranks(len(data.database), deepest)
+    ranks = functional.geometric_ranks(len(data.database), deepest, also=ks)
     metrics, curves = rank_results(forms, pieces, ranks, ties, empty)
-    precision = functional.precision_within(histogram, radius)
-    recall = functional.recall_within(histogram, radius)
-    metrics["precision_within_radius"] = float(join_queries(precision, empty, "mean"))
-    metrics["recall_within_radius"] = float(join_queries(recall, empty, "mean"))
+    curves |= _radius_curves(histogram, empty)
+    within = min(radius, data.bits)
+    metrics["precision_within_radius"] = curves["precision_by_radius"][within]
+    metrics["recall_within_radius"] = curves["recall_by_radius"][within]
     return RetrievalReport(
         queries=len(data.query),
         unlabelled_queries=int((~labelled(data.query_labels)).sum()),
         database=len(data.database),
         bits=data.bits,
-        top_k=top_k,
-        radius=radius,
+        top_k=None if top_k is None else int(top_k),
+        radius=int(radius),
         ties=ties,
         denominator=denominator,
         empty=empty,
         exclude_self=data.self_rows is not None,
         metrics=metrics,
-        curves=curves | _radius_curves(histogram, empty),
-        codes=code_statistics(data.database, bits=data.bits),
+        curves=curves,
+        codes=packed_statistics(data.database, data.bits),
     )
 
 
@@ -159,17 +161,14 @@ def rank_results(
     ties: Ties,
     empty: Empty,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Means over the queries of the forms, by name, and of precision and recall at each of many ranks.
-
-    A curve is the mean over the queries that have a relevant item, whatever ``empty`` says.
-    """
+    """Means over the queries of the forms, by name, and of precision and recall at each of many ranks."""
     both = [
-        partial(functional.precision_at, ranks=ranks, ties=ties),
-        partial(functional.recall_at, ranks=ranks, ties=ties),
+        partial(functional.precision, top_k=ranks, ties=ties),
+        partial(functional.recall, top_k=ranks, ties=ties),
     ]
-    values = values_per_query([*forms.values(), *both], pieces)
-    metrics = join_queries(values[: len(forms)], empty, "mean").tolist()
-    precision, recall = join_queries(values[len(forms) :], "skip", "mean").chunk(2)
+    values = over_queries([*forms.values(), *both], pieces, empty)
+    metrics = values[: len(forms)].tolist()
+    precision, recall = values[len(forms) :].chunk(2)
     curves = {
         "rank": [float(rank) for rank in ranks],
         "precision_at_rank": precision.tolist(),
@@ -179,14 +178,15 @@ def rank_results(
 
 
 def _radius_curves(histogram: DistanceHistogram, empty: Empty) -> dict[str, list[float]]:
+    forms = [functional.precision_by_radius, functional.recall_by_radius]
+    precision, recall = over_queries(forms, [histogram], empty).chunk(2)
+    items = histogram.items.sum(0)
     relevant = histogram.relevant.sum(0)
-    precision = functional.precision_by_radius(histogram)
-    recall = functional.recall_by_radius(histogram)
     return {
-        "radius": [float(radius) for radius in range(histogram.counts.shape[1])],
-        "precision_by_radius": join_queries(precision, "skip", "mean").tolist(),
-        "recall_by_radius": join_queries(recall, "skip", "mean").tolist(),
-        "precision_within_radius": join_queries(precision, empty, "mean").tolist(),
+        "radius": [float(radius) for radius in range(len(items))],
+        "precision_by_radius": precision.tolist(),
+        "recall_by_radius": recall.tolist(),
+        "precision_within_radius": precision.tolist(),
         "relevant_by_distance": relevant.double().tolist(),
-        "irrelevant_by_distance": (histogram.items.sum(0) - relevant).double().tolist(),
+        "irrelevant_by_distance": (items - relevant).double().tolist(),
     }

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,14 +46,11 @@ __all__ = [
     "average_precision",
     "geometric_ranks",
     "hit_rate",
-    "hits_at",
     "ndcg",
     "precision",
-    "precision_at",
     "precision_by_radius",
     "precision_within",
     "recall",
-    "recall_at",
     "recall_by_radius",
     "recall_within",
     "reciprocal_rank",
@@ -61,7 +58,7 @@ __all__ = [
 
 Ties = Literal["expected", "stable", "best", "worst"]
 Denominator = Literal["hits", "relevant"]
-Gain = Literal["linear", "exponential"]
+Cuts: TypeAlias = int | Sequence[int] | None
 
 # Numbers in one table of (queries, hits) or (queries, ranks).
 _TABLE = 1 << 20
@@ -128,7 +125,8 @@ def average_precision(
         parts = [histogram[start : start + step] for start in range(0, len(histogram.counts), step)]
         form = partial(average_precision, ties=ties, denominator=denominator, weighted=weighted)
         return torch.cat([form(part, top_k) for part in parts])
-    gain: Gain | None = "linear" if weighted else None
+    grade = torch.arange(histogram.counts.shape[2], device=histogram.counts.device).double()
+    gain = grade if weighted else grade.clamp(max=1)
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
     harmonic = F.pad((1 / ranks).cumsum(0), (1, 0))
     sums = _precision_sums(_tie_groups(histogram, k, ties, gain), harmonic)
@@ -247,55 +245,54 @@ def _ranked_precision(
     histogram: DistanceHistogram, k: int, denominator: Denominator, weighted: bool
 ) -> Tensor:
     """Average precision of rankings, by its definition: one row of relevance and one cumulative sum each."""
-    ranking = histogram.head(k)
-    relevant = ranking.counts[:, :, 1:].any(2)
+    relevant = histogram.counts[:, :k, 1:].any(2)
     hits = relevant.cumsum(1)
-    gained = ranking.gains().cumsum(1) if weighted else hits
+    gained = histogram.gains()[:, :k].cumsum(1) if weighted else hits
     ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)
     total = (gained / ranks).mul_(relevant).sum(1)
     divisor = hits[:, -1] if denominator == "hits" else histogram.total_relevant.clamp(max=k)
     return total / divisor.double().where(divisor > 0, math.nan)
 
 
-def precision(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
-    """Compute the share of relevant items among the first ``min(top_k, Nd)``: float64 ``(Nq,)``.
+def precision(histogram: DistanceHistogram, top_k: Cuts = None, *, ties: Ties = "expected") -> Tensor:
+    """Compute the share of relevant items among the first ``min(top_k, Nd)``.
+
+    Returns:
+        float64 ``(Nq,)``; ``(cuts, Nq)`` if ``top_k`` is a sequence of cuts.
 
     Example:
         >>> counts = torch.tensor([[[2, 3]]])
         >>> precision(DistanceHistogram(counts, counts.sum(1)), top_k=2)
         tensor([0.6000], dtype=torch.float64)
     """
-    return precision_at(histogram, [_cut(histogram, top_k)], ties=ties)[0]
+    hits, items = _hits(histogram, top_k, ties)
+    return _nan_without_relevant(hits / items, histogram)
 
 
-def recall(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
-    """Compute the share of all relevant items that are among the first ``top_k``: float64 ``(Nq,)``."""
-    return recall_at(histogram, [_cut(histogram, top_k)], ties=ties)[0]
+def recall(histogram: DistanceHistogram, top_k: Cuts = None, *, ties: Ties = "expected") -> Tensor:
+    """Compute the share of all relevant items that are among the first ``top_k``.
 
-
-def precision_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
-    """Compute :func:`precision` at each of many ranks: float64 ``(ranks, Nq)``."""
-    depth = torch.tensor(ranks, device=histogram.counts.device)[:, None].clamp(max=histogram.total_items)
-    return _nan_without_relevant(hits_at(histogram, ranks, ties=ties) / depth.clamp(min=1), histogram)
-
-
-def recall_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
-    """Compute :func:`recall` at each of many ranks: float64 ``(ranks, Nq)``."""
-    hits = hits_at(histogram, ranks, ties=ties)
+    Result as of :func:`precision`.
+    """
+    hits, _ = _hits(histogram, top_k, ties)
     return _nan_without_relevant(hits / histogram.total_relevant.clamp(min=1), histogram)
 
 
-def hits_at(histogram: DistanceHistogram, ranks: Sequence[int], *, ties: Ties = "expected") -> Tensor:
-    """Compute the mean number of relevant items among the first ``ranks``: float64 ``(ranks, Nq)``."""
-    groups = _tie_groups(histogram, max(ranks), ties)
+def _hits(histogram: DistanceHistogram, top_k: Cuts, ties: Ties) -> tuple[Tensor, Tensor]:
+    """Mean number of relevant items, and number of items, within each cut; shaped as :func:`precision`."""
+    several = isinstance(top_k, Sequence)
+    cuts = [_cut(histogram, k) for k in (top_k if isinstance(top_k, Sequence) else [top_k])]
+    groups = _tie_groups(histogram, max(cuts), ties)
     items = groups.n.cumsum(1)
-    rank = torch.tensor(ranks, dtype=torch.float64, device=items.device).expand(len(items), -1).contiguous()
+    rank = torch.tensor(cuts, dtype=torch.float64, device=items.device).expand(len(items), -1).contiguous()
     # The first group whose items, with those before it, reach the rank; the last group for ranks beyond all.
     group = torch.searchsorted(items, rank).clamp(max=items.shape[1] - 1)
     n = groups.n.gather(1, group)
     taken = n - (items.gather(1, group) - rank).clamp(min=0)
     # All relevant items of the groups before it, and ``taken`` of its own items, each relevant in r of n.
-    return (groups.R.gather(1, group) + taken * groups.r.gather(1, group) / n.clamp(min=1)).T
+    hits = groups.R.gather(1, group) + taken * groups.r.gather(1, group) / n.clamp(min=1)
+    depth = torch.minimum(rank, histogram.grades.sum(1, keepdim=True)).clamp(min=1)
+    return (hits.T, depth.T) if several else (hits[:, 0], depth[:, 0])
 
 
 def hit_rate(histogram: DistanceHistogram, top_k: int | None = None, *, ties: Ties = "expected") -> Tensor:
@@ -319,7 +316,7 @@ def _first_hit(histogram: DistanceHistogram, top_k: int | None, ties: Ties) -> t
     """
     k = _cut(histogram, top_k)
     if histogram.is_ranking:
-        relevant = histogram.head(k).counts[:, :, 1:].any(2)
+        relevant = histogram.counts[:, :k, 1:].any(2)
         found = relevant.any(1).double()
         return found, found / (relevant.byte().argmax(1) + 1)
     groups = _tie_groups(histogram, k, ties)
@@ -352,7 +349,8 @@ def average_cumulative_gain(
     Source: Zhao et al., "Deep Semantic Ranking Based Hashing for Multi-Label Image Retrieval", CVPR 2015.
     """
     k = _cut(histogram, top_k)
-    groups = _tie_groups(histogram, k, ties, "linear")
+    grade = torch.arange(histogram.counts.shape[2], device=histogram.counts.device).double()
+    groups = _tie_groups(histogram, k, ties, grade)
     gain = (groups.m * groups.g / groups.n.clamp(min=1)).sum(1)
     return _nan_without_relevant(gain / histogram.total_items.clamp(1, k).double(), histogram)
 
@@ -375,7 +373,11 @@ def ndcg(
     Source: gains as Zhao et al., CVPR 2015; ties as He et al., CVPR 2018.
     """
     k = _cut(histogram, top_k)
-    gain: Gain = "exponential" if exponential else "linear"
+    gain = torch.arange(histogram.grades.shape[1], device=histogram.grades.device).double()
+    if exponential:
+        # In units of 2^(the largest grade of the query): the ratio is the same, and no power overflows.
+        largest = (gain * (histogram.grades > 0)).amax(1, keepdim=True)
+        gain = torch.exp2((gain - largest).clamp(max=0)) - torch.exp2(-largest)
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=histogram.counts.device)
     discount = F.pad((1 / (1 + ranks).log2()).cumsum(0), (1, 0))
     # In the ideal ranking the whole database is one tie group, put into the best order.
@@ -395,12 +397,16 @@ def precision_within(histogram: DistanceHistogram, radius: int) -> Tensor:
     Returns:
         float64 ``(Nq,)``.
     """
-    return precision_by_radius(histogram)[_group_of(histogram, radius)]
+    last = histogram.counts.shape[1] - 1
+    radius = check_integer("radius", radius, 0, advice="0 finds equal codes only")
+    return precision_by_radius(histogram)[min(radius, last)]
 
 
 def recall_within(histogram: DistanceHistogram, radius: int) -> Tensor:
     """Compute the share of all relevant items that lie at distance ``<= radius``: float64 ``(Nq,)``."""
-    return recall_by_radius(histogram)[_group_of(histogram, radius)]
+    last = histogram.counts.shape[1] - 1
+    radius = check_integer("radius", radius, 0, advice="0 finds equal codes only")
+    return recall_by_radius(histogram)[min(radius, last)]
 
 
 def precision_by_radius(histogram: DistanceHistogram) -> Tensor:
@@ -415,8 +421,16 @@ def recall_by_radius(histogram: DistanceHistogram) -> Tensor:
     return _nan_without_relevant(hits / histogram.total_relevant.clamp(min=1).double(), histogram)
 
 
-def geometric_ranks(size: int, top_k: int | None = None, *, points: int = 100) -> list[int]:
-    """Return at most ``points`` ranks from 1 to ``min(top_k, size)`` that grow geometrically.
+def geometric_ranks(
+    size: int, top_k: int | None = None, *, points: int = 100, also: Sequence[int] = ()
+) -> list[int]:
+    """Return at most ``points`` ranks from 1 to ``min(top_k, size)`` that grow geometrically, and some more.
+
+    Args:
+        size: The number of items.
+        top_k: The deepest rank, None for ``size``.
+        points: How many ranks, at most.
+        also: Further ranks, left out where they are deeper than all others.
 
     Example:
         >>> geometric_ranks(1000, points=4)
@@ -424,41 +438,46 @@ def geometric_ranks(size: int, top_k: int | None = None, *, points: int = 100) -
     """
     deepest = size if top_k is None else min(check_integer("top_k", top_k, 1), size)
     steps = torch.logspace(0, math.log10(deepest), points, dtype=torch.float64)
-    return sorted(set(steps.round().long().tolist()))
+    wanted = [int(rank) for rank in also if rank <= deepest]
+    return sorted({*steps.round().long().tolist(), *wanted})
 
 
-def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Gain | None = None) -> TieGroups:
-    """The tie groups of a histogram, cut after rank ``k``; without ``gain``, a relevant item gains 1.
+def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Tensor | None = None) -> TieGroups:
+    """The tie groups of a histogram, cut after rank ``k``.
 
-    With ``"best"`` and ``"worst"`` the groups are split by grade, so that no order inside of them matters.
+    With ``"best"`` and ``"worst"`` the groups are split by grade, high grades first or last, so that no order
+    inside of them matters.
+
+    Args:
+        histogram: What a query finds at each distance.
+        k: The cut.
+        ties: The rule for ties.
+        gain: What an item of each grade gains, ``(grades,)`` or ``(Nq, grades)``; None counts relevant items.
     """
     check_choice("ties", ties, ("expected", "stable", "best", "worst"))
     if ties == "stable" and not histogram.is_ranking:
         raise ValueError("a histogram does not know the order of tied items: use the metrics")
-    histogram = histogram.head(k)
-    if ties in ("best", "worst"):
-        histogram = histogram.sorted_ties(best=ties == "best")
-    n = histogram.items
-    r = histogram.relevant
-    g = r.double() if gain is None else histogram.gains(exponential=gain == "exponential")
+    counts = histogram.counts[:, :k] if histogram.is_ranking else histogram.counts
+    relevant = torch.arange(counts.shape[2], device=counts.device).clamp(max=1).double()
+    worth = relevant if gain is None else gain[..., None, :]
+    if histogram.is_ranking or ties in ("expected", "stable"):
+        n = counts.sum(2).double()
+        r = counts[:, :, 1:].sum(2).double()
+        g = (counts * worth).sum(2)
+    else:
+        by_grade = torch.stack([counts.double(), counts * relevant, counts * worth])
+        n, r, g = (by_grade.flip(3) if ties == "best" else by_grade).flatten(2)
     a = (n.cumsum(1) - n).clamp(max=k)  # nothing is looked up beyond the cut
     m = torch.minimum(n, k - a)
-    R = r.cumsum(1) - r
-    return TieGroups(a.double(), n.double(), m.double(), r.double(), g, R.double(), g.cumsum(1) - g)
+    return TieGroups(a, n, m, r, g, r.cumsum(1) - r, g.cumsum(1) - g)
 
 
 def _cut(histogram: DistanceHistogram, top_k: int | None) -> int:
     """``top_k`` within the size of the largest database of the histogram."""
-    size = int(histogram.total_items.max()) if len(histogram.counts) else 0
+    size = int(histogram.grades.sum(1).max()) if len(histogram.counts) else 0
     if top_k is not None:
         size = min(check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database"), size)
     return max(1, size)
-
-
-def _group_of(histogram: DistanceHistogram, radius: int) -> int:
-    """The tie group of a radius; the last for a radius above the code length."""
-    least = check_integer("radius", radius, 0, advice="0 finds equal codes only")
-    return min(least, histogram.counts.shape[1] - 1)
 
 
 def _nan_without_relevant(values: Tensor, histogram: DistanceHistogram) -> Tensor:

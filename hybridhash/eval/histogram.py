@@ -11,15 +11,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor
 
-from hybridhash._checks import check_integer
-from hybridhash._hamming import packed_counts, packed_distances, unpack_bits
+from hybridhash._checks import check_choice, check_integer
+from hybridhash._code_checks import from_numpy
+from hybridhash._hamming import in_threads, machine_words, packed_counts, packed_distances, unpack_bits
 from hybridhash.codes import HashCodes, as_packed_pair
 from hybridhash.labels import as_labels, most_labels, same_form, shared_labels
 
@@ -40,6 +42,8 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 # Database items counted at a time on the CPU: their distances stay in the cache.
 _SPAN = 1 << 15
+# Queries that a thread counts at a time, and pairs below which threads take longer to start than to count.
+_ROWS, _PAIRS = 16, 1 << 20
 # Bytes of the labels of such a span, one for each item and class.
 _LABEL_BYTES = 32 << 20
 # Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.
@@ -55,11 +59,13 @@ class InputOptions(TypedDict, total=False):
             True matches the ``ids`` of two HashCodes. For tensors, give the database row of each query, int
             ``(Nq,)``, -1 for a query that is not in the database. The default is False.
         chunk_size: Largest number of database items compared at a time; it never changes the result.
+        progress: Show a progress bar. The default is False.
     """
 
     bits: int | None
-    exclude_self: bool | Tensor
+    exclude_self: bool | Tensor | Array
     chunk_size: int | None
+    progress: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class QueryDatabase:
         self_rows: None, or int64 ``(Nq,)``: the database row that is the query itself and is left out of its
             ranking, -1 where there is none.
         chunk_size: largest number of database items compared at a time, or None.
+        progress: whether to show a progress bar.
     """
 
     query: Tensor
@@ -84,6 +91,7 @@ class QueryDatabase:
     database_labels: Tensor
     self_rows: Tensor | None = None
     chunk_size: int | None = None
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,12 +120,12 @@ class DistanceHistogram:
         """The histogram of some of the queries."""
         return DistanceHistogram(self.counts[queries], self.grades[queries], self.is_ranking)
 
-    @cached_property
+    @property
     def items(self) -> Tensor:
         """Items in each group: int64 ``(Nq, groups)``."""
         return self.counts.sum(2)
 
-    @cached_property
+    @property
     def relevant(self) -> Tensor:
         """Items in each group that share at least one label with the query: int64 ``(Nq, groups)``."""
         return self.counts[:, :, 1:].sum(2)
@@ -137,37 +145,12 @@ class DistanceHistogram:
         grade = torch.arange(self.counts.shape[2], dtype=torch.float64, device=self.counts.device)
         return self.counts.double() @ (torch.exp2(grade) - 1 if exponential else grade)
 
-    def head(self, k: int) -> DistanceHistogram:
-        """Return the first ``k`` ranks of a ranking; a histogram of distances as it is."""
-        if not self.is_ranking or self.counts.shape[1] <= k:
-            return self
-        return DistanceHistogram(self.counts[:, :k], self.grades, self.is_ranking)
-
-    def sorted_ties(self, *, best: bool) -> DistanceHistogram:
-        """Split each tie group by grade: high grades first (``best``) or last.
-
-        Returns:
-            A histogram of ``groups * grades`` groups in which all items of a group have the same grade.
-
-        Example:
-            >>> histogram = DistanceHistogram(torch.tensor([[[3, 1]]]), torch.tensor([[3, 1]]))
-            >>> histogram.sorted_ties(best=True).counts
-            tensor([[[0, 1],
-                     [3, 0]]])
-        """
-        if self.is_ranking:
-            return self
-        split = torch.diag_embed(self.counts)
-        if best:
-            split = split.flip(2)
-        return DistanceHistogram(split.flatten(1, 2), self.grades)
-
 
 def distance_histogram(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     graded: bool = False,
     **options: Unpack[InputOptions],
@@ -184,7 +167,7 @@ def distance_histogram(
         database_codes: Codes of the ``Nd`` database items.
         database_labels: Class ids ``(Nd,)`` or multi-hot ``(Nd, C)``.
         graded: Count items by the number of labels shared with the query, not only as relevant or not.
-        **options: ``bits``, ``exclude_self`` and ``chunk_size``, see
+        **options: ``bits``, ``exclude_self``, ``chunk_size`` and ``progress``, see
             :class:`~hybridhash.eval.histogram.InputOptions`.
 
     Returns:
@@ -204,10 +187,10 @@ def distance_histogram(
 
 
 def query_database(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None,
-    database_codes: Tensor | HashCodes | None,
-    database_labels: Tensor | None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None,
+    database_codes: Tensor | Array | HashCodes | None,
+    database_labels: Tensor | Array | None,
     options: InputOptions,
     known: type = InputOptions,
 ) -> QueryDatabase:
@@ -243,9 +226,18 @@ def query_database(
     if database_codes is None:
         raise TypeError("database_codes is missing: give codes and labels of queries and of the database")
     query, database, bits = as_packed_pair(query_codes, database_codes, bits=options.get("bits"))
-    given = _labels_of(query_codes, query_labels, len(query), "query_labels").to(query.device)
-    stored = _labels_of(database_codes, database_labels, len(database), "database_labels").to(query.device)
-    given, stored = same_form(given, stored)
+    labels = []
+    for side, given, name in (
+        (query_codes, query_labels, "query_labels"),
+        (database_codes, database_labels, "database_labels"),
+    ):
+        if given is None and isinstance(side, HashCodes):
+            given = side.labels
+            if given is None:
+                raise ValueError(f"{name} is missing: the HashCodes carry no labels")
+        length = len(query) if name == "query_labels" else len(database)
+        labels.append(as_labels(given, length=length, name=name).to(query.device))
+    given_labels, stored_labels = same_form(*labels)
     if len(database) > 1 and bool((database == database[0]).all()):
         warnings.warn(
             f"all {len(database)} database codes are the same: every item ties, and retrieval is at chance",
@@ -254,8 +246,12 @@ def query_database(
     chunk_size = options.get("chunk_size")
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, 1, advice="use None to choose")
+    progress = options.get("progress", False)
+    check_choice("progress", progress, (True, False))
     self_rows = None
     exclude_self: object = options.get("exclude_self", False)
+    if isinstance(exclude_self, np.ndarray):
+        exclude_self = from_numpy(exclude_self, "exclude_self")
     if isinstance(exclude_self, Tensor):
         check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
         self_rows = exclude_self.long().to(query.device)
@@ -265,7 +261,7 @@ def query_database(
         raise TypeError(
             f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
         )
-    return QueryDatabase(query, database, bits, given, stored, self_rows, chunk_size)
+    return QueryDatabase(query, database, bits, given_labels, stored_labels, self_rows, chunk_size, progress)
 
 
 def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
@@ -275,14 +271,20 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
         grades = 1 + max(1, min(most_labels(data.query_labels), most_labels(data.database_labels)))
     if data.query.device.type == "cpu":
         counts = torch.zeros((len(data.query), data.bits + 1, grades), dtype=torch.int64)
-        query = data.query.numpy()
+        query = machine_words(data.query.numpy())
+        queries = range(0, len(data.query), _ROWS)
+        groups = [slice(first, min(first + _ROWS, len(data.query))) for first in queries]
         span = min(data.chunk_size or _SPAN, _SPAN)
         if data.query_labels.ndim == 2:
             span = max(1, min(span, _LABEL_BYTES // data.query_labels.shape[1]))
-        for start in range(0, len(data.database), span):
-            items = slice(start, start + span)
-            grade_of = _grade_rows(data.query_labels, data.database_labels[items], grades, graded)
-            packed_counts(query, data.database[items].numpy(), data.bits, grade_of, counts.numpy())
+        threads = torch.get_num_threads() if len(data.query) * span >= _PAIRS else 1
+        starts = range(0, len(data.database), span)
+        for start in tqdm(starts, desc="compare", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
+            part = slice(start, start + span)
+            items = machine_words(data.database[part].numpy())
+            grade_of = _grade_rows(data.query_labels, data.database_labels[part], grades, graded)
+            count = partial(packed_counts, query, items, data.bits, grade_of, counts.numpy())
+            in_threads(count, groups, threads)
     else:
         counts = _count_on_device(data, grades, graded)
     if data.self_rows is not None:
@@ -322,7 +324,8 @@ def _count_on_device(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
     columns = min(len(data.database), data.chunk_size or len(data.database), pairs)
     step = max(1, min(pairs // columns, _TABLE // size))
     counts = torch.zeros((len(data.query), size), dtype=torch.int64, device=data.query.device)
-    for top in range(0, len(counts), step):
+    tops = range(0, len(counts), step)
+    for top in tqdm(tops, desc="compare", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
         rows = slice(top, min(top + step, len(counts)))
         first_key = torch.arange(0, (rows.stop - top) * size, size, device=counts.device)[:, None]
         for left in range(0, len(data.database), columns):
@@ -343,17 +346,7 @@ def _shared_with_self(query_labels: Tensor, item_labels: Tensor) -> Tensor:
     return (query_labels & item_labels).sum(1)
 
 
-def _labels_of(codes: Tensor | HashCodes, labels: Tensor | None, length: int, name: str) -> Tensor:
-    if labels is None and isinstance(codes, HashCodes):
-        if codes.labels is None:
-            raise ValueError(f"{name} is missing: the HashCodes carry no labels")
-        return codes.labels  # checked when the HashCodes were made
-    if labels is None:
-        raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
-    return as_labels(labels, length=length, name=name)
-
-
-def _rows_of_ids(query: Tensor | HashCodes, database: Tensor | HashCodes) -> Tensor:
+def _rows_of_ids(query: object, database: object) -> Tensor:
     """The database row with the id of each query, -1 where there is none: int64 ``(Nq,)``."""
     query_ids = query.ids if isinstance(query, HashCodes) else None
     database_ids = database.ids if isinstance(database, HashCodes) else None

@@ -22,6 +22,7 @@ from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
 from hybridhash.eval.functional import Denominator, Ties
 from hybridhash.eval.histogram import (
+    Array,
     DistanceHistogram,
     InputOptions,
     QueryDatabase,
@@ -52,8 +53,8 @@ Aggregation = Literal["mean"] | None
 Gain = Literal["exponential", "linear"]
 Cuts: TypeAlias = int | Sequence[int | None] | None
 
-# Counts of a piece of a histogram, each tie group split by grade, that are held at a time.
-_COUNTS = 1 << 21
+# Counts of the piece of a histogram that is looked at, at a time: up to about 200 bytes each.
+_COUNTS = 1 << 19
 
 
 class MeanOptions(InputOptions, total=False):
@@ -88,10 +89,10 @@ class MetricOptions(MeanOptions, total=False):
 
 
 def mean_average_precision(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     denominator: Denominator = "hits",
     definition: str | None = None,
@@ -111,8 +112,8 @@ def mean_average_precision(
             literature); or ``min(top_k, all relevant items)`` (``"relevant"``, information retrieval).
         definition: A key of :data:`DEFINITIONS <hybridhash.eval.published.DEFINITIONS>`: compute
             what that code base computes, instead of ``ties``, ``denominator`` and ``empty``.
-        **options: ``top_k``, ``ties``, ``empty``, ``aggregation``, ``bits``, ``exclude_self`` and
-            ``chunk_size``, see :class:`MetricOptions`.
+        **options: ``top_k``, ``ties``, ``empty``, ``aggregation``, ``bits``, ``exclude_self``,
+            ``chunk_size`` and ``progress``, see :class:`MetricOptions`.
 
     Returns:
         float64: a scalar, or ``(Nq,)`` with ``aggregation=None``; preceded by a dimension for the cuts if
@@ -141,15 +142,16 @@ def mean_average_precision(
     top_k = options.get("top_k")
     database = query_labels if isinstance(query_labels, HashCodes) else database_codes
     values = published_average_precision(definition, query_codes, database, data, as_cuts(top_k))
-    values = join_queries(values, "skip", options.get("aggregation", "mean"))
+    if options.get("aggregation", "mean") == "mean":
+        values = values.nanmean(-1)
     return values[0] if top_k is None or isinstance(top_k, Integral) else values
 
 
 def precision_at_k(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     **options: Unpack[MetricOptions],
 ) -> Tensor:
     """Compute the share of relevant items among the first ``min(top_k, Nd)`` by Hamming distance (P@k).
@@ -168,10 +170,10 @@ def precision_at_k(
 
 
 def recall_at_k(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     **options: Unpack[MetricOptions],
 ) -> Tensor:
     """Compute the share of all relevant items that are among the first ``top_k`` by Hamming distance (R@k).
@@ -190,10 +192,10 @@ def recall_at_k(
 
 
 def hit_rate_at_k(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     **options: Unpack[MetricOptions],
 ) -> Tensor:
     """Compute the share of queries with a relevant item among the first ``top_k``.
@@ -214,10 +216,10 @@ def hit_rate_at_k(
 
 
 def mean_reciprocal_rank(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     **options: Unpack[MetricOptions],
 ) -> Tensor:
     """Compute the mean of 1 / (rank of the first relevant item), 0 where it lies beyond ``top_k`` (MRR).
@@ -236,10 +238,10 @@ def mean_reciprocal_rank(
 
 
 def ndcg_at_k(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     gain: Gain = "exponential",
     **options: Unpack[MetricOptions],
@@ -268,10 +270,10 @@ def ndcg_at_k(
 
 
 def acg_at_k(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     **options: Unpack[MetricOptions],
 ) -> Tensor:
     """Compute the mean number of labels that the first ``min(top_k, Nd)`` items share with the query (ACG@k).
@@ -292,10 +294,10 @@ def acg_at_k(
 
 
 def weighted_map(
-    query_codes: Tensor | HashCodes,
-    query_labels: Tensor | HashCodes | None = None,
-    database_codes: Tensor | HashCodes | None = None,
-    database_labels: Tensor | None = None,
+    query_codes: Tensor | Array | HashCodes,
+    query_labels: Tensor | Array | HashCodes | None = None,
+    database_codes: Tensor | Array | HashCodes | None = None,
+    database_labels: Tensor | Array | None = None,
     *,
     denominator: Denominator = "hits",
     **options: Unpack[MetricOptions],
@@ -339,30 +341,42 @@ def _measure(
         pieces = stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
     else:
         pieces = [histogram_of(data, graded=graded)]
-    values = join_queries(values_per_query(forms, pieces), empty, aggregation)
+    values = over_queries(forms, pieces, empty, aggregation)
     return values[0] if top_k is None or isinstance(top_k, Integral) else values
 
 
-def values_per_query(
-    forms: Sequence[Callable[[DistanceHistogram], Tensor]], pieces: Iterable[DistanceHistogram]
+def over_queries(
+    forms: Sequence[Callable[[DistanceHistogram], Tensor]],
+    pieces: Iterable[DistanceHistogram],
+    empty: Empty,
+    aggregation: Aggregation = "mean",
 ) -> Tensor:
-    """Evaluate every form for every query: float64 ``(values, Nq)``; a form gives one value or several."""
+    """Evaluate every form for every query, and take the mean over the queries.
+
+    Args:
+        forms: Functions of a histogram that give a value for each query, ``(Nq,)``, or several, ``(n, Nq)``;
+            NaN where a metric is not defined.
+        pieces: Histograms of some queries each.
+        empty: What NaN counts.
+        aggregation: None leaves out the mean.
+
+    Returns:
+        float64 ``(values,)``, or ``(values, Nq)`` with ``aggregation=None``.
+    """
     columns = []
     for histogram in pieces:
-        # Some forms split tie groups by grade, which takes groups times grades times grades.
-        _, groups, grades = histogram.counts.shape
-        step = max(1, _COUNTS // (groups * grades * grades))
-        for start in range(0, len(histogram.counts), step):
-            part = histogram[start : start + step]
-            columns.append(torch.cat([form(part).reshape(-1, len(part.counts)) for form in forms]))
-    return torch.cat(columns, 1)
-
-
-def join_queries(values: Tensor, empty: Empty, aggregation: Aggregation) -> Tensor:
-    """Mean over the last dimension, of values that are NaN where the metric is not defined."""
+        queries, groups, grades = histogram.counts.shape
+        step = max(1, _COUNTS // (groups * grades))
+        parts = [histogram]
+        if queries > step:
+            parts = [histogram[start : start + step] for start in range(0, queries, step)]
+        for part in parts:
+            size = part.counts.shape[0]
+            columns.append(torch.cat([form(part).reshape(-1, size) for form in forms]))
+    values = torch.cat(columns, 1)
     if empty == "zero":
         values = values.nan_to_num(0.0)
-    return values if aggregation is None else values.nanmean(-1)
+    return values if aggregation is None else values.nanmean(1)
 
 
 def check_rules(ties: Ties, empty: Empty, aggregation: Aggregation = "mean") -> None:

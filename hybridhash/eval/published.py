@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridhash._checks import check_choice
+from hybridhash._code_checks import from_numpy
 from hybridhash._hamming import pack_bits, unpack_bits
 from hybridhash.codes import MAX_BITS, HashCodes
 from hybridhash.eval import functional
-from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase
+from hybridhash.eval.histogram import Array, DistanceHistogram, QueryDatabase
 from hybridhash.eval.ranking import stable_rankings
 from hybridhash.labels import labelled
 
@@ -66,8 +68,8 @@ DEFINITIONS: dict[str, MapDefinition] = {
 
 def published_average_precision(
     definition: str,
-    query_codes: Tensor | HashCodes,
-    database_codes: Tensor | HashCodes | None,
+    query_codes: Tensor | Array | HashCodes,
+    database_codes: Tensor | Array | HashCodes | None,
     data: QueryDatabase,
     cuts: Sequence[int | None],
 ) -> Tensor:
@@ -126,8 +128,10 @@ def _precision_of_first_hits(ranking: DistanceHistogram, most: int) -> Tensor:
     return total / wanted.double().where(wanted > 0, math.nan)
 
 
-def _zeros(codes: Tensor | HashCodes | None) -> Tensor | None:
+def _zeros(codes: Tensor | Array | HashCodes | None) -> Tensor | None:
     """Which entries of real-valued codes are exactly 0: bool ``(N, bits)``, or None if there is none."""
+    if isinstance(codes, np.ndarray):
+        codes = from_numpy(codes, "codes")
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8:
         return None
     zero = codes == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridhash._files import replacing
+from hybridhash._tables import aligned
 from hybridhash.eval.statistics import CodeStatistics
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class RetrievalReport:
             ``mrr``, ``precision_within_radius``, ``recall_within_radius``; for each k ``precision@k``,
             ``recall@k``, ``hit_rate@k``, ``ndcg@k``; and for multi-hot labels ``weighted_map`` and ``acg@k``.
         curves: lists of equal length: ``rank``, ``precision_at_rank``, ``recall_at_rank``; and ``radius``,
-            ``precision_by_radius``, ``recall_by_radius`` (means over the queries for which they are defined),
-            ``precision_within_radius`` (the mean by the rule ``empty``), ``relevant_by_distance``,
-            ``irrelevant_by_distance`` (pairs, over all queries).
+            ``precision_by_radius``, ``recall_by_radius``, ``precision_within_radius`` (the same as
+            ``precision_by_radius``), ``relevant_by_distance``, ``irrelevant_by_distance`` (pairs, over all
+            queries). Like the metrics they are means over the queries by the rule ``empty``; at a radius
+            this is also about queries with nothing within it.
         codes: how the bits of the database codes are used; None if a ranking was evaluated.
     """
 
@@ -92,7 +94,9 @@ class RetrievalReport:
     def __str__(self) -> str:
         """The numbers as tables for the terminal, below their definition."""
         summary = [[name, _number(value), note] for name, value, note in self._summary()]
-        blocks = [self._definition(), _aligned(summary), _aligned(self._by_k())]
+        blocks = [self._definition(), aligned(summary)]
+        if self.ks:
+            blocks.append(aligned(self._by_k()))
         if self.codes is not None:
             blocks.append(f"Database codes: {self._code_line()}")
         return "\n\n".join(block for block in blocks if block)
@@ -233,20 +237,6 @@ def _or_none(value: float) -> float | None:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Rows of cells in columns: the first and a column of words to the left, numbers to the right."""
-    if not rows:
-        return ""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 or " " in cell else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _markdown(rows: list[list[str]]) -> str:

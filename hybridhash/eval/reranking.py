@@ -157,7 +157,9 @@ def evaluate_ranking(
     all_codes = torch.zeros((len(database), 1), dtype=torch.uint8, device=indices.device)
     data = QueryDatabase(no_codes, all_codes, 1, query, database, self_rows)
     pieces = as_rankings(indices, data, graded=graded)
-    metrics, curves = rank_results(forms, pieces, functional.geometric_ranks(depth), "expected", empty)
+    metrics, curves = rank_results(
+        forms, pieces, functional.geometric_ranks(depth, also=ks), "expected", empty
+    )
     return RetrievalReport(
         queries=len(query),
         unlabelled_queries=int((~labelled(query)).sum()),

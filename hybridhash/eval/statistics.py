@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hybridhash._hamming import unpack_bits
 from hybridhash.codes import HashCodes, as_packed
+from hybridhash.eval.histogram import Array
 
-__all__ = ["CodeStatistics", "code_statistics"]
+__all__ = ["CodeStatistics", "code_statistics", "packed_statistics"]
 
 _ROWS = 1 << 16
 
@@ -40,7 +41,7 @@ class CodeStatistics:
     constant_bits: int
 
 
-def code_statistics(codes: Tensor | HashCodes, *, bits: int | None = None) -> CodeStatistics:
+def code_statistics(codes: Tensor | Array | HashCodes, *, bits: int | None = None) -> CodeStatistics:
     """Balance and correlation of the bits of codes, and how many items share a code.
 
     Args:
@@ -58,6 +59,11 @@ def code_statistics(codes: Tensor | HashCodes, *, bits: int | None = None) -> Co
     packed, bits = as_packed(codes, bits=bits)
     if len(packed) == 0:
         raise ValueError("codes are empty: statistics need at least one code")
+    return packed_statistics(packed, bits)
+
+
+def packed_statistics(packed: Tensor, bits: int) -> CodeStatistics:
+    """:func:`code_statistics` of checked codes, uint8 ``(N, ceil(bits / 8))`` with ``N >= 1``."""
     total = torch.zeros(bits, dtype=torch.float64, device=packed.device)
     product = torch.zeros(bits, bits, dtype=torch.float64, device=packed.device)
     for start in range(0, len(packed), _ROWS):

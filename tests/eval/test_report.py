@@ -66,7 +66,9 @@ def test_cuts_beyond_the_database_are_left_out():
 def test_curves_are_those_of_the_precision_recall_curve():
     case = random_case(seed=33)
     report = evaluate(*case)
-    by_rank = evaluation.precision_recall_curve(*case, by="rank")
+    ranks = [int(rank) for rank in report.curves["rank"]]
+    assert set(evaluation.precision_recall_curve(*case, by="rank").thresholds.tolist()) <= set(ranks)
+    by_rank = evaluation.precision_recall_curve(*case, by="rank", top_k=ranks)
     by_radius = evaluation.precision_recall_curve(*case, by="radius")
     assert report.curves["rank"] == by_rank.thresholds.tolist()
     assert report.curves["precision_at_rank"] == by_rank.precision.tolist()
