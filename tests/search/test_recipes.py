@@ -97,4 +97,4 @@ def test_postgresql_finds_the_nearest_without_and_with_pgvector(namespace, tmp_p
 
 
 def test_every_recipe_is_run():
-    assert BLOCKS.keys() == {"faiss", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
+    assert BLOCKS.keys() == {"faiss", "ids", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
