@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hybridhash.search.sorted_pairs import Array, SortedPairs
 
 __all__ = ["CodeGraph", "append", "faiss", "view"]
 
-faiss: Any = import_module("faiss")  # its own types lack most of what is used here
+# Any, because its own types lack most of what is used here; None if it is not installed.
+faiss: Any = import_module("faiss") if find_spec("faiss") else None
 
 # A scan of so few codes takes no longer than a walk through the graph, and it is exact. A graph of few codes
 # that are far from one another, such as the centers of classes, has nodes to which no link leads.

@@ -13,6 +13,7 @@ PAGE = ROOT / "docs" / "scale.md"
 BLOCKS = dict(re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL))
 MODULES = {
     "faiss": ["faiss"],
+    "ids": ["faiss"],
     "usearch": ["usearch"],
     "duckdb": ["duckdb", "pyarrow"],
     "lancedb": ["lancedb", "pyarrow"],
@@ -52,6 +53,16 @@ def _check(namespace, *, exact=True):
         assert (distances <= best[-1]).float().mean() >= 0.8
 
 
+def test_names_of_images_are_ids(namespace):
+    _skip_without("ids")
+    _run("ids", namespace)
+    assert namespace["held"].tolist() == [False, True]
+    allowed = [row for row in range(10) if row != 3]
+    nearest = hamming_topk(namespace["query"], namespace["database"][allowed], 5)
+    assert torch.equal(namespace["distances"], nearest[0])
+    assert set(namespace["names"][0]) <= {f"photos/{row}.jpg" for row in allowed}
+
+
 def test_an_index_of_faiss_finds_the_nearest(namespace, tmp_path, monkeypatch):
     _skip_without("faiss")
     monkeypatch.chdir(tmp_path)
@@ -86,4 +97,4 @@ def test_postgresql_finds_the_nearest_without_and_with_pgvector(namespace, tmp_p
 
 
 def test_every_recipe_is_run():
-    assert BLOCKS.keys() == {"faiss", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
+    assert BLOCKS.keys() == {"faiss", "ids", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
