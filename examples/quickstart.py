@@ -22,7 +22,7 @@ NUM_QUERIES = 300
 
 
 def load_images(seed):
-    """Queries and database: images (N, 1, 32, 32) in [-1, 1], labels, row numbers."""
+    """Return queries and database as sets of images (1, 32, 32) in [-1, 1], labels and row numbers."""
     digits = load_digits()
     images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     images = F.interpolate(images, size=(32, 32), mode="bilinear")
@@ -33,7 +33,7 @@ def load_images(seed):
 
 
 def train(model, dataset, epochs, device):
-    """A plain training loop: each batch against the codes of the whole training set."""
+    """Train in a plain loop, comparing each batch with the codes of the whole training set."""
     loader = DataLoader(dataset, batch_size=64, shuffle=True, drop_last=True)
     loss_fn = WMLLoss(bank=CodeBank(num_samples=len(dataset), bits=model.bits)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -54,7 +54,7 @@ def train(model, dataset, epochs, device):
 
 
 def draw(path, query, queries, database, items):
-    """Queries (left) and their nearest images, right ones framed green, wrong ones red."""
+    """Draw queries (left) and their nearest images, right ones framed green, wrong ones red."""
     hardest = mean_average_precision(query, database, aggregation=None).argsort()[:3]
     rows = torch.cat([torch.arange(5), hardest])
     _, nearest = hamming_topk(query[rows], database, top_k=10)

@@ -159,7 +159,7 @@ def _pixels(image: Any) -> Any:
         image = (image.double() if image.is_floating_point() else image).numpy()
     array = np.asarray(image)
     channels = (1, 3, 4)
-    if array.ndim == 3 and array.shape[0] in channels and array.shape[2] not in channels:
+    if array.ndim == 3 and array.shape[0] in channels and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

@@ -207,6 +207,7 @@ def test_the_page_shows_k_images_and_counts_those_within_the_radius(demo, digits
     assert bars == [distances.tolist().count(d) for d in range(17)]
     red = [bar.get_facecolor() == figure.axes[0].patches[0].get_facecolor() for bar in figure.axes[0].patches]
     assert red == [d <= 5 for d in range(17)]
+    assert figure.get_facecolor()[3] == figure.axes[0].get_facecolor()[3] == 0  # also on a dark page
 
 
 def test_a_bit_is_dark_or_light_and_red_where_it_differs(demo):
