@@ -307,7 +307,7 @@ def save_database(args, codes, part):
     ids = whole_rows(part)[codes.ids]
     HashCodes(codes.packed, codes.bits, codes.labels, ids).save(args.out / "database.safetensors")
     try:
-        paths = [part.path(index) for index in codes.ids.tolist()]
+        paths = [part.file(index) for index in codes.ids.tolist()]
     except TypeError:  # images that are no files
         return
     with open(args.out / "database.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
