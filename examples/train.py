@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hybridhash import HashCodes, create_hash_model, encode
 from hybridhash.data import (
@@ -172,7 +173,12 @@ def user_images(args):
         return read_csv(args.csv, args.root, separator=args.separator)
     if args.cifar:
         return cifar10(args.data_dir, download=args.download)
-    return LabelledImages(ImageFolder(args.data_dir, loader=read_image))
+    images = ImageFolder(args.data_dir, loader=read_image)
+    left_out = sum(path.is_file() for path in args.data_dir.rglob("*")) - len(images)
+    if left_out and args.rank == 0:
+        taken = f"ImageFolder takes {', '.join(IMG_EXTENSIONS)}"
+        warnings.warn(f"{left_out:,} files in {args.data_dir} are left out: {taken}", stacklevel=2)
+    return LabelledImages(images)
 
 
 def load_parts(args):
@@ -307,7 +313,7 @@ def save_database(args, codes, part):
     ids = whole_rows(part)[codes.ids]
     HashCodes(codes.packed, codes.bits, codes.labels, ids).save(args.out / "database.safetensors")
     try:
-        paths = [part.path(index) for index in codes.ids.tolist()]
+        paths = [part.file(index) for index in codes.ids.tolist()]
     except TypeError:  # images that are no files
         return
     with open(args.out / "database.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -57,9 +57,8 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     Raises:
         OSError: The file does not exist, is no image (``PIL.UnidentifiedImageError``) or is truncated.
         PIL.Image.DecompressionBombError: It has more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
-        SyntaxError, ValueError: The image is damaged, or has no unambiguous 8-bit form.
-
-        All messages name the path. Whatever else a decoder of Pillow raises is a ValueError here.
+        SyntaxError, ValueError: The image is damaged, or has no unambiguous 8-bit form. Whatever else a
+            decoder of Pillow raises is a ValueError here, and all messages name the path.
 
     Example:
         >>> read_image(b"")

@@ -77,16 +77,17 @@ class LabelledImages(Dataset[Any]):
         """Number of rows without any label."""
         return int((~labelled(self.labels)).sum())
 
-    def path(self, index: int) -> str:
+    def file(self, index: int) -> str:
         """Return the path of the file behind an item.
 
         Raises:
             TypeError: The images are no files, or their data set has neither ``path(row)`` nor ``samples``.
         """
         row = int(self.rows[index])
+        if isinstance(self.dataset, LabelledImages):
+            return self.dataset.file(row)
         if hasattr(self.dataset, "path"):
-            path: str = self.dataset.path(row)
-            return path
+            return str(self.dataset.path(row))
         if hasattr(self.dataset, "samples"):  # of torchvision.datasets.ImageFolder
             return str(self.dataset.samples[row][0])
         raise TypeError(f"{type(self.dataset).__name__} has neither path(row) nor samples: no file is known")

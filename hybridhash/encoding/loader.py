@@ -71,6 +71,9 @@ def encode(
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
     check_hash_model(model)
+    if isinstance(loader, str) or hasattr(loader, "__fspath__"):
+        advice = "encode_dataset takes a folder as hybridhash.data.ImageFiles(path)"
+        raise TypeError(f"loader must yield batches, got the path {str(loader)!r}: {advice}")
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
     device = input_device(model, device)

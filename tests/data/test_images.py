@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
-from hybridhash import encode_dataset, open_codes
+from hybridhash import encode, encode_dataset, open_codes
 from hybridhash.data import ImageFiles, ImageList, TarImages, read_csv, read_image, to_rgb
 from hybridhash.encoding import read_failures
 from tests.data._images import bomb, encoded, photo, rgb_png, write_tar
@@ -362,3 +362,10 @@ def test_a_folder_of_photos_is_encoded_in_one_call(folder: Path) -> None:
     codes = open_codes(folder / "out")
     assert [photos.names[row] for row in codes.ids.tolist()] == [f"{name}.png" for name in "abdefgh"]
     assert "c.png" in read_failures(folder / "out")[0].reason
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_in_place_of_images_is_named(folder: Path, kind: type) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    with pytest.raises(TypeError, match=r"got the path '.*': encode_dataset takes .*ImageFiles\(path\)"):
+        encode(model, kind(folder))

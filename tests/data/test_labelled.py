@@ -30,9 +30,9 @@ def test_the_file_of_an_item_is_known(folder):
     in_list = LabelledImages(ImageList(folder / "list.txt"), rows=torch.tensor([0, 1]))
     for images in (in_folder, in_list):
         again = LabelledImages(images, rows=torch.tensor([1, 0]))
-        assert [again.path(0), again.path(1)] == [str(folder / "x" / "a.png"), str(folder / "x" / "c.png")]
+        assert [again.file(0), again.file(1)] == [str(folder / "x" / "a.png"), str(folder / "x" / "c.png")]
     with pytest.raises(TypeError, match=r"list has neither path\(row\) nor samples"):
-        LabelledImages(["a"], torch.zeros(1).long()).path(0)
+        LabelledImages(["a"], torch.zeros(1).long()).file(0)
 
 
 @pytest.fixture

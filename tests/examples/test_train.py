@@ -497,6 +497,13 @@ def test_mistakes_end_in_one_line(photos, tmp_path, more, message):
     assert str(caught.value).startswith("train.py: ")
 
 
+def test_files_that_are_left_out_are_counted(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "red" / "phone.HEIC").write_bytes(b"...")
+    with pytest.warns(UserWarning, match=r"1 files in .*photos are left out: ImageFolder takes \.jpg"):
+        run(tmp_path / "photos", tmp_path / "out", "--epochs 1 --val-fraction 0")
+
+
 def test_a_folder_without_classes_is_refused_in_one_line(photos, tmp_path):
     with pytest.raises(SystemExit, match="Couldn't find any class folder"):
         run(photos / "red", tmp_path, "--epochs 1")

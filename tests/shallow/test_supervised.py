@@ -14,7 +14,9 @@ from sklearn.datasets import load_digits
 from hybridhash.eval import mean_average_precision
 from hybridhash.models import fit_hash_head
 from hybridhash.shallow import ITQCCA, KSH, SDH
-from hybridhash.shallow.supervised import GaussianKernel, canonical_directions, discrete_codes
+from hybridhash.shallow.itqcca import canonical_directions
+from hybridhash.shallow.kernel import GaussianKernel
+from hybridhash.shallow.sdh import discrete_codes
 from hybridhash.shallow.unsupervised import random_rotation
 
 ESTIMATORS = {
