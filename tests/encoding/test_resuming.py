@@ -265,7 +265,8 @@ def test_whatever_a_decoder_raises_is_recorded_with_the_file(
             run(Net(), dataset, tmp_path / name, transform=pixels, num_workers=workers)
         failure = read_failures(tmp_path / name)[0]
         assert failure.row == 3
-        assert failure.reason.startswith(f"{path}: {error.__name__}: ")
+        assert str(path) in failure.reason
+        assert f"{error.__name__}: " in failure.reason
 
 
 def test_an_error_of_a_transform_is_one_of_the_program(tmp_path: Path) -> None:
