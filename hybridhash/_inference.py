@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,17 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from hybridhash._code_checks import MAX_BITS, as_ids
 from hybridhash._hamming import pack_bits
 from hybridhash.labels import as_labels
 
 __all__ = [
+    "NO_LOADERS",
     "PREPROCESSING",
     "PackedBatch",
     "as_tensor",
     "autocast_of",
     "check_hash_model",
+    "check_loader",
     "check_preprocessing",
     "eval_mode",
     "forward_packed",
@@ -32,6 +36,8 @@ __all__ = [
     "to_device",
 ]
 
+# What is given in place of a loader by mistake; check_loader says what to do.
+NO_LOADERS = (Tensor, str, os.PathLike, Dataset)
 # How the images of a model are prepared, in the words of timm's pretrained_cfg.
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _KEYS = {
@@ -70,6 +76,22 @@ def check_hash_model(model: object) -> None:
         raise ValueError(
             "model has num_classes=0, which means no hash layer: it gives embeddings, not codes. Create it "
             "with num_classes=bits, or call model.reset_classifier(bits)"
+        )
+
+
+def check_loader(loader: object) -> None:
+    """Raise if what should yield batches is a tensor, a path or a data set, whose items are single images."""
+    if isinstance(loader, Tensor):
+        raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
+    if isinstance(loader, (str, os.PathLike)):
+        raise TypeError(
+            f"loader must yield batches, got the path {os.fspath(loader)!r}: give a loader of the images, "
+            "hybridhash.encoding.image_loader(model, hybridhash.data.ImageFiles(path), batch_size)"
+        )
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"loader must yield batches, got the data set {type(loader).__name__} of single images: "
+            "give hybridhash.encoding.image_loader(model, dataset, batch_size)"
         )
 
 

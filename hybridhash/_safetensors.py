@@ -12,11 +12,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["DIGEST", "HEADER_DIGEST", "check_tensors", "read_header", "write_tensors"]
+__all__ = ["DIGEST", "HEADER_DIGEST", "read_header", "write_tensors"]
 
 DIGEST = "sha256"
 HEADER_DIGEST = "header_sha256"
@@ -59,13 +59,18 @@ def write_tensors(
         file.write(_header_bytes(header, {**metadata, DIGEST: digest.hexdigest()}))
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_header(path: str | os.PathLike[str], *, check_tensors: bool = False) -> dict[str, Any]:
     """Return the header of a safetensors file, checked against its digest if it has one.
+
+    Args:
+        path: The file.
+        check_tensors: Whether to check the tensors, too; the file is read as a whole then, in pieces.
 
     Raises:
         OSError: The file cannot be opened.
         ValueError: It is no safetensors file or damaged. The message continues "the file is".
     """
+    # It is opened once for both digests, since another file may take its place at any moment.
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
@@ -73,27 +78,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
                 header: dict[str, Any] = json.loads(file.read(length))
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"truncated or not a safetensors file ({error})") from error
-    metadata = header.setdefault("__metadata__", {})
-    if HEADER_DIGEST in metadata and metadata[HEADER_DIGEST] != _header_digest(header):
-        raise ValueError("damaged (its header is not what its SHA-256 says)")
+        metadata = header.setdefault("__metadata__", {})
+        if HEADER_DIGEST in metadata and metadata[HEADER_DIGEST] != _header_digest(header):
+            raise ValueError("damaged (its header is not what its SHA-256 says)")
+        if check_tensors and DIGEST in metadata and metadata[DIGEST] != _rest_digest(file):
+            raise ValueError("damaged (its tensors are not what their SHA-256 says)")
     return header
-
-
-def check_tensors(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError unless the tensors of a file are what its digest says; files without one pass.
-
-    The file is read in pieces. The message continues "the file is".
-    """
-    metadata = read_header(path)["__metadata__"]
-    if DIGEST not in metadata:
-        return
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != metadata[DIGEST]:
-        raise ValueError("damaged (its tensors are not what their SHA-256 says)")
 
 
 def _header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
@@ -109,3 +99,10 @@ def _header_digest(header: Mapping[str, Any]) -> str:
     metadata = {key: value for key, value in header["__metadata__"].items() if key != HEADER_DIGEST}
     text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rest_digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

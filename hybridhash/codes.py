@@ -29,7 +29,7 @@ from hybridhash._code_checks import (
 )
 from hybridhash._files import replacing
 from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
-from hybridhash._safetensors import HEADER_DIGEST, check_tensors, read_header, write_tensors
+from hybridhash._safetensors import HEADER_DIGEST, read_header, write_tensors
 from hybridhash.labels import as_labels
 
 __all__ = [
@@ -557,6 +557,8 @@ def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[H
         raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
     metadata = _read_metadata(file, whole=not mapped)
     with safe_open(file, framework="pt") as opened:
+        if opened.metadata() != metadata:  # another file has taken its place since
+            return read_codes(file, mapped=mapped)
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if not mapped:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -604,9 +606,7 @@ def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
 def _read_metadata(file: Path, whole: bool) -> dict[str, str]:
     """Return the metadata of a codes file, checked: the header, and the tensors if ``whole``."""
     try:
-        metadata: dict[str, str] = read_header(file)["__metadata__"]
-        if whole:
-            check_tensors(file)
+        metadata: dict[str, str] = read_header(file, check_tensors=whole)["__metadata__"]
     except ValueError as error:
         raise ValueError(f"{file} is {error}: write it again with HashCodes.save") from error
     if metadata.get("format") != _FORMAT:

@@ -160,3 +160,53 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="file"), replacing_files(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "a file"
+
+
+# Temporary files
+
+
+def _die_while_writing(folder):
+    """Write as a process that is killed in the middle."""
+    pid = os.fork()
+    if pid == 0:
+        with replacing(folder / "b.txt") as file, replacing_files(folder) as files:
+            file.write_text("half")
+            (files / "a.txt").write_text("half")
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_path):
+    for _ in range(3):
+        _die_while_writing(tmp_path)
+    (tmp_path / ".b.txt.mine").write_text("mine")
+    left = {path.name.split(".")[1].split("-")[0] for path in tmp_path.iterdir()}
+    assert left == {"b", "saving"}
+    with replacing(tmp_path / "b.txt") as outer, replacing_files(tmp_path) as files:
+        with replacing(tmp_path / "b.txt") as inner:  # another save of the same file, at the same time
+            inner.write_text("first")
+        _write_files(tmp_path)
+        outer.write_text("second")
+        (files / "c.txt").write_text("third")
+    assert _content(tmp_path) == {
+        "a.txt": b"new",
+        "b.txt": b"second",
+        "c.txt": b"third",
+        ".b.txt.mine": b"mine",
+    }
+
+
+def test_a_full_disk_is_told_by_its_number_and_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a", "hf://user/repo/a", Path("gs://bucket/a")])
+@pytest.mark.parametrize("write", [replacing, replacing_files])
+def test_a_url_is_refused(write, url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is a URL: give a local or mounted folder"), write(url):
+        pass
+    assert not os.listdir(tmp_path)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from hybridhash._checks import check_integer
 from hybridhash._inference import (
+    NO_LOADERS,
     PackedBatch,
     autocast_of,
     check_hash_model,
+    check_loader,
     eval_mode,
     forward_packed,
     input_device,
@@ -21,8 +25,9 @@ from hybridhash._inference import (
     to_device,
 )
 from hybridhash.codes import HashCodes, check_joinable
+from hybridhash.encoding.reader import Reader, check_dataset, collate, model_transform
 
-__all__ = ["encode"]
+__all__ = ["encode", "image_loader"]
 
 
 def encode(
@@ -45,7 +50,8 @@ def encode(
             ``(images, labels)``, ``(images, labels, indices)``, or dicts with the keys ``image``, ``images``
             or ``pixel_values``; ``label`` or ``labels``; ``index``, ``indices``, ``id`` or ``ids``. Labels
             are class ids ``(B,)`` or multi-hot ``(B, C)``, indices are integers ``(B,)``, and None means
-            absent. ``[images]`` encodes a few images at hand.
+            absent. ``[images]`` encodes a few images at hand, and :func:`hybridhash.encoding.image_loader`
+            gives a loader for a data set of single images.
         device: The device that images go to. None takes the device of the first parameter, or the CPU if
             there are no parameters. The model is never moved, so a device without its weights raises.
         dtype: bfloat16 or float16 runs the model under autocast, float32 runs it without. None keeps the
@@ -57,8 +63,8 @@ def encode(
         as ``ids``.
 
     Raises:
-        TypeError: ``model`` is no module, ``loader`` is a tensor, or a batch or the output of the model has a
-            wrong type.
+        TypeError: ``model`` is no module, ``loader`` is a tensor, a path or a data set, or a batch or the
+            output of the model has a wrong type.
         ValueError: There is no batch; a batch has unknown keys, columns of different lengths, or labels or
             indices unlike the first batch; the model has no hash layer (``num_classes=0``), or returns NaN or
             no ``(B, bits)``; or ``device`` or ``dtype`` is not one of the above. The message names the batch,
@@ -71,11 +77,8 @@ def encode(
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
     check_hash_model(model)
-    if isinstance(loader, str) or hasattr(loader, "__fspath__"):
-        advice = "encode_dataset takes a folder as hybridhash.data.ImageFiles(path)"
-        raise TypeError(f"loader must yield batches, got the path {str(loader)!r}: {advice}")
-    if isinstance(loader, Tensor):
-        raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
+    if isinstance(loader, NO_LOADERS):
+        check_loader(loader)
     device = input_device(model, device)
     autocast = autocast_of(model, device, dtype)
     parts: list[HashCodes] = []
@@ -99,6 +102,45 @@ def encode(
         bar.total = bar.n
         bar.refresh()
     return HashCodes.cat(parts)
+
+
+def image_loader(
+    model: nn.Module,
+    dataset: Any,
+    batch_size: int,
+    *,
+    num_workers: int = 0,
+    transform: Callable[[Any], Any] | None = None,
+) -> DataLoader[Any]:
+    """Return a loader of all images of a data set, prepared for a model as :func:`encode_dataset` does.
+
+    :func:`encode` and :func:`hybridhash.fit_hash_layer` take it. An image that cannot be read raises.
+
+    Args:
+        model: The model, whose own transform prepares PIL images.
+        dataset: A map-style data set as for :func:`encode_dataset`.
+        batch_size: The number of images in a batch; the last one may have fewer.
+        num_workers: The number of processes that read images. 0 reads them in this one.
+        transform: A function applied to each image in place of the model's own.
+
+    Raises:
+        TypeError, ValueError: As :func:`encode_dataset`; those of an image when its batch is read.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh())
+        >>> dataset = [(torch.randn(3, 2, 2), row % 2) for row in range(5)]
+        >>> encode(model, image_loader(model, dataset, batch_size=2), progress=False)
+        HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=int64)
+    """
+    check_dataset(dataset)
+    reader = Reader(dataset, transform, model_transform(model), strict=True)
+    check_integer("batch_size", batch_size, 1)
+    return DataLoader(reader, batch_size, num_workers=num_workers, collate_fn=_named_batch)
+
+
+def _named_batch(rows: list[Any]) -> dict[str, Tensor | None]:
+    batch = collate(rows)
+    return {"images": batch.images, "labels": batch.labels, "ids": batch.ids}
 
 
 class _PendingBatch(NamedTuple):

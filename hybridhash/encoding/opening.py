@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from safetensors import safe_open
 
 from hybridhash._files import check_local, replacing
-from hybridhash._safetensors import check_tensors, read_header, write_tensors
+from hybridhash._safetensors import read_header, write_tensors
 from hybridhash.codes import HashCodes, check_joinable, read_codes, tensor_bytes
 from hybridhash.encoding.manifest import Failure, Manifest
 from hybridhash.encoding.shards import MERGED, ShardFolder, failures_of
@@ -158,7 +158,7 @@ def _progress(numbers: Iterable[int], name: str, progress: bool) -> Any:
 
 def _check_tensors(path: Path, advice: str) -> None:
     try:
-        check_tensors(path)
+        read_header(path, check_tensors=True)
     except ValueError as error:
         raise ValueError(f"{path} is {error}: {advice}") from error
 

@@ -38,8 +38,8 @@ _BAD_FILE = {
 }
 _LONGEST_REASON = 1000
 _PATH = (
-    "give ImageFolder of torchvision for a folder of folders, hybridhash.data.ImageList for a list file, "
-    "or TarImages for tar shards"
+    "give hybridhash.data.ImageFiles for a folder of photos, ImageFolder of torchvision for one folder per "
+    "class, hybridhash.data.ImageList for a list file, or TarImages for tar shards"
 )
 
 

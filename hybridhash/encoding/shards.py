@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hybridhash._files import remove_stale
-from hybridhash._safetensors import HEADER_DIGEST, check_tensors, read_header
+from hybridhash._safetensors import HEADER_DIGEST, read_header
 from hybridhash.codes import HashCodes, check_joinable, read_codes, write_codes
 from hybridhash.encoding.manifest import MANIFEST, Failure, Manifest, Rows, is_manifest
 
@@ -134,15 +134,13 @@ class ShardFolder:
     def _missing(self, number: int) -> Iterator[tuple[int, int]]:
         """Yield the runs of rows of a shard that are neither in it nor in a part; all files are checked."""
         if self.path(number).exists():
-            self.check(number)
-            self._check_tensors(self.path(number))
+            self.verify(number)
             return
         row, stop = self.rows_of(number)
         for first, after, part in self._parts(number):
             if first < row:
                 raise ValueError(f"{part} holds rows that another part holds too: delete it")
-            self._check(part, first, after)
-            self._check_tensors(part)
+            self._check(part, first, after, tensors=True)
             if row < first:
                 yield row, first
             row = after
@@ -195,8 +193,7 @@ class ShardFolder:
 
     def verify(self, number: int) -> None:
         """Read a shard as a whole and check it against its digests; raises as :meth:`check` does."""
-        self.check(number)
-        self._check_tensors(self.path(number))
+        self._check(self.path(number), *self.rows_of(number), tensors=True)
 
     def sha256(self) -> str:
         """Return a digest of all shards, from their headers, which hold the digests of their tensors."""
@@ -209,10 +206,10 @@ class ShardFolder:
             digest.update(f"{content}\n".encode())
         return digest.hexdigest()
 
-    def _check(self, path: Path, start: int, stop: int) -> dict[str, str]:
+    def _check(self, path: Path, start: int, stop: int, *, tensors: bool = False) -> dict[str, str]:
         """Return the metadata of a shard or part that holds rows ``start`` to ``stop - 1``."""
         try:
-            header = read_header(path)
+            header = read_header(path, check_tensors=tensors)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path} is missing: bring it back, or call encode_dataset again"
@@ -235,12 +232,6 @@ class ShardFolder:
                 f"{_ENCODE_AGAIN}"
             )
         return metadata
-
-    def _check_tensors(self, path: Path) -> None:
-        try:
-            check_tensors(path)
-        except ValueError as error:
-            raise ValueError(f"{path} is {error}: {_ENCODE_AGAIN}") from error
 
     def _parts(self, number: int) -> list[tuple[int, int, Path]]:
         """Return the first row, the row after the last and the path of each part of a shard, in order."""

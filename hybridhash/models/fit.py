@@ -16,7 +16,9 @@ from torch.nn.utils import skip_init
 from hybridhash._checks import check_integer
 from hybridhash._distributed import Ranks
 from hybridhash._inference import (
+    NO_LOADERS,
     autocast_of,
+    check_loader,
     eval_mode,
     input_device,
     read_batch,
@@ -87,6 +89,7 @@ def fit_hash_layer(
         model: A ``hybridhash_*`` or the result of :func:`hybridhash.create_hash_model`, also inside DDP or
             ``torch.compile``. It is changed in place.
         loader: Yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
+            :func:`hybridhash.encoding.image_loader` makes one of a data set.
         method: One of the methods of :func:`fit_hash_head`.
         bits: Code length; None keeps that of the model.
         generator: Source of all random numbers.
@@ -100,7 +103,7 @@ def fit_hash_layer(
         ``model``.
 
     Raises:
-        TypeError: The model is of another kind, or the loader is a tensor.
+        TypeError: The model is of another kind, or the loader is a tensor, a path or a data set.
         ValueError: ``bits`` is missing for a model without hash layer, the backbone does not pool, the loader
             yields nothing, or :func:`fit_hash_head` raises.
 
@@ -118,8 +121,8 @@ def fit_hash_layer(
             "model must be a hash model, a hybridhash_* or one of create_hash_model(backbone, bits), got "
             f"{type(network).__name__}; for features of other models use fit_hash_head"
         )
-    if isinstance(loader, Tensor):
-        raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
+    if isinstance(loader, NO_LOADERS):
+        check_loader(loader)
     if bits is None:
         bits = network.bits
         if bits == 0:

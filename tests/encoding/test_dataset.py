@@ -360,7 +360,7 @@ class Stream(IterableDataset[Tensor]):
         (Stream(), TypeError, "dataset must be map-style"),
         (iter(IMAGES), TypeError, "dataset must be map-style"),
         (DataLoader(TensorDataset(IMAGES)), TypeError, "dataset must be map-style"),
-        ("images/", TypeError, "got the path 'images/': give ImageFolder"),
+        ("images/", TypeError, "got the path 'images/': give hybridhash.data.ImageFiles for"),
         ([], ValueError, "dataset is empty"),
         ([np.zeros((3, 4, 4))], TypeError, "must be a tensor or a PIL image, got ndarray"),
         ([(IMAGES[0], 1), (IMAGES[1], None)], ValueError, "row 1 has no label"),

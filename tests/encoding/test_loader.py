@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from huggingface_hub.utils import disable_progress_bars
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from hybridhash import HashCodes, encode, pack_codes
+from hybridhash import HashCodes, encode, open_codes, pack_codes
+from hybridhash.encoding import image_loader
+from tests._hub_models import SMALL
+from tests.data._images import photo
+from tests.encoding._helpers import run
 
 BITS = 12
 IMAGES = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -386,3 +392,32 @@ def test_bits_that_change_between_batches_raise() -> None:
 def test_numpy_scalars_as_ids_of_one_image() -> None:
     codes = encode(Net(), [(IMAGES[:1], np.array([2]), np.array([40]))], progress=False)
     assert codes == HashCodes(expected(IMAGES[:1]), BITS, torch.tensor([2]), torch.tensor([40]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_of_a_data_set_gives_what_encode_dataset_gives(tmp_path: Path, workers: int) -> None:
+    model = timm.create_model("hybridhash_16", **SMALL)
+    photos = [(photo(seed, 40), seed % 2, 3 * seed) for seed in range(5)]
+    codes = encode(model, image_loader(model, photos, 2, num_workers=workers), progress=False)
+    run(model, photos, tmp_path, batch_size=2, shard_size=100)
+    assert codes == open_codes(tmp_path)
+    with pytest.raises(ValueError, match="the image of row 1 cannot be read"):
+        encode(model, image_loader(model, [photos[0], (None, 1, 2)], 2), progress=False)
+    with pytest.raises(TypeError, match="dataset must be map-style"):
+        image_loader(model, iter(photos), 2)
+
+
+@pytest.mark.parametrize(
+    ("loader", "match"),
+    [
+        ("photos/", r"got the path 'photos/': give a loader .*image_loader\(.*ImageFiles\(path\)"),
+        (Path("photos"), "got the path 'photos': give a loader"),
+        (
+            TensorDataset(IMAGES),
+            "got the data set TensorDataset of single images: give .*image_loader",
+        ),
+    ],
+)
+def test_a_path_or_a_data_set_is_no_loader(loader: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=f"loader must yield batches, {match}"):
+        encode(Net(), loader, progress=False)
