@@ -8,13 +8,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "whole"]
 
 T = TypeVar("T")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that ``fully_shard`` has split; every process must call it. Else the tensor."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
 
 
 class Ranks:

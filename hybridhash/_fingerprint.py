@@ -10,6 +10,8 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from hybridhash._distributed import whole
+
 __all__ = ["describe", "model_name", "weights_sha256"]
 
 
@@ -36,7 +38,7 @@ def weights_sha256(model: nn.Module) -> str:
     """
     tensors = {
         # Clones, because safetensors refuses tensors that share memory, as tied weights do.
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name: whole(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
         for name, value in unwrap_model(model).state_dict().items()
         if isinstance(value, Tensor)
     }

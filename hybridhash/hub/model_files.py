@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from hybridhash._distributed import Ranks, whole
 from hybridhash._downloads import CONFIG, WEIGHTS
 from hybridhash._inference import PREPROCESSING, check_preprocessing
 
-__all__ = ["CARD", "input_size", "model_config", "unwrapped_model", "write_model"]
+__all__ = ["CARD", "in_one_process", "input_size", "model_config", "unwrapped_model", "write_model"]
 
 CARD = "README.md"
+T = TypeVar("T")
 # Keys of pretrained_cfg that say where weights came from, which is not where they go.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
 
@@ -26,16 +28,38 @@ _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename"
 def unwrapped_model(model: nn.Module) -> Any:
     """Return a model of timm without its wrappers, untyped because timm's builder adds attributes to it.
 
+    A model that ``fully_shard`` has split comes back as a copy with whole weights, on the CPU.
+
     Raises:
         TypeError: timm did not make the model.
+        ValueError: A split model is not what its arguments build.
     """
-    model = unwrap_model(model)
-    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "model_args"):
+    network: Any = unwrap_model(model)
+    if not hasattr(network, "pretrained_cfg") or not hasattr(network, "model_args"):
         raise TypeError(
-            f"model must be a hash model made by timm.create_model, got {type(model).__name__}: "
+            f"model must be a hash model made by timm.create_model, got {type(network).__name__}: "
             'build it with timm.create_model("hybridhash_...") and load its state dict'
         )
-    return model
+    if not _is_sharded(network):
+        return network
+    args = model_config(network, "", "", None)["model_args"]
+    copied = _rebuild(network.pretrained_cfg["architecture"], network.num_classes, args)
+    weights = {name: whole(tensor).cpu() for name, tensor in network.state_dict().items()}
+    copied.load_state_dict(weights, assign=True)
+    copied.pretrained_cfg = network.pretrained_cfg
+    return copied
+
+
+def in_one_process(model: nn.Module, step: Callable[[], T]) -> T:
+    """Run a step and return its result; for a sharded model, which all processes hold, in the first only."""
+    if not _is_sharded(model):
+        return step()
+    with Ranks() as ranks:
+        return ranks.first(step)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 def model_config(

@@ -26,7 +26,14 @@ from torch import nn
 from hybridhash._downloads import CONFIG, WEIGHTS, explained, hub_source, loading
 from hybridhash._files import replacing_files
 from hybridhash.hub.card import model_card, slug
-from hybridhash.hub.model_files import CARD, input_size, model_config, unwrapped_model, write_model
+from hybridhash.hub.model_files import (
+    CARD,
+    in_one_process,
+    input_size,
+    model_config,
+    unwrapped_model,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from hybridhash.eval.report import RetrievalReport
@@ -54,7 +61,8 @@ def save_pretrained(
 
     Args:
         model: A hash model that timm made, such as ``timm.create_model("hybridhash_64")``. Wrappers of DDP
-            and ``torch.compile`` are removed. The model is not changed.
+            and ``torch.compile`` are removed. A model that ``fully_shard`` has split is gathered: call this
+            in every process, the first one writes. The model is not changed.
         folder: Where the files go. It is made if it does not exist.
         report: The measured metrics: a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. With
             None the card says that nothing was measured.
@@ -88,11 +96,17 @@ def save_pretrained(
         ['README.md', 'config.json', 'model.safetensors'] 16
     """
     folder = Path(folder)
-    model = unwrapped_model(model)
-    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    network = unwrapped_model(model)
+    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
-    size = input_size(model, preprocessing)
-    card = model_card(model, f"local-dir:{folder.name}", size, report, **about)
+    size = input_size(network, preprocessing)
+    card = model_card(network, f"local-dir:{folder.name}", size, report, **about)
+    in_one_process(model, lambda: _write(network, config, card, folder, overwrite))
+    return folder
+
+
+def _write(model: Any, config: Mapping[str, Any], card: str, folder: Path, overwrite: bool) -> None:
+    """Write a model to a folder, all files or none; arguments and errors as in :func:`save_pretrained`."""
     if not overwrite and folder.is_dir():
         names = {path.name for path in folder.iterdir()} & {CONFIG, WEIGHTS, CARD}
         saved = (folder / CONFIG).read_text(encoding="utf-8") if CONFIG in names else None
@@ -103,7 +117,6 @@ def save_pretrained(
     except (OSError, SafetensorError) as error:
         message = f"the model was not saved to {folder}, what was there is unchanged: {error}"
         raise OSError(getattr(error, "errno", None), message) from error
-    return folder
 
 
 def push_to_hub(
@@ -158,29 +171,35 @@ def push_to_hub(
         FileNotFoundError: There is no such branch.
         ConnectionError: The Hub cannot be reached or fails.
     """
-    model = unwrapped_model(model)
-    config = model_config(model, tag or slug(dataset) or "custom", license, preprocessing)
+    network = unwrapped_model(model)
+    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
     about = {"dataset": dataset, "training": training, "description": description, "license": license}
     api = HfApi(token=token, library_name="hybridhash")
-    if "/" not in repo_id:
-        with explained(repo_id):
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-    card = model_card(model, f"hf-hub:{repo_id}", input_size(model, preprocessing), report, **about)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_model(model, config, card, folder)
-        names, saved = _open_repository(api, repo_id, revision, private)
-        if not overwrite and not create_pr:
-            _check_same_model(repo_id, names, saved, model)
-        with explained(repo_id, revision):
-            commit = api.create_commit(
-                repo_id,
-                [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
-    return str(commit.pr_url or commit.commit_url)
+
+    def push() -> str:
+        name = repo_id
+        if "/" not in name:
+            with explained(name):
+                name = f"{api.whoami()['name']}/{name}"
+        size = input_size(network, preprocessing)
+        card = model_card(network, f"hf-hub:{name}", size, report, **about)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_model(network, config, card, folder)
+            names, saved = _open_repository(api, name, revision, private)
+            if not overwrite and not create_pr:
+                _check_same_model(name, names, saved, network)
+            with explained(name, revision):
+                commit = api.create_commit(
+                    name,
+                    [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
+                    commit_message=commit_message,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
+        return str(commit.pr_url or commit.commit_url)
+
+    return in_one_process(model, push)
 
 
 def _open_repository(

@@ -104,16 +104,25 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
 def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a network that a training script has wrapped in a dictionary or a module.
 
-    The dictionary must have one state dict only, and every key the prefix of the module.
+    The dictionary must have one state dict only, with one network in it. What stands beside the network in a
+    training module, such as a loss with weights, is left out with a warning.
     """
     if not any(isinstance(value, Tensor) for value in checkpoint.values()):
         state_dicts = [value for value in checkpoint.values() if _is_state_dict(value)]
         if len(state_dicts) == 1:
             checkpoint = state_dicts[0]
     prefixes = [key.removesuffix(_FIRST_WEIGHT) for key in checkpoint if key.endswith(_FIRST_WEIGHT)]
-    if len(prefixes) == 1 and all(key.startswith(prefixes[0]) for key in checkpoint):
-        return {key.removeprefix(prefixes[0]): value for key, value in checkpoint.items()}
-    return dict(checkpoint)
+    if len(prefixes) != 1:
+        return dict(checkpoint)
+    prefix = prefixes[0]
+    others = [key for key in checkpoint if not key.startswith(prefix)]
+    if others:
+        warnings.warn(
+            f"only what is below {prefix} is loaded, left out are {', '.join(others[:5])}"
+            + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
+            stacklevel=3,
+        )
+    return {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
 
 
 def _is_state_dict(value: object) -> bool:

@@ -179,6 +179,7 @@ class HashModel(nn.Module):
         self.head_args = dict(head_args or {})
         self.num_features = int(module.num_features)
         self.in_chans = int(backbone_kwargs.get("in_chans", getattr(module, "in_chans", 3)))
+        self.feature_info = getattr(module, "feature_info", [])
         self._make_head(num_classes, device, dtype)
 
     @property
@@ -211,6 +212,34 @@ class HashModel(nn.Module):
         """Map images to the backbone's features before pooling, in the shape that the backbone gives."""
         features: Tensor = self.backbone.forward_features(x)
         return features
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the backbone's feature maps; arguments and result as in the model of timm."""
+        return self.backbone.forward_intermediates(
+            x,
+            indices=indices,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+        )
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the given feature maps do not need, and return their absolute indices."""
+        taken: list[int] = self.backbone.prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.reset_classifier(0)
+        return taken
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to codes ``(B, bits)``, or to ``(B, head_hidden_size)`` with ``pre_logits``."""
@@ -250,6 +279,10 @@ class HashModel(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the backbone's parameter groups for layer-wise learning rates, in timm's form."""
+        if not hasattr(self.backbone, "group_matcher"):
+            raise AttributeError(
+                f"timm gives {type(self.backbone).__name__} no parameter groups: train without layer_decay"
+            )
         groups: dict[str, Any] = self.backbone.group_matcher(coarse=coarse)
         return {name: _below_backbone(pattern) for name, pattern in groups.items()}
 
@@ -273,7 +306,15 @@ default_cfgs = generate_default_cfgs({"hash_model": {"num_classes": 64, "classif
 @register_model
 def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
     """Hash head on the timm model that ``backbone`` names; see :func:`create_hash_model`."""
-    model: HashModel = build_model_with_cfg(HashModel, "hash_model", pretrained, **kwargs)
+    model: Any = build_model_with_cfg(
+        HashModel,
+        "hash_model",
+        pretrained,
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **kwargs,
+    )
+    if not isinstance(model, HashModel):  # features_only: timm's wrapper
+        return model
     source = getattr(model.backbone, "pretrained_cfg", None)
     if source and not pretrained:
         # Images are prepared as the backbone wants them.

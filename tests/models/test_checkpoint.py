@@ -241,6 +241,17 @@ class TestLoadCheckpoint:
         load_checkpoint(model, path)
         assert torch.equal(model.head.fc.weight, source.head.fc.weight)
 
+    def test_a_loss_beside_the_network_is_left_out_with_a_warning(self, tmp_path):
+        source, model = create(), create()
+        path = tmp_path / "last.ckpt"
+        weights = {f"net.{name}": x for name, x in source.state_dict().items()}
+        torch.save({"state_dict": {**weights, "loss.classifier.weight": torch.zeros(3, 16)}}, path)
+        with pytest.warns(
+            UserWarning, match=r"only what is below net\. .*left out are loss\.classifier\.weight"
+        ):
+            load_checkpoint(model, path)
+        assert torch.equal(model.head.fc.weight, source.head.fc.weight)
+
     def test_two_networks_in_one_file_are_refused(self, tmp_path):
         path = tmp_path / "last.pth"
         torch.save({"student": create().state_dict(), "teacher": create().state_dict()}, path)

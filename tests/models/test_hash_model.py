@@ -106,6 +106,28 @@ def test_the_backbone_is_downloaded_to_the_cache_that_is_asked_for(monkeypatch, 
     assert asked == [tmp_path]
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet"])
+def test_feature_maps_are_those_of_the_backbone(name, tmp_path):
+    model, x = make(name), images()
+    last, maps = model.forward_intermediates(x)
+    expected_last, expected = model.backbone.forward_intermediates(x)
+    assert torch.equal(last, expected_last)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    save_pretrained(model, tmp_path)
+    extractor = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
+    assert all(torch.equal(a, b) for a, b in zip(extractor(x), expected[-3:], strict=True))
+    assert extractor.feature_info.channels() == [a.shape[1] for a in expected[-3:]]
+
+
+def test_a_backbone_without_groups_is_named():
+    class Backbone(nn.Linear):
+        num_features = 4
+        forward_features = forward_head = nn.Linear.forward
+
+    with pytest.raises(AttributeError, match="gives Backbone no parameter groups: train without layer_decay"):
+        create_hash_model(Backbone(3, 4), 8).group_matcher()
+
+
 def test_torchscript_gives_the_same_codes():
     model, x = make(), images()
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
