@@ -28,7 +28,7 @@ __all__ = [
 
 
 def as_labels(
-    labels: Tensor | np.ndarray[Any, Any] | None, *, length: int | None = None, name: str = "labels"
+    labels: Tensor | np.ndarray[Any, Any], *, length: int | None = None, name: str = "labels"
 ) -> Tensor:
     """Check labels and bring them into one of the two canonical forms.
 
@@ -43,7 +43,7 @@ def as_labels(
         int64 ``(N,)`` or bool ``(N, C)``, on the device of ``labels``; never the caller's tensor written to.
 
     Raises:
-        TypeError: Labels are missing or not a tensor, or class ids are not integers.
+        TypeError: Labels are not a tensor, or class ids are not integers.
         ValueError: The number of dimensions or rows is wrong, there is no class column, or one of numbers, an
             id is below -1, or an entry is neither 0 nor 1. Values are not checked under ``torch.compile``,
             where that would copy them to the host in every step.
@@ -53,8 +53,6 @@ def as_labels(
         tensor([[ True, False],
                 [False,  True]])
     """
-    if labels is None:
-        raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
     if isinstance(labels, np.ndarray):
         labels = from_numpy(labels, name)
     if not isinstance(labels, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
@@ -123,7 +124,7 @@ def check_settings(
     check_integer("radius", radius, 0, advice="0 finds equal codes only")
     if top_k is not None:
         check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database")
-    if isinstance(ks, int):
+    if isinstance(ks, Integral):
         raise TypeError(f"ks must be a sequence of cuts, got {ks}: use ks=({ks},)")
     for k in ks:
         check_integer("a cut in ks", k, 1)

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_integer
+from hybridhash._code_checks import as_ids
 from hybridhash.codes import MAX_BITS, HashCodes, as_packed
 from hybridhash.eval.evaluation import check_settings, evaluate
 from hybridhash.eval.functional import Denominator, Ties
+from hybridhash.eval.histogram import Array
 from hybridhash.eval.metrics import Empty
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.labels import as_labels
@@ -74,7 +76,7 @@ class HammingRetrieval:
         check_integer("bits", bits, 1, MAX_BITS)
         check_settings(top_k, ks, radius, ties, denominator, empty)
         check_choice("exclude_self", exclude_self, (True, False))
-        self.bits = bits
+        self.bits = int(bits)
         self.settings: dict[str, Any] = {
             "top_k": top_k,
             "ks": tuple(ks),
@@ -92,11 +94,11 @@ class HammingRetrieval:
 
     def update(
         self,
-        codes: Tensor | HashCodes,
-        labels: Tensor | None = None,
+        codes: Tensor | Array | HashCodes,
+        labels: Tensor | Array | None = None,
         *,
         is_query: bool,
-        indices: Tensor | None = None,
+        indices: Tensor | Array | None = None,
     ) -> None:
         """Add a batch.
 
@@ -119,7 +121,7 @@ class HammingRetrieval:
             raise TypeError("labels are missing: class ids (B,) or multi-hot rows (B, C)")
         labels = as_labels(labels, length=len(packed)).to(packed.device)
         if indices is not None:
-            indices = self._checked_indices(indices, len(packed)).to(packed.device)
+            indices = as_ids(indices, length=len(packed), name="indices").to(packed.device)
         elif self.settings["exclude_self"]:
             raise ValueError(
                 "exclude_self=True finds each query in the database by its indices: give indices"
@@ -163,14 +165,6 @@ class HammingRetrieval:
         from hybridhash.eval._torchmetrics import RetrievalMetric
 
         return RetrievalMetric(self)
-
-    @staticmethod
-    def _checked_indices(indices: Tensor, length: int) -> Tensor:
-        integers = (torch.int64, torch.int32)
-        if not isinstance(indices, Tensor) or indices.shape != (length,) or indices.dtype not in integers:
-            got = f"{indices.dtype} {tuple(indices.shape)}" if isinstance(indices, Tensor) else repr(indices)
-            raise ValueError(f"indices must be int64 ({length},), got {got}")
-        return indices.long()
 
     def _gathered(self, side: str) -> HashCodes:
         """The codes of one side from all processes, each index once, in the order of the indices."""

@@ -235,6 +235,8 @@ def query_database(
             given = side.labels
             if given is None:
                 raise ValueError(f"{name} is missing: the HashCodes carry no labels")
+        if given is None:
+            raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
         length = len(query) if name == "query_labels" else len(database)
         labels.append(as_labels(given, length=length, name=name).to(query.device))
     given_labels, stored_labels = same_form(*labels)
@@ -366,9 +368,8 @@ def _rows_of_ids(query: object, database: object) -> Tensor:
 
 def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:
     """Raise unless ``rows (queries, k)`` holds database rows, or -1."""
-    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
-        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"{name} must be database rows, an int64 tensor, got {got}")
+    if rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.bool:
+        raise TypeError(f"{name} must be database rows, an integer tensor, got {rows.dtype}")
     if rows.ndim != 2 or rows.shape[0] != queries or rows.shape[1] == 0:
         raise ValueError(f"{name} must have a row for each of {queries} queries, got {tuple(rows.shape)}")
     if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < items:

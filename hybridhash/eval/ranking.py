@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor
 
 from hybridhash._hamming import packed_topk
@@ -32,7 +33,8 @@ def stable_rankings(
         depth = min(depth + 1, len(data.database))  # one of them is left out
     if totals is None and depth < len(data.database):
         totals = histogram_of(data, graded=graded).grades
-    for rows in _pieces(len(data.query), depth):
+    pieces = list(_pieces(len(data.query), depth))
+    for rows in tqdm(pieces, desc="rank", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
         _, indices = packed_topk(data.query[rows], data.database, data.bits, depth, data.chunk_size)
         yield _ranking(indices, data, rows, None if totals is None else totals[rows], graded)
 

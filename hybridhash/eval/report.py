@@ -8,8 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from hybridhash._checks import check_choice, check_integer
 from hybridhash._files import replacing
 from hybridhash._tables import aligned
 from hybridhash.eval.statistics import CodeStatistics
@@ -124,7 +126,7 @@ class RetrievalReport:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: ``values`` are not those of a report, or lack a field.
+            ValueError: ``values`` are not those of a report, lack a field, or hold something else in one.
         """
         if not isinstance(values, Mapping) or values.get("format") != _FORMAT:
             got = values.get("format") if isinstance(values, Mapping) else type(values).__name__
@@ -133,13 +135,31 @@ class RetrievalReport:
         if missing:
             raise ValueError(f"the retrieval report lacks {', '.join(missing)}: was it cut off?")
         known = {field.name: values[field.name] for field in fields(cls)}
-        known["metrics"] = {name: _or_nan(value) for name, value in known["metrics"].items()}
-        known["curves"] = {
-            name: [_or_nan(value) for value in curve] for name, curve in known["curves"].items()
-        }
-        if known["codes"] is not None:
-            known["codes"] = CodeStatistics(**{**known["codes"], "ones": tuple(known["codes"]["ones"])})
-        return cls(**known)
+        try:
+            for name in ("queries", "unlabelled_queries", "database"):
+                check_integer(name, known[name], 0)
+            for name in ("bits", "top_k", "radius"):
+                if known[name] is not None:
+                    check_integer(name, known[name], 0)
+            check_choice("ties", known["ties"], tuple(_TIES))
+            check_choice("denominator", known["denominator"], tuple(_DIVISORS))
+            check_choice("empty", known["empty"], ("zero", "skip"))
+            check_choice("exclude_self", known["exclude_self"], (True, False))
+            known["metrics"] = {
+                name: _or_nan(name, value) for name, value in _mapping("metrics", known["metrics"]).items()
+            }
+            known["curves"] = {
+                name: [_or_nan(name, value) for value in _sequence(name, curve)]
+                for name, curve in _mapping("curves", known["curves"]).items()
+            }
+            if known["codes"] is not None:
+                known["codes"] = _code_statistics(_mapping("codes", known["codes"]))
+            report = cls(**known)
+            str(report)  # the metrics that a report of these settings has
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"the retrieval report is damaged: {reason}") from error
+        return report
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, in one step: a failure leaves what was there before.
@@ -235,8 +255,35 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _or_nan(value: float | None) -> float:
+def _or_nan(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, NoneType)):
+        raise TypeError(f"{name} must be a number or None, got {value!r}")
     return math.nan if value is None else value
+
+
+def _mapping(name: str, values: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} must be a dict, got {values!r}")
+    return values
+
+
+def _sequence(name: str, values: object) -> list[Any]:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of numbers, got {values!r}")
+    return list(values)
+
+
+def _code_statistics(values: Mapping[str, Any]) -> CodeStatistics:
+    """Inverse of ``asdict``; raises KeyError, TypeError or ValueError."""
+    numbers = {
+        field.name: _or_nan(field.name, values[field.name])
+        for field in fields(CodeStatistics)
+        if field.name != "ones"
+    }
+    ones = [_or_nan("ones", value) for value in _sequence("ones", values["ones"])]
+    for name in ("items", "distinct", "largest_bucket", "constant_bits"):
+        check_integer(name, values[name], 0)
+    return CodeStatistics(**{**numbers, "ones": tuple(ones)})  # type: ignore[arg-type]
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_integer
+from hybridhash._code_checks import from_numpy
 from hybridhash.eval import functional
 from hybridhash.eval.evaluation import check_settings, rank_forms, rank_results
 from hybridhash.eval.functional import Denominator
-from hybridhash.eval.histogram import QueryDatabase, check_rows
+from hybridhash.eval.histogram import Array, QueryDatabase, check_rows
 from hybridhash.eval.metrics import Empty
 from hybridhash.eval.ranking import as_rankings
 from hybridhash.eval.report import RetrievalReport
@@ -27,9 +29,9 @@ Distance = Literal["euclidean", "cosine", "dot"]
 
 
 def rerank(
-    candidates: Tensor,
-    query_features: Tensor,
-    database_features: Tensor,
+    candidates: Tensor | Array,
+    query_features: Tensor | Array,
+    database_features: Tensor | Array,
     *,
     top_k: int | None = None,
     distance: Distance = "euclidean",
@@ -37,7 +39,7 @@ def rerank(
     """Order candidates by the distance of real-valued features, the fine level of a coarse-to-fine search.
 
     Args:
-        candidates: int64 ``(Nq, k)`` database rows, as :func:`hybridhash.codes.hamming_topk` or an index
+        candidates: integer ``(Nq, k)`` database rows, as :func:`hybridhash.codes.hamming_topk` or an index
             returns them; -1 for none. To take a Hamming ball as the pool, set those beyond it to -1:
             ``indices.masked_fill(distances > radius, -1)``.
         query_features: floating ``(Nq, F)``.
@@ -50,8 +52,8 @@ def rerank(
         the order of the candidates; where there is no candidate, infinity and -1.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, candidates out of range, features that are not finite
-            numbers, an unknown distance.
+        TypeError, ValueError: shapes that do not fit, candidates out of range or twice in a row, features
+            that are not finite numbers, an unknown distance.
 
     Source: Lin et al., "Deep Learning of Binary Hash Codes for Fast Image Retrieval", CVPR Workshops 2015.
 
@@ -61,6 +63,9 @@ def rerank(
         (tensor([[1., 5.]]), tensor([[2, 1]]))
     """
     check_choice("distance", distance, ("euclidean", "cosine", "dot"))
+    candidates = _as_tensor(candidates, "candidates")
+    query_features = _as_tensor(query_features, "query_features")
+    database_features = _as_tensor(database_features, "database_features")
     for features, name in ((query_features, "query_features"), (database_features, "database_features")):
         if features.ndim != 2 or not features.dtype.is_floating_point:
             raise ValueError(f"{name} must be floating (N, F), got {features.dtype} {tuple(features.shape)}")
@@ -72,6 +77,8 @@ def rerank(
             f"{database_features.shape[1]}"
         )
     check_rows("candidates", candidates, len(query_features), len(database_features))
+    candidates = candidates.long()
+    _check_distinct("candidates", candidates)
     depth = candidates.shape[1]
     if top_k is not None:
         depth = min(depth, check_integer("top_k", top_k, 1, advice="use None for all candidates"))
@@ -80,7 +87,7 @@ def rerank(
         query = torch.nn.functional.normalize(query, dim=1)
     step = max(1, _FEATURES // max(1, candidates.shape[1] * query.shape[1]))
     found = []
-    for start in range(0, len(candidates), step):
+    for start in range(0, max(1, len(candidates)), step):  # without queries: one step that finds nothing
         rows = candidates[start : start + step]
         pool = database[rows.clamp(min=0)].float()
         if distance == "cosine":
@@ -96,15 +103,15 @@ def rerank(
 
 
 def evaluate_ranking(
-    indices: Tensor,
-    query_labels: Tensor,
-    database_labels: Tensor,
+    indices: Tensor | Array,
+    query_labels: Tensor | Array,
+    database_labels: Tensor | Array,
     *,
     top_k: int | None = None,
     ks: Sequence[int] = (1, 5, 10, 100, 1000),
     denominator: Denominator = "hits",
     empty: Empty = "zero",
-    exclude_self: bool | Tensor = False,
+    exclude_self: bool | Tensor | Array = False,
 ) -> RetrievalReport:
     """Score a ranking from any index, with or without re-ranking.
 
@@ -131,17 +138,23 @@ def evaluate_ranking(
         >>> round(report["map"], 4)
         0.8333
     """
+    indices = _as_tensor(indices, "indices")
     query = as_labels(query_labels, name="query_labels").to(indices.device)
     database = as_labels(database_labels, name="database_labels").to(indices.device)
+    if len(query) == 0 or len(database) == 0:
+        raise ValueError(
+            f"a ranking needs at least one query and one database item, got labels of {len(query)} and "
+            f"{len(database)}"
+        )
     check_rows("indices", indices, len(query), len(database))
     query, database = same_form(query, database)
     indices = indices.long()
-    in_order = indices.sort(dim=1).values
-    if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
-        raise ValueError("indices hold a database row twice for the same query: a ranking has each item once")
+    _check_distinct("indices", indices)
     self_rows = None
+    if isinstance(exclude_self, np.ndarray):
+        exclude_self = from_numpy(exclude_self, "exclude_self")
     if isinstance(exclude_self, Tensor):
-        check_rows("exclude_self", exclude_self[:, None], len(query), len(database))
+        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
         self_rows = exclude_self.long().to(indices.device)
     elif exclude_self is not False and exclude_self is not None:
         raise ValueError("a ranking has no ids: give exclude_self the database row of each query")
@@ -165,7 +178,7 @@ def evaluate_ranking(
         unlabelled_queries=int((~labelled(query)).sum()),
         database=len(database),
         bits=None,
-        top_k=cut,
+        top_k=int(cut),
         radius=None,
         ties="none",
         denominator=denominator,
@@ -174,3 +187,18 @@ def evaluate_ranking(
         metrics=metrics,
         curves=curves,
     )
+
+
+def _as_tensor(values: Tensor | Array, name: str) -> Tensor:
+    if isinstance(values, np.ndarray):
+        return from_numpy(values, name)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}: wrap it in torch.as_tensor")
+    return values
+
+
+def _check_distinct(name: str, rows: Tensor) -> None:
+    """Raise ValueError if a query has a database row twice."""
+    in_order = rows.sort(dim=1).values
+    if bool(((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any()):
+        raise ValueError(f"{name} hold a database row twice for the same query: a ranking has each item once")

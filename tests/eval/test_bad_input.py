@@ -183,7 +183,7 @@ def test_bad_ways_to_leave_queries_out_are_refused():
         metric(query, query_labels, codes, labels, exclude_self=torch.tensor([150] + [0] * 11))
     with pytest.raises(ValueError, match="row for each of 12 queries"):
         metric(query, query_labels, codes, labels, exclude_self=torch.arange(11))
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(TypeError, match=r"an integer tensor, got torch\.float32"):
         metric(query, query_labels, codes, labels, exclude_self=torch.arange(12.0))
     queries = HashCodes(pack_codes(query), 8, query_labels, torch.arange(12))
     repeated = HashCodes(pack_codes(codes), 8, labels, torch.arange(150) // 2)
@@ -228,3 +228,18 @@ def test_values_that_are_no_way_to_leave_queries_out_are_refused():
 def test_the_old_name_of_map_definition_warns():
     with pytest.warns(DeprecationWarning, match="hybridhash.eval.MapDefinition"):
         assert evaluation.Definition is evaluation.MapDefinition
+
+
+def test_odd_cuts_and_radii():
+    query, query_labels, codes, labels = case = random_case()
+    curve = evaluation.precision_recall_curve(*case, by="rank", top_k=[5, 10**20])
+    assert curve.thresholds.tolist() == [5, 150]
+    with pytest.raises(TypeError, match=r"ks must be a sequence of cuts, got 5: use ks=\(5,\)"):
+        evaluation.evaluate(*case, ks=np.int64(5))
+    for metric in (evaluation.precision_within_radius, evaluation.recall_within_radius):
+        with pytest.raises(ValueError, match="radius is an empty sequence"):
+            metric(*case, radius=[])
+    want = evaluation.mean_average_precision(*case)
+    assert evaluation.mean_average_precision(*case, exclude_self=None) == want
+    with pytest.raises(ValueError, match="query_codes is on the meta device"):
+        evaluation.mean_average_precision(query.to("meta"), query_labels, codes, labels)

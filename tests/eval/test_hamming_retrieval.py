@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -91,7 +92,7 @@ def test_bad_batches_are_refused():
         metric.update(query, query_labels[1:], is_query=True)
     with pytest.raises(TypeError, match="labels are missing"):
         metric.update(query, is_query=True)
-    with pytest.raises(ValueError, match=r"indices must be int64 \(12,\)"):
+    with pytest.raises(ValueError, match=r"indices must be \(12,\), one for each code"):
         metric.update(query, query_labels, is_query=True, indices=torch.arange(11))
     metric.update(query, query_labels, is_query=True)
     with pytest.raises(ValueError, match="always or never"):
@@ -212,3 +213,15 @@ def test_it_works_in_a_lightning_module():
     trainer.validate(Module(), [loader(*case[:2]), loader(*case[2:])], verbose=False)
     want = evaluate(*case, **SETTINGS)
     assert trainer.callback_metrics["map"].item() == pytest.approx(want["map"], abs=1e-6)
+
+
+def test_arrays_and_any_integers_are_taken():
+    query, query_labels, codes, labels = random_case()
+    want, got = HammingRetrieval(8), HammingRetrieval(np.int64(8), top_k=np.int64(150), ks=np.array([1, 5]))
+    for is_query, side, of in ((True, query, query_labels), (False, codes, labels)):
+        rows = torch.arange(len(side))
+        want.update(side, of, is_query=is_query, indices=rows)
+        got.update(side.numpy(), of.numpy(), is_query=is_query, indices=rows.numpy().astype(np.uint16))
+    assert got.compute()["map"] == want.compute()["map"]
+    with pytest.raises(TypeError, match=r"indices must be integers, got torch\.float32"):
+        want.update(query, query_labels, is_query=True, indices=torch.arange(12.0))

@@ -186,3 +186,33 @@ def test_first_hit_deep_in_a_wide_tie_equals_the_exact_mean():
     assert got.item() == pytest.approx(float((chance / i).sum()), rel=1e-11)
     hit = evaluation.hit_rate_at_k(*arguments, top_k=1000)
     assert hit.item() == pytest.approx(float(chance[:1000].sum()), rel=1e-11)
+
+
+@pytest.mark.parametrize("ties", ["expected", "stable", "best", "worst"])
+def test_ndcg_of_more_labels_than_a_double_has_powers_of_two(ties):
+    generator = torch.Generator().manual_seed(70)
+    query, codes = torch.randn(4, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    everything = torch.ones(4, 1100, dtype=torch.bool), torch.ones(20, 1100, dtype=torch.bool)
+    assert evaluation.ndcg_at_k(query, everything[0], codes, everything[1], ties=ties) == 1.0
+
+    # Items share 1,090 to 1,099 labels: an item above another by s gains 2^s times as much.
+    shared = torch.randint(1090, 1100, (20,), generator=generator)
+    labels = torch.arange(1100) < shared[:, None]
+    got = evaluation.ndcg_at_k(query, everything[0], codes, labels, ties=ties)
+    few = torch.arange(10) <= (shared - 1090)[:, None]  # the same up to the small "- 1" of 2^s - 1
+    near = evaluation.ndcg_at_k(query, torch.ones(4, 10, dtype=torch.bool), codes, few, ties=ties)
+    assert got == pytest.approx(near.item(), abs=0.05)
+
+
+def test_a_query_with_few_shared_labels_keeps_its_ndcg_beside_one_with_many():
+    generator = torch.Generator().manual_seed(71)
+    query, codes = torch.randn(2, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    labels = torch.zeros(20, 1200, dtype=torch.bool)
+    labels[:10, :3] = torch.rand(10, 3, generator=generator) < 0.5
+    labels[10:, 3:] = True
+    query_labels = torch.zeros(2, 1200, dtype=torch.bool)
+    query_labels[0, :3] = True
+    query_labels[1, 3:] = True
+    both = evaluation.ndcg_at_k(query, query_labels, codes, labels, aggregation=None)
+    alone = evaluation.ndcg_at_k(query[:1], query_labels[:1, :3], codes, labels[:, :3], aggregation=None)
+    assert both[0] == alone[0] > 0

@@ -162,3 +162,95 @@ def test_files_that_are_no_report_are_refused(tmp_path):
 def test_an_unknown_metric_names_those_there_are():
     with pytest.raises(KeyError, match=r"no metric 'mAP'.*map"):
         evaluate(*random_case(seed=40))["mAP"]
+
+
+def _rank(report, k):
+    return report.curves["rank"].index(float(k))
+
+
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+@pytest.mark.parametrize("empty", ["zero", "skip"])
+def test_curves_and_table_follow_one_rule_for_queries_without_a_label(ties, empty):
+    query, _, codes, _ = random_case(seed=80)
+    query_labels = torch.where(torch.arange(12) % 2 == 0, -1, torch.arange(12) % 4)
+    report = evaluate(
+        query, query_labels, codes, torch.arange(150) % 4, ks=(1, 7, 33), empty=empty, ties=ties
+    )
+    for k in (1, 7, 33):
+        assert report.curves["precision_at_rank"][_rank(report, k)] == report[f"precision@{k}"]
+        assert report.curves["recall_at_rank"][_rank(report, k)] == report[f"recall@{k}"]
+    assert report.curves["precision_by_radius"][2] == report["precision_within_radius"]
+    assert report.curves["recall_by_radius"][2] == report["recall_within_radius"]
+
+
+@pytest.mark.parametrize("ks", [(5, 100), (1, 7, 333)])
+def test_cuts_of_the_table_are_points_of_the_curves(ks):
+    generator = torch.Generator().manual_seed(81)
+    codes, labels = torch.randn(500, 16, generator=generator), torch.arange(500) % 5
+    report = evaluate(codes[:9], labels[:9], codes, labels, ks=ks)
+    assert {float(k) for k in ks} <= set(report.curves["rank"])
+    ranking = torch.stack([torch.randperm(500, generator=generator) for _ in range(9)])
+    report = evaluation.evaluate_ranking(ranking, labels[:9], labels, ks=ks)
+    for k in ks:
+        assert report.curves["precision_at_rank"][_rank(report, k)] == report[f"precision@{k}"]
+
+
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+def test_progress_is_shown_where_it_is_asked_for(capsys, ties):
+    case = random_case(seed=82)
+    quiet = evaluate(*case, ties=ties)
+    assert capsys.readouterr().err == ""
+    shown = evaluate(*case, ties=ties, progress=True)
+    text = capsys.readouterr().err
+    assert "compare" in text
+    assert ("rank" in text) == (ties == "stable")
+    assert shown == quiet
+    evaluation.mean_average_precision(*case, ties=ties, progress=True)
+    assert "100%" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="progress must be one of True, False, got 'yes'"):
+        evaluate(*case, progress="yes")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("metrics", None, "metrics must be a dict, got None"),
+        ("metrics", {"map": "abc"}, "map must be a number or None, got 'abc'"),
+        ("metrics", {"map": 0.5}, "no 'mrr'"),
+        ("curves", [1], r"curves must be a dict, got \[1\]"),
+        ("curves", {"rank": 5}, "rank must be a list of numbers, got 5"),
+        ("curves", {"rank": ["a"]}, "rank must be a number or None, got 'a'"),
+        ("codes", 5, "codes must be a dict, got 5"),
+        ("codes", {"items": 1}, "no 'distinct'"),
+        ("queries", "many", "queries must be an int >= 0, got 'many'"),
+        ("top_k", 2.5, "top_k must be an int >= 0, got 2.5"),
+        ("ties", "mean", "ties must be one of"),
+        ("denominator", [], "denominator must be one of"),
+        ("empty", None, "empty must be one of"),
+        ("exclude_self", "no", "exclude_self must be one of"),
+    ],
+)
+def test_damaged_fields_are_named(field, value, message):
+    values = evaluate(*random_case(seed=83)).to_dict()
+    with pytest.raises(ValueError, match=f"the retrieval report is damaged: {message}"):
+        RetrievalReport.from_dict({**values, field: value})
+
+
+def test_many_grades_of_relevance_take_little_memory(monkeypatch):
+    generator = torch.Generator().manual_seed(84)
+    labels = torch.rand(120, 312, generator=generator) < 0.2
+    codes = torch.randn(120, 16, generator=generator)
+    largest = 0
+    plain = torch.Tensor.cumsum
+
+    def watched(values, *args, **kwargs):
+        nonlocal largest
+        largest = max(largest, values.numel())
+        return plain(values, *args, **kwargs)
+
+    want = evaluate(codes[:40], labels[:40], codes, labels, top_k=20)
+    monkeypatch.setattr(torch.Tensor, "cumsum", watched)
+    monkeypatch.setattr(evaluation.metrics, "_COUNTS", 1 << 12)
+    got = evaluate(codes[:40], labels[:40], codes, labels, top_k=20)
+    assert largest <= 1 << 12
+    assert got.metrics == pytest.approx(want.metrics, abs=1e-12)

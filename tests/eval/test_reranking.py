@@ -65,7 +65,7 @@ def test_bad_candidates_and_features_are_refused():
         rerank(torch.tensor([[0, 40]] * 5), query, database)
     with pytest.raises(ValueError, match="row for each of 5 queries"):
         rerank(candidates[:4], query, database)
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(TypeError, match=r"an integer tensor, got torch\.float32"):
         rerank(candidates.float(), query, database)
     with pytest.raises(ValueError, match="have 6 columns"):
         rerank(candidates, query[:, :6], database)
@@ -123,3 +123,34 @@ def test_bad_rankings_are_refused():
         evaluate_ranking(torch.tensor([[0, 1]]), query_labels, labels, top_k=3)
     with pytest.raises(ValueError, match="row for each of 1 queries"):
         evaluate_ranking(torch.tensor([[0, 1], [1, 0]]), query_labels, labels)
+
+
+def test_arrays_give_what_tensors_give():
+    generator = torch.Generator().manual_seed(5)
+    query, database = torch.randn(4, 6, generator=generator), torch.randn(30, 6, generator=generator)
+    candidates = torch.stack([torch.randperm(30, generator=generator)[:8] for _ in range(4)])
+    want = rerank(candidates, query, database)
+    got = rerank(candidates.numpy().astype("int16"), query.numpy(), database.numpy())
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    labels = torch.arange(30) % 3
+    report = evaluate_ranking(want[1], labels[:4], labels, exclude_self=torch.arange(4))
+    arrays = (want[1].numpy(), labels[:4].numpy(), labels.numpy())
+    assert evaluate_ranking(*arrays, exclude_self=torch.arange(4).numpy()) == report
+
+
+def test_a_candidate_that_is_found_twice_is_refused():
+    database = torch.randn(5, 3, generator=torch.Generator().manual_seed(6))
+    with pytest.raises(ValueError, match="candidates hold a database row twice for the same query"):
+        rerank(torch.tensor([[2, 1, 2]]), database[:1], database)
+    assert rerank(torch.tensor([[2, -1, -1]]), database[:1], database)[1].tolist() == [[2, -1, -1]]
+
+
+def test_nothing_to_rank():
+    database = torch.randn(5, 3, generator=torch.Generator().manual_seed(7))
+    distances, indices = rerank(torch.zeros(0, 4, dtype=torch.long), database[:0], database)
+    assert distances.shape == indices.shape == (0, 4)
+    with pytest.raises(ValueError, match="at least one query and one database item, got labels of 0 and 5"):
+        evaluate_ranking(torch.zeros(0, 4, dtype=torch.long), torch.zeros(0).long(), torch.arange(5))
+    with pytest.raises(TypeError, match="candidates must be a tensor, got list: wrap it"):
+        rerank([[1, 2]], database[:1], database)
