@@ -51,6 +51,8 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
         raise ValueError(
             f"{name} must be class ids (N,) or multi-hot rows (N, C), got shape {tuple(labels.shape)}"
         )
+    if labels.device.type == "meta":
+        raise ValueError(f"{name} are on the meta device, where they have no values")
     if length is not None and labels.shape[0] != length:
         raise ValueError(f"{name} has {labels.shape[0]} rows, expected {length}: one row for each code")
     if labels.ndim == 1:
@@ -65,6 +67,11 @@ def as_labels(labels: Tensor, *, length: int | None = None, name: str = "labels"
         return ids
     if labels.shape[1] == 0:
         raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
+    if labels.shape[1] == 1 and labels.dtype != torch.bool:
+        raise ValueError(
+            f"{name} have shape {tuple(labels.shape)}, a column: give class ids as {name}[:, 0], or "
+            "multi-hot rows of a single class as bool"
+        )
     hot = labels if labels.dtype == torch.bool else labels != 0
     if labels.dtype == torch.bool or torch.compiler.is_compiling():
         return hot

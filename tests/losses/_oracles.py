@@ -88,7 +88,7 @@ def hashnet(
     return balanced_sum(terms, similar) if weighting == "paper" else sum(terms.values()) / counts
 
 
-def dpsh(u: Tensor, y: Tensor, *, eta: float, exclude_self: bool) -> Tensor:
+def dpsh(u: Tensor, y: Tensor, *, eta: float, num_train: int, exclude_self: bool) -> Tensor:
     """-sum (s theta - log(1 + e^theta)) + eta sum_i |u_i - sign(u_i)|^2, the sum over pairs as a mean."""
     likelihood = 0.0
     for i, j in pairs(len(u), exclude_self):
@@ -96,7 +96,7 @@ def dpsh(u: Tensor, y: Tensor, *, eta: float, exclude_self: bool) -> Tensor:
         likelihood = likelihood - (float(y[i] @ y[j] > 0) * theta - torch.log(1 + torch.exp(theta)))
     b = torch.where(u > 0, 1.0, -1.0)
     quantization = sum(((u[i] - b[i]) ** 2).sum() for i in range(len(u)))
-    return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / len(u) ** 2
+    return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / (len(u) * num_train)
 
 
 def dhn(
