@@ -100,8 +100,8 @@ def create_loss_for(
     ``target_codes`` (made by :func:`cnnh_codes`), ``layers`` (the model's last one), ``generator`` and
     ``bank``. Two classes also get settings that fit the models of this package, which end in tanh:
     :class:`DLBHCLoss` ``latent="tanh"``, and :class:`DTSHLoss` ``margin=5``, ``scale=1`` and
-    ``quantization=1 / bits``, with which bounded and unbounded codes train (the margin ``bits / 2`` of the paper
-    is for unbounded ones, and trains them more slowly).
+    ``quantization=1 / bits``, with which bounded and unbounded codes train. The margin of the paper,
+    ``bits / 2``, is for unbounded codes, and trains them more slowly.
 
     Args:
         name: one of :func:`list_losses`.

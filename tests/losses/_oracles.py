@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -150,3 +152,17 @@ def dch(
         balanced_sum(terms, (y @ y.T) > 0)
         + quantization * torch.stack([torch.log(1 + d / gamma) for d in away]).mean()
     )
+
+
+def literal_centroid(centers: Tensor, row: Tensor, tie_bits: Tensor) -> list[float]:
+    """The majority of the centers of a row's labels, bit by bit."""
+    bits = []
+    for k in range(centers.shape[1]):
+        total = sum(float(centers[c, k]) for c in range(centers.shape[0]) if row[c])
+        bits.append(float(tie_bits[k]) if total == 0 else math.copysign(1.0, total))
+    return bits
+
+
+def cosine(u: Tensor, v: Tensor) -> Tensor:
+    """The cosine of two codes."""
+    return (u * v).sum() / (u.square().sum().sqrt() * v.square().sum().sqrt())

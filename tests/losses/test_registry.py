@@ -293,10 +293,12 @@ def test_the_table_for_choosing_a_loss_is_true() -> None:
     two = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
     for name, (labels, bank, loop) in rows.items():
         parameters = inspect.signature(loss_class_of(name)).parameters
-        assert (bank == "yes") == ("bank" in parameters), name
+        assert bank in ("", "yes", "harms"), name
+        assert (bank != "") == ("bank" in parameters), name
         loss = make(name)
         asked = {word.strip().replace("epoch_end", "epoch_hook") for word in loop.split(",")}
         assert asked & {"bank", "indices", "parameters", "epoch_hook"} == set(loss.requires), name
+        assert "linear head" not in loop, name  # the heads are called "tanh" and "unbounded"
         call = {"indices": torch.arange(ROWS)} if "indices" in loss.requires else {}
         if labels == "one":
             with pytest.raises(ValueError, match="one label per image"):
