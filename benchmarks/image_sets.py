@@ -16,13 +16,13 @@ from hybridhash.eval import mean_average_precision
 Split = tuple[Tensor, Tensor]
 
 
-def digits() -> tuple[Split, Split, Split]:
+def digits(px: int = 32) -> tuple[Split, Split, Split]:
     """Training set, queries and database."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    images = F.interpolate(images, size=(32, 32), mode="bilinear")
+    images = F.interpolate(images, size=(px, px), mode="bilinear")
     labels = torch.as_tensor(data.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     query, items = order[:300], order[300:]

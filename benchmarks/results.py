@@ -44,7 +44,7 @@ HEADS = {
     "greedyhash": "unbounded",  # the loss takes the sign itself
 }
 # The paper's quantiser, 10, is weighed against 5,000 training images; here that is a batch.
-SETTINGS: dict[str, dict[str, Any]] = {"dpsh": {"eta": 0.14}}
+SETTINGS: dict[str, dict[str, Any]] = {"dpsh": {"eta": 0.14, "num_train": BATCH}}
 SMALL = {"embed_dims": (32, 64, 128), "num_heads": (1, 2, 4), "depths": (1, 1, 2), "drop_path_rate": 0.0}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "HybridHash": ("hybridhash_16", SMALL),

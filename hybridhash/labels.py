@@ -61,6 +61,8 @@ def as_labels(
         raise ValueError(
             f"{name} must be class ids (N,) or multi-hot rows (N, C), got shape {tuple(labels.shape)}"
         )
+    if labels.device.type == "meta":
+        raise ValueError(f"{name} are on the meta device, where they have no values")
     if length is not None and labels.shape[0] != length:
         raise ValueError(f"{name} has {labels.shape[0]} rows, expected {length}: one row for each code")
     if labels.ndim == 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -11,20 +9,7 @@ from hybridhash._checks import check_integer
 from hybridhash.losses._inputs import check_codes
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
-__all__ = ["CenterLoss", "ClassifierLoss", "cosines", "unit_rows"]
-
-
-def unit_rows(codes: Tensor) -> Tensor:
-    """Divide codes ``(N, bits)`` by their norms; codes of zeros stay zero, with a finite gradient."""
-    norms = torch.linalg.vector_norm(codes, dim=1, keepdim=True)
-    units: Tensor = codes / norms.masked_fill(norms == 0, 1)
-    return units
-
-
-def cosines(codes: Tensor, centers: Tensor) -> Tensor:
-    """Return the cosines of codes ``(B, bits)`` with ±1 centers ``(C, bits)``; 0 for a code of zeros."""
-    products = unit_rows(codes) @ centers.T
-    return products / math.sqrt(centers.shape[1])
+__all__ = ["CenterLoss", "ClassifierLoss"]
 
 
 class CenterLoss(nn.Module):
@@ -99,12 +84,13 @@ class ClassifierLoss(nn.Module):
         super().__init__()
         check_integer("num_classes", num_classes, 1)
         check_integer("bits", bits, 1)
-        self.classifier = nn.Linear(bits, num_classes, bias=bias, device="meta").to_empty(device="cpu")
+        self.classifier = nn.Linear(bits, num_classes, bias=bias, device="meta", dtype=torch.float32)
+        self.classifier.to_empty(device="cpu")
         device = "cpu" if generator is None else generator.device
         with torch.no_grad():
             # nn.Linear's own range, drawn from the generator.
             for parameter in self.classifier.parameters():
-                drawn = torch.rand(parameter.shape, generator=generator, device=device)
+                drawn = torch.rand(parameter.shape, generator=generator, device=device, dtype=torch.float32)
                 parameter.copy_((2 * drawn - 1) / bits**0.5)
 
     @property

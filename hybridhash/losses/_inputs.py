@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels, class_ids, labelled, shared_labels
-from hybridhash.losses._distributed import gather_rows, sum_over_ranks
+from hybridhash.losses._distributed import gather_rows, sum_over_ranks, world_size
 
 __all__ = [
     "PairBatch",
@@ -111,8 +111,12 @@ def mean_over_labelled(losses: Tensor, labels: Tensor) -> Tensor:
             them.
     """
     counted = labelled(labels).to(losses.dtype)
-    share = counted / sum_over_ranks(counted.sum()).clamp(min=1)
-    return sum_over_ranks(losses @ share)
+    total = losses @ counted
+    number = counted.sum()
+    if world_size() > 1:
+        total = sum_over_ranks(total)
+        number = sum_over_ranks(number)
+    return total / number.clamp(min=1)
 
 
 class PairBatch(NamedTuple):
@@ -150,12 +154,6 @@ class PairBatch(NamedTuple):
     def products(self) -> Tensor:
         """Return the inner products ``<u, v>`` of all pairs: ``(B, M)``."""
         return self.codes @ self.ref_codes.T
-
-    def squared_distances(self) -> Tensor:
-        """Return the squared Euclidean distances ``|u - v|^2`` of all pairs: ``(B, M)``."""
-        norms = self.codes.square().sum(1)
-        ref_norms = self.ref_codes.square().sum(1)
-        return norms[:, None] + ref_norms[None, :] - 2 * self.products()
 
 
 def pair_batch(

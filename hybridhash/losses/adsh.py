@@ -100,7 +100,7 @@ class ADSHLoss(nn.Module):
         self.dissimilarity = dissimilarity
         self.register_buffer("database_labels", labels)
         signs = torch.randint(
-            2, (labels.shape[0], bits), generator=generator, device=generator.device if generator else None
+            2, (labels.shape[0], bits), generator=generator, device=generator.device if generator else "cpu"
         )
         self.register_buffer("database_codes", (2 * signs - 1).to(labels.device, torch.float32))
         self.register_buffer("outputs", torch.zeros_like(self.database_codes))

@@ -33,6 +33,7 @@ class CodeBank(nn.Module):
         codes: ``(num_samples, bits)`` of ``dtype``.
         labels: int64 ``(num_samples,)``, -1 where unknown, or bool ``(num_samples, num_classes)``.
         seen: bool ``(num_samples,)``, True for rows that were written.
+        kind: what kind of codes were written, None before the first; see :meth:`write`.
 
     Raises:
         ValueError: a size below 1.
@@ -65,6 +66,7 @@ class CodeBank(nn.Module):
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, got {dtype}: real-valued codes are stored")
         self.count_unseen = count_unseen
+        self.kind: str | None = None
         self.register_buffer("codes", torch.zeros(num_samples, bits, dtype=dtype))
         labels = torch.full((num_samples,), -1)
         if num_classes is not None:
@@ -100,12 +102,13 @@ class CodeBank(nn.Module):
             IndexError: an index outside the bank.
             TypeError: indices that are not integers, codes that are not floating-point.
             ValueError: shapes that do not fit the bank or each other, codes that are not finite in the
-                bank's dtype (they would stay in the bank), tensors on another device.
+                bank's dtype (they would stay in the bank), a label that contradicts the one that the bank
+                holds for the row, tensors on another device.
         """
         labels = as_labels(labels, length=check_codes(codes).shape[0])
         rows, labels = self.check(indices, codes, labels)
         assert rows is not None
-        self.write(rows, codes, labels)
+        self.write(rows, codes, labels, kind=self.kind)
 
     def check(self, indices: Tensor | None, codes: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """Check that a batch fits the bank, and return its rows and labels in the bank's form.
@@ -165,11 +168,37 @@ class CodeBank(nn.Module):
         return rows, labels
 
     @torch.no_grad()
-    def write(self, rows: Tensor, codes: Tensor, labels: Tensor) -> None:
+    def write(self, rows: Tensor, codes: Tensor, labels: Tensor, *, kind: str | None = "codes") -> None:
         """Write a batch that :meth:`check` has passed; the arguments are its results.
 
         Under ``torch.distributed`` the rows of all processes are written.
+
+        Args:
+            rows: see :meth:`check`.
+            codes: ``(B, bits)``.
+            labels: see :meth:`check`.
+            kind: What the codes are: ``"codes"``, the outputs of the network that is trained, or another
+                name. A bank takes one kind only; losses that store different kinds cannot share it.
+
+        Raises:
+            ValueError: codes of another kind than the bank holds, a label that contradicts the one that the
+                bank holds for the row.
         """
+        if self.kind not in (None, kind):
+            raise ValueError(
+                f"the bank holds {self.kind}, and this loss would store {kind}: make a bank for each loss"
+            )
+        self.kind = kind
+        stored = self.labels[rows]
+        contradicts = (stored >= 0) & (labels != stored)
+        if stored.ndim == 2:
+            contradicts = stored.any(1) & (labels != stored).any(1)
+        if bool(contradicts.any()):
+            raise ValueError(
+                f"the label of row {int(rows[contradicts][0])} differs from the one in the bank: indices "
+                "must be row numbers of the training set; for images of another set, such as the validation "
+                "set, call loss.eval() or use torch.no_grad(), and the bank is not written"
+            )
         if world_size() > 1:
             rows, codes, labels = gather_rows(rows), gather_rows(codes.detach()), gather_rows(labels)
         # Of a row that occurs several times, the last occurrence counts.

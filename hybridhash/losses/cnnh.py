@@ -283,7 +283,7 @@ class CNNHLoss(nn.Module):
 
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
-            labels: not used, the target codes were made of them.
+            labels: only checked, because the target codes were made of them; None is allowed.
             indices: integers ``(B,)``, rows of the batch in the training set.
             ref_codes: must be None.
             ref_labels: must be None.
@@ -300,6 +300,8 @@ class CNNHLoss(nn.Module):
             refuse_reference("CNNHLoss")
         num_rows, bits = self.target_codes.shape
         codes = upcast(check_codes(codes, bits=bits))
+        if labels is not None:
+            as_labels(labels, length=codes.shape[0])
         rows = check_rows(indices, length=codes.shape[0], num_rows=num_rows, owner="training set")
         wanted = self.target_codes[rows.to(self.target_codes.device)].to(codes)
         with torch.autocast(codes.device.type, enabled=False):

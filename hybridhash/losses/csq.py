@@ -48,7 +48,7 @@ def csq_loss(
         tensor(0.0796)
     """
     if not quantization >= 0:
-        check_not_negative(quantization=quantization)
+        raise ValueError(f"quantization must be 0 or a positive number, got {quantization}")
     given = codes
     codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
     if codes.numel() and not tanh and not torch.compiler.is_compiling():

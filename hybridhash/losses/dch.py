@@ -63,7 +63,9 @@ class DCHLoss(PairwiseLoss):
         max_cosine: cosines count at most so much; closer pairs have no gradient.
         form: ``"paper"`` as above; ``"official"``, the authors' code: ``d = |u_i - u_j|^2 + 0.001``, weight
             ``|S|/|S1|`` for similar and 1 for dissimilar pairs, and the quantiser ``mean (|u| - 1)^2`` (whose
-            weight is 0 there by default: ``quantization=0``). ``max_cosine`` is not used by it.
+            weight is 0 there by default: ``quantization=0``). ``max_cosine`` is not used by it. The numbers S
+            and S1 in its weight include the pairs of items with themselves, also those that
+            ``exclude_self`` leaves out of the mean.
         bank: Memory of the training set's codes. None compares within the batch.
         exclude_self: Leave out the pairs of an item with itself, as the official code does.
 
@@ -95,6 +97,7 @@ class DCHLoss(PairwiseLoss):
         check_positive(gamma=gamma, max_cosine=max_cosine)
         check_not_negative(quantization=quantization)
         self.gamma, self.quantization, self.max_cosine, self.form = gamma, quantization, max_cosine, form
+        self.count_self = form == "official"
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         if self.form == "official":
@@ -112,7 +115,7 @@ class DCHLoss(PairwiseLoss):
             return 1 / num_similar.clamp(min=1), 1 / (num_similar + num_dissimilar).clamp(min=1)
         return balanced(num_similar, num_dissimilar)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         if self.form == "official":
             return self.quantization * quantizers.squared(codes)
         ones = torch.ones_like(codes[:1])

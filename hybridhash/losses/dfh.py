@@ -37,8 +37,8 @@ def fisher_centers(
         tensor([[ 8., -8.],
                 [-8.,  8.]])
     """
-    centers = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64)
-    target = bits * (2 * torch.eye(num_classes, dtype=torch.float64) - 1)
+    centers = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device="cpu")
+    target = bits * (2 * torch.eye(num_classes, dtype=torch.float64, device="cpu") - 1)
     size = float(torch.linalg.matrix_norm(target, 2))
     for _ in range(steps):
         gram = centers @ centers.T
@@ -127,7 +127,7 @@ class DFHLoss(PairwiseLoss):
         # softplus(m - theta) for similar pairs, softplus(m + theta) for dissimilar ones
         return log_likelihood(theta - (2 * s - 1) * self.margin, s)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         center = labels.to(codes.dtype) @ self.centers.to(codes.dtype)
         target = sign(self.mu * center + codes.detach())
         return self.eta * (target - codes).square().mean(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_not_negative
+from hybridhash.labels import as_labels
 from hybridhash.losses._distributed import gather_rows
 from hybridhash.losses._inputs import check_codes, linear_layers, refuse_reference, upcast
 
@@ -139,7 +140,7 @@ class DHLoss(nn.Module):
 
         Args:
             codes: ``(B, bits)`` floating-point.
-            labels: ignored.
+            labels: only checked; None is allowed.
             indices: ignored.
             ref_codes: must be None; the loss has no second side.
             ref_labels: must be None.
@@ -153,6 +154,8 @@ class DHLoss(nn.Module):
         """
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("DHLoss")
+        if labels is not None:
+            as_labels(labels, length=check_codes(codes).shape[0])
         return regularize(
             dh_loss(codes, quantization=self.quantization, variance=self.variance),
             self.layers,

@@ -93,5 +93,5 @@ class DHNLoss(PairwiseLoss):
             return (s - x / codes.shape[1]).square()
         return log_likelihood(x, s)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor | None:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor | None:
         return None if self.variant == "Q" else self.quantization * quantizers.log_cosh(codes)

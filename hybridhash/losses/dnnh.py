@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hybridhash._checks import check_positive
 from hybridhash.losses._inputs import pair_batch
 from hybridhash.losses._triplets import triplet_sums
+from hybridhash.losses.pairwise import squared_distances
 
 __all__ = ["DNNHLoss", "dnnh_loss"]
 
@@ -49,7 +50,7 @@ def dnnh_loss(
     batch = pair_batch(codes, labels, ref_codes, ref_labels)
     with torch.autocast(batch.codes.device.type, enabled=False):
         sums, counts = triplet_sums(
-            batch.squared_distances(),
+            squared_distances(batch.codes, batch.ref_codes),
             batch.relevance(),
             batch.different(),
             lambda difference: F.relu(margin + difference),

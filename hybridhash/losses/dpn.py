@@ -150,7 +150,7 @@ class DPNLoss(CenterLoss):
         self.adaptive = adaptive
         self.update_every = check_integer("update_every", update_every, 1)
         self._add_tie_bits(generator)
-        self.register_buffer("class_sums", torch.zeros_like(self.centers))
+        self.register_buffer("class_sums", torch.zeros_like(self.centers, dtype=torch.int64))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def forward(
@@ -181,10 +181,11 @@ class DPNLoss(CenterLoss):
     @torch.no_grad()
     def _count(self, codes: Tensor, labels: Tensor) -> None:
         codes, labels = class_batch(codes, labels, num_classes=self.num_classes, bits=self.bits)
-        hot = to_multi_hot(labels, self.num_classes).to(self.class_sums.dtype)
+        hot = to_multi_hot(labels, self.num_classes).to(codes.dtype)
         with torch.autocast(codes.device.type, enabled=False):
-            # Summed over the ranks at each step, so the buffers of all ranks are always equal.
-            self.class_sums += sum_over_ranks(hot.T @ sign(codes).to(hot.dtype))
+            # Summed over the ranks at each step, so the buffers of all ranks are always equal; as integers,
+            # which loss.half() leaves exact.
+            self.class_sums += sum_over_ranks(hot.T @ sign(codes)).to(torch.int64)
 
     @torch.no_grad()
     def epoch_end(self) -> None:
@@ -193,7 +194,9 @@ class DPNLoss(CenterLoss):
             return
         self.epochs += 1
         if int(self.epochs) % self.update_every == 0:
-            targets = torch.where(self.class_sums == 0, self.centers, self.class_sums.sign())
+            targets = torch.where(
+                self.class_sums == 0, self.centers, self.class_sums.sign().to(self.centers.dtype)
+            )
             if minimum_distance(targets) > 0:
                 self.centers.copy_(targets)
             else:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hybridhash._checks import check_integer, check_not_negative, check_positive
 from hybridhash.losses._inputs import check_codes, pair_batch
 from hybridhash.losses._triplets import triplet_sums
+from hybridhash.losses.pairwise import squared_distances
 
 __all__ = ["DRSDHLoss", "drsdh_loss"]
 
@@ -68,7 +69,7 @@ def drsdh_loss(
         if bit_weights is not None:
             weights = bit_weights.to(batch.codes)
             batch = batch._replace(codes=batch.codes * weights, ref_codes=batch.ref_codes * weights)
-        distances = batch.squared_distances()
+        distances = squared_distances(batch.codes, batch.ref_codes)
         relevance = batch.relevance()
         different = batch.different()
         least = -torch.as_tensor(margin).to(distances)
@@ -144,8 +145,8 @@ class DRSDHLoss(nn.Module):
             similar_weight=similar_weight,
             dissimilar_weight=dissimilar_weight,
         )
-        self.bit_weights = nn.Parameter(torch.ones(bits))
-        self.register_buffer("margin", torch.tensor(float(margin)))
+        self.bit_weights = nn.Parameter(torch.ones(bits, dtype=torch.float32, device="cpu"))
+        self.register_buffer("margin", torch.tensor(margin, dtype=torch.float32, device="cpu"))
         self.margin_step = margin_step
         self.laplacian = laplacian
         self.similar_weight = similar_weight

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from hybridhash._checks import check_positive
 from hybridhash.labels import to_multi_hot
+from hybridhash.losses._inputs import upcast
 from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.dpsh import training_set_size
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 from hybridhash.shallow.discrete import alternate, dsdh_codes
 
@@ -47,9 +49,10 @@ class DSDHLoss(PairwiseLoss):
         \theta_{ij} = \tfrac{1}{2} \langle u_i, u_j \rangle
 
     over the network's codes U, discrete codes B and a classifier W. Given U, the loss finds B by discrete
-    coordinate descent and W by ridge regression (:mod:`hybridhash.shallow.discrete`); its value is
-    the first two terms, divided by the number of pairs as in :class:`DPSHLoss`. The last two have no gradient
-    to the network: they act through B.
+    coordinate descent and W by ridge regression (:mod:`hybridhash.shallow.discrete`). Its value is the first
+    two terms, divided by the number of pairs: the mean over the pairs of a batch, plus ``eta / num_train``
+    times the mean over its images, as in :class:`DPSHLoss`. The last two have no gradient to the network:
+    they act through B.
 
     With a bank (made with ``num_classes``), W is a buffer that ``epoch_end()`` fits to the whole bank, and
     the codes B of a batch follow from it. Without, B and W belong to the batch, and ``epoch_end()`` does
@@ -59,12 +62,14 @@ class DSDHLoss(PairwiseLoss):
         eta: weight of the distance to the discrete codes.
         mu: weight of the classification error.
         nu: weight of the ridge.
+        num_train: the number of training images to which ``eta`` refers, see :class:`DPSHLoss`.
         iterations: alternations of B and W, and sweeps over the bits at most.
         bank: memory of the training set's codes, with ``num_classes``; None compares within the batch.
         exclude_self: leave out the pairs of an item with itself.
 
     Raises:
-        ValueError: ``eta``, ``mu`` or ``nu`` not positive, ``iterations`` below 1, a bank of class ids.
+        ValueError: ``eta``, ``mu`` or ``nu`` not positive, ``iterations`` or ``num_train`` below 1, a bank of
+            class ids.
 
     Source: Q. Li, Z. Sun, R. He, T. Tan, Deep Supervised Discrete Hashing, NeurIPS 2017;
     liqi-casia/DSDH-HashingCode (eta 55, ridge 0.1, 10 iterations). In swuxyj/DeepHash-pytorch no gradient
@@ -73,7 +78,7 @@ class DSDHLoss(PairwiseLoss):
     Example:
         >>> codes = torch.tensor([[0.9, -0.9], [0.9, -0.8], [-0.9, 0.9]])
         >>> DSDHLoss()(codes, torch.tensor([0, 0, 1]))
-        tensor(0.9273)
+        tensor(0.3776)
     """
 
     requires: frozenset[str] = frozenset({"epoch_hook"})
@@ -86,6 +91,7 @@ class DSDHLoss(PairwiseLoss):
         *,
         mu: float = 1.0,
         nu: float = 0.1,
+        num_train: int | None = None,
         iterations: int = 10,
         bank: CodeBank | None = None,
         exclude_self: bool = False,
@@ -97,20 +103,23 @@ class DSDHLoss(PairwiseLoss):
         if bank is not None and bank.num_classes is None:
             raise ValueError("DSDHLoss fits a classifier: make its bank with CodeBank(..., num_classes=C)")
         self.eta, self.mu, self.nu, self.iterations = eta, mu, nu, iterations
-        shape = None if bank is None or bank.num_classes is None else (bank.bits, bank.num_classes)
-        self.register_buffer("classifier", None if shape is None else torch.zeros(shape))
+        self.num_train = training_set_size(num_train, bank)
+        classifier = None
+        if bank is not None and bank.num_classes is not None:
+            classifier = bank.codes.new_zeros((bank.bits, bank.num_classes), dtype=torch.float32)
+        self.register_buffer("classifier", classifier)
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         return log_likelihood(0.5 * codes @ ref_codes.T, s)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         ratio = self.eta / self.mu
         if self.classifier is None:
             signs = _codes_of_batch(codes.detach(), labels, ratio, self.nu / self.mu, self.iterations)
         else:
             classifier = self.classifier.to(codes.dtype)
             signs = dsdh_codes(codes.detach(), labels.to(codes.dtype), classifier, ratio, self.iterations)
-        return self.eta / max(num_refs, 1) * (signs - codes).square().sum(1)
+        return self.eta / self.num_train * (signs - codes).square().sum(1)
 
     @torch.no_grad()
     def epoch_end(self) -> None:
@@ -118,7 +127,7 @@ class DSDHLoss(PairwiseLoss):
         if self.bank is None or self.classifier is None or not bool(self.bank.seen.any()):
             return
         seen = self.bank.seen
-        codes = self.bank.codes[seen].to(self.classifier.dtype)
+        codes = upcast(self.bank.codes[seen])  # linear systems have no solver in half precision
         labels = self.bank.labels[seen].to(codes.dtype)
         ratio, ridge = self.eta / self.mu, self.nu / self.mu
         _, classifier = alternate(codes, labels, ratio=ratio, ridge=ridge, iterations=self.iterations)

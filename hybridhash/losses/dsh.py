@@ -83,6 +83,6 @@ class DSHLoss(PairwiseLoss):
         margin = 2 * codes.shape[1] if self.margin is None else self.margin
         return 0.5 * s * distance + 0.5 * (1 - s) * (margin - distance).clamp(min=0)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         # The norms of both codes of a pair; in the mean over the pairs of a batch they are the same.
         return 2 * self.alpha * quantizers.absolute_sum(codes)

@@ -45,7 +45,7 @@ class IDHNLoss(PairwiseLoss):
     - ``gamma (t + bits - 2 s bits)^2`` otherwise,
 
     plus ``quantization`` times the mean over batch and bits of ``||v| - 1|``. The activation is part of the
-    loss; codes that enter a bank are activated.
+    loss: a bank holds the codes u.
 
     Args:
         alpha: scale of the inner product.
@@ -90,5 +90,5 @@ class IDHNLoss(PairwiseLoss):
         soft = self.gamma * (t + bits - 2 * s * bits).square()
         return torch.where((s < 0.01) | (s > 0.99), hard, soft)
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         return self.quantization * quantizers.absolute(F.softsign(codes))

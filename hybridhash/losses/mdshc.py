@@ -146,7 +146,7 @@ class MDSHCLoss(CenterLoss):
         self.attraction = _Attraction()
         if bank is not None:
             self.requires = self.requires | {"bank", "indices"}
-        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def forward(
         self,
@@ -195,7 +195,8 @@ class MDSHCLoss(CenterLoss):
         rows, labels = bank.check(indices, stored, labels)
         # Without gradients this is no training step, whatever the mode of the loss: see loss.eval().
         if self.training and rows is not None and torch.is_grad_enabled():
-            bank.write(rows, stored, labels)
+            kind = "codes" if stored is codes else "the ref_codes of MDSHCLoss"
+            bank.write(rows, stored, labels, kind=kind)
         if not self.pair_weight or int(self.epochs) < self.pair_from:
             return codes.new_zeros(())
         pair_term = self.attraction.compare(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash.labels import as_labels, shared_labels, to_multi_hot
+from hybridhash.labels import as_labels, labelled, shared_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
 from hybridhash.losses._inputs import check_codes, upcast
 from hybridhash.losses.bank import CodeBank
@@ -179,6 +179,8 @@ class PairwiseLoss(nn.Module, ABC):
         affinity: What s is for a pair that shares a label: ``"binary"``, 1; ``"jaccard"``, shared labels
             divided by the labels of either; ``"cosine"``, the cosine of the two multi-hot rows. It is 0 for a
             pair that shares none.
+        count_self: Whether the weights come from the numbers of all pairs, those of items with themselves
+            included, although ``exclude_self`` leaves these out of the mean. The authors of DCH do so.
         requires: What a training loop must provide, see :func:`hybridhash.losses.create_loss`.
 
     Args:
@@ -195,6 +197,7 @@ class PairwiseLoss(nn.Module, ABC):
 
     affinity: Affinity = "binary"
     weights: Weights = staticmethod(uniform)
+    count_self: bool = False
     requires: frozenset[str] = frozenset()
 
     def __init__(self, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
@@ -217,13 +220,12 @@ class PairwiseLoss(nn.Module, ABC):
             ``(B, M)``, finite also for pairs that will be left out.
         """
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor | None:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor | None:
         """Return a penalty of each code, ``(B,)``, whose mean over the batch is added; None adds nothing.
 
         Args:
             codes: ``(B, bits)``, float32 or float64.
             labels: int64 ``(B,)`` or bool ``(B, C)``.
-            num_refs: Number of codes on the second side.
         """
         return None
 
@@ -350,9 +352,21 @@ class PairwiseLoss(nn.Module, ABC):
                 keep = kept(start, stop).expand_as(similar)
                 num_similar = torch.count_nonzero(similar & keep)
                 counts += torch.stack((num_similar, torch.count_nonzero(keep) - num_similar))
+            # Pairs of items with themselves, if they count for the weights but not in the mean.
+            left_out = torch.zeros_like(counts)
+            if self.count_self and self_index is not None:
+                present = torch.ones_like(self_index) if counted is None else counted[self_index].long()
+                # An item with a label is similar to itself.
+                similar_self = (present * labelled(labels)).sum()
+                left_out += torch.stack((similar_self, present.sum() - similar_self))
             if over_ranks:
                 counts = sum_over_ranks(counts)
-            of_similar, of_dissimilar = self.weights(counts[0], counts[1])
+                left_out = sum_over_ranks(left_out)
+            all_pairs = counts + left_out
+            of_similar, of_dissimilar = self.weights(all_pairs[0], all_pairs[1])
+            if self.count_self:
+                scale = all_pairs.sum() / counts.sum().clamp(min=1)
+                of_similar, of_dissimilar = scale * of_similar, scale * of_dissimilar
 
             def chunk_sum(codes: Tensor, start: int, stop: int) -> Tensor:
                 """Sum the weighted losses of the pairs of a chunk."""
@@ -372,7 +386,7 @@ class PairwiseLoss(nn.Module, ABC):
             else:
                 loss = _sum_in_chunks(chunk_sum, codes, chunks)
 
-            penalties = self.penalty(codes, labels, num_refs)
+            penalties = self.penalty(codes, labels)
             if penalties is not None:
                 # Each process adds its share of the mean over the batch of all.
                 count = torch.tensor(codes.shape[0], dtype=codes.dtype, device=codes.device)

@@ -72,10 +72,13 @@ def create_loss(name: str, **kwargs: Any) -> nn.Module:
 
 def _class_of(name: str) -> type[nn.Module]:
     classes = _classes()
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str such as 'wml', got {type(name).__name__}")
     key = name.lower().replace("-", "").replace("_", "")
     if key not in classes:
-        near = difflib.get_close_matches(key, classes, n=3) or list(classes)
-        raise ValueError(f"no loss is called {name!r}; nearest: {', '.join(near)} (all: list_losses())")
+        near = difflib.get_close_matches(key, classes, n=3)
+        advice = f"nearest: {', '.join(near)} (all: list_losses())" if near else f"use {', '.join(classes)}"
+        raise ValueError(f"no loss is called {name!r}; {advice}")
     return classes[key]
 
 
@@ -95,7 +98,10 @@ def create_loss_for(
 
     Each class gets those of the following that it takes: ``num_classes``, ``bits``, ``database_labels``,
     ``target_codes`` (made by :func:`cnnh_codes`), ``layers`` (the model's last one), ``generator`` and
-    ``bank``. :class:`DLBHCLoss` gets ``latent="tanh"``, because the models of this package end in tanh.
+    ``bank``. Two classes also get settings that fit the models of this package, which end in tanh:
+    :class:`DLBHCLoss` ``latent="tanh"``, and :class:`DTSHLoss` ``margin=5``, ``scale=1`` and
+    ``quantization=1 / bits``, with which bounded and unbounded codes train. The margin of the paper,
+    ``bits / 2``, is for unbounded codes, and trains them more slowly.
 
     Args:
         name: one of :func:`list_losses`.
@@ -137,6 +143,8 @@ def create_loss_for(
         "latent": "tanh",
         "generator": generator,
     }
+    if loss_class.__name__ == "DTSHLoss":
+        known.update(margin=5.0, scale=1.0, quantization=1 / bits)
     if "target_codes" in takes and "target_codes" not in kwargs:
         known["target_codes"] = cnnh_codes(labels, bits, generator)
     get_classifier: Any = getattr(model, "get_classifier", None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hybridhash._checks import check_not_negative
 from hybridhash.losses._inputs import pair_batch, refuse_reference
 from hybridhash.losses.dh import DHLoss, regularize
+from hybridhash.losses.pairwise import squared_distances
 
 __all__ = ["SupervisedDHLoss", "supervised_dh_loss"]
 
@@ -50,7 +51,7 @@ def supervised_dh_loss(
     with torch.autocast(codes.device.type, enabled=False):
         j1 = (codes.abs() - 1).square().sum() / (2 * rows)
         # tr(Sigma_W) and tr(Sigma_B): mean squared distances of similar and of dissimilar pairs.
-        distances = batch.squared_distances()
+        distances = squared_distances(batch.codes, batch.ref_codes)
         different = batch.different().to(codes.dtype)
         similar = batch.relevance() * different
         dissimilar = different - similar

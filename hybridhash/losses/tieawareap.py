@@ -92,7 +92,9 @@ def distance_levels(batch: PairBatch, bins: int | None, gamma: float | None) -> 
         # 2 sigmoid(gamma x) - 1
         codes = torch.tanh(gamma / 2 * codes)
         ref_codes = torch.tanh(gamma / 2 * ref_codes)
-    distances = ((bits - codes @ ref_codes.T) / 2).clamp(0, bits)
+    distances = (bits - codes @ ref_codes.T) / 2
+    # An infinite code has diverged: the loss is NaN, as for NaN, and not that of the largest distance.
+    distances = torch.where(distances.isinf(), torch.nan, distances.clamp(0, bits))
     position = distances * (bins / bits)
     lower = position.detach().nan_to_num(0).floor().clamp(max=bins - 1)
     return lower.long(), position - lower, bins + 1

@@ -82,7 +82,9 @@ class TieAwareNDCGLoss(nn.Module):
     Raises:
         ValueError: ``bins`` below 1, ``gamma`` not positive.
 
-    Source: as :class:`TieAwareAPLoss`.
+    Source: as :class:`TieAwareAPLoss`. Here the ideal DCG is that of the ranked list, without the query
+    itself, and queries without a relevant item are left out. In the authors' code the query counts in the
+    ideal DCG of its own batch, and a query without a relevant item has the NDCG 1.
 
     Example:
         >>> codes = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], requires_grad=True)

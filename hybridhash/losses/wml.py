@@ -102,5 +102,5 @@ class WMLLoss(PairwiseLoss):
         # Here s is the Jaccard coefficient: the weight of a similar pair, and 0 for the others.
         return torch.where(s > 0, s, 1) * log_likelihood(t, (s > 0).to(t.dtype))
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor | None:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor | None:
         return self.quantization * quantizers.squared(codes) if self.quantization else None

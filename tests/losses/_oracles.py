@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -88,7 +90,7 @@ def hashnet(
     return balanced_sum(terms, similar) if weighting == "paper" else sum(terms.values()) / counts
 
 
-def dpsh(u: Tensor, y: Tensor, *, eta: float, exclude_self: bool) -> Tensor:
+def dpsh(u: Tensor, y: Tensor, *, eta: float, num_train: int, exclude_self: bool) -> Tensor:
     """-sum (s theta - log(1 + e^theta)) + eta sum_i |u_i - sign(u_i)|^2, the sum over pairs as a mean."""
     likelihood = 0.0
     for i, j in pairs(len(u), exclude_self):
@@ -96,7 +98,7 @@ def dpsh(u: Tensor, y: Tensor, *, eta: float, exclude_self: bool) -> Tensor:
         likelihood = likelihood - (float(y[i] @ y[j] > 0) * theta - torch.log(1 + torch.exp(theta)))
     b = torch.where(u > 0, 1.0, -1.0)
     quantization = sum(((u[i] - b[i]) ** 2).sum() for i in range(len(u)))
-    return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / len(u) ** 2
+    return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / (len(u) * num_train)
 
 
 def dhn(
@@ -150,3 +152,17 @@ def dch(
         balanced_sum(terms, (y @ y.T) > 0)
         + quantization * torch.stack([torch.log(1 + d / gamma) for d in away]).mean()
     )
+
+
+def literal_centroid(centers: Tensor, row: Tensor, tie_bits: Tensor) -> list[float]:
+    """The majority of the centers of a row's labels, bit by bit."""
+    bits = []
+    for k in range(centers.shape[1]):
+        total = sum(float(centers[c, k]) for c in range(centers.shape[0]) if row[c])
+        bits.append(float(tie_bits[k]) if total == 0 else math.copysign(1.0, total))
+    return bits
+
+
+def cosine(u: Tensor, v: Tensor) -> Tensor:
+    """The cosine of two codes."""
+    return (u * v).sum() / (u.square().sum().sqrt() * v.square().sum().sqrt())

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses import CodeBank, MDSHCLoss, WMLLoss
+from hybridhash.losses import (
+    CodeBank,
+    DCHLoss,
+    DFHLoss,
+    DHNLoss,
+    DPSHLoss,
+    DSHLoss,
+    HashNetLoss,
+    IDHNLoss,
+    MDSHCLoss,
+    WMLLoss,
+)
 from tests.losses._ranks import run_on_ranks
+
+WITH_BANK = [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss]
 
 
 def test_rows_are_written_detached_and_marked_as_seen() -> None:
@@ -39,14 +55,14 @@ def test_class_ids_enter_a_multi_hot_bank_as_one_hot() -> None:
 def test_state_dict_resumes_a_run() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)) for _ in "abc"
+        (torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)) for _ in "ab"
     ]
     first, second = (WMLLoss(bank=CodeBank(12, 6)) for _ in "ab")
     for step, (codes, labels) in enumerate(batches[:2]):
         first(codes, labels, indices=torch.arange(4) + 4 * step)
     second.load_state_dict(first.state_dict())
-    codes, labels = batches[2]
-    indices = torch.tensor([1, 5, 8, 9])
+    codes, indices = torch.randn(4, 6, generator=generator), torch.tensor([1, 5, 8, 9])
+    labels = torch.tensor([batches[0][1][1], batches[1][1][1], 0, 2])
     assert torch.equal(first(codes, labels, indices=indices), second(codes, labels, indices=indices))
 
 
@@ -114,6 +130,45 @@ def test_a_batch_without_gradients_is_not_written(make) -> None:
     with torch.no_grad():
         loss(-torch.ones(2, 4), labels, indices=torch.tensor([3, 5]))
     assert all(torch.equal(before[name], buffer) for name, buffer in bank.state_dict().items())
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(3, 4, bank=bank)])
+def test_a_label_that_contradicts_the_stored_one_is_refused(make, num_classes: int | None) -> None:
+    bank = CodeBank(20, 4, num_classes)
+    loss, codes = make(bank), torch.ones(2, 4, requires_grad=True)
+    loss(codes, torch.tensor([0, -1]), indices=torch.tensor([3, 4]))
+    loss(codes, torch.tensor([0, 2]), indices=torch.tensor([3, 4]))  # a label may become known
+    with pytest.raises(ValueError, match=r"label of row 4 differs from the one in the bank.*validation"):
+        loss(-codes, torch.tensor([0, 1]), indices=torch.tensor([3, 4]))
+    with pytest.raises(ValueError, match="label of row 3 differs"):
+        bank.update(torch.tensor([3]), codes[:1], torch.tensor([-1]))
+    assert bool((bank.codes[[3, 4]] == 1).all())
+    with torch.no_grad():  # images of another set may be compared with the bank
+        assert loss(-codes, torch.tensor([0, 1]), indices=torch.tensor([3, 4])).isfinite()
+
+
+@pytest.mark.parametrize("other", [DFHLoss(3, 4), *(make() for make in WITH_BANK)])
+def test_losses_that_share_a_bank_may_be_called_in_any_order(other: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(6, 4, generator=generator) for _ in range(3)]
+    labels, values = torch.arange(6) % 3, []
+    for wml_first in (True, False):
+        wml, second = WMLLoss(bank=CodeBank(6, 4, 3)), copy.deepcopy(other)
+        second.bank = wml.bank
+        for codes in batches:
+            pair = (wml, second) if wml_first else (second, wml)
+            losses = {loss: loss(codes, labels, indices=torch.arange(6)) for loss in pair}
+        values.append(torch.stack([losses[wml], losses[second]]))
+    assert torch.equal(*values)
+
+
+def test_losses_that_store_different_codes_cannot_share_a_bank() -> None:
+    bank, rows, labels = CodeBank(6, 4), torch.arange(2), torch.tensor([0, 1])
+    codes = torch.ones(2, 4, requires_grad=True)
+    MDSHCLoss(3, 4, bank=bank)(codes, labels, indices=rows, ref_codes=codes / 2)
+    with pytest.raises(ValueError, match="holds the ref_codes of MDSHCLoss, and this loss would store codes"):
+        WMLLoss(bank=bank)(codes, labels, indices=rows)
 
 
 def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:

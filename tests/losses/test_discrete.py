@@ -60,8 +60,8 @@ def test_dsdh_in_a_batch_is_likelihood_plus_distance_to_the_alternated_codes() -
         classifier = torch.linalg.inv(signs.T @ signs + 0.5 * torch.eye(4)) @ signs.T @ hot
         signs = dsdh_codes(codes, hot, classifier, 0.4)
     codes.requires_grad_()
-    expected = pair_mean(codes, labels) + 0.4 * ((signs - codes) ** 2).sum() / 36
-    got = DSDHLoss(0.4, nu=0.5)(codes, labels)
+    expected = pair_mean(codes, labels) + 0.4 * ((signs - codes) ** 2).sum() / (6 * 17)
+    got = DSDHLoss(0.4, nu=0.5, num_train=17)(codes, labels)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 

@@ -67,6 +67,12 @@ def test_arguments_of_the_class_win():
     assert torch.equal(create_loss_for("cnnh", IDS, BITS, target_codes=targets).target_codes, targets)
 
 
+def test_dtsh_gets_settings_that_fit_bounded_codes_unless_given():
+    loss = create_loss_for("dtsh", IDS, BITS)
+    assert (loss.margin, loss.scale, loss.quantization) == (5, 1, 1 / BITS)
+    assert create_loss_for("dtsh", IDS, BITS, margin=2.0).margin == 2
+
+
 def test_layers_are_those_of_the_model():
     class Model(nn.Module):
         def __init__(self):
@@ -84,6 +90,12 @@ def test_layers_are_those_of_the_model():
 
 
 def test_what_is_wrong_is_named():
+    with pytest.raises(ValueError, match="no loss is called 'triplet'; use adsh, cnnh, csq"):
+        create_loss_for("triplet", IDS, BITS)
+    with pytest.raises(TypeError, match="name must be a str such as 'wml', got NoneType"):
+        create_loss_for(None, IDS, BITS)
+    with pytest.raises(ValueError, match=r"labels have shape \(12, 1\), a column: give class ids as labels"):
+        create_loss_for("wml", IDS[:, None], BITS)
     with pytest.raises(ValueError, match="no loss is called 'hashnt'; nearest: hashnet"):
         create_loss_for("hashnt", IDS, BITS)
     with pytest.raises(TypeError, match="WMLLoss takes no argument 'alhpa'"):

@@ -66,7 +66,8 @@ CASES: list[tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]] = [
         {"alpha": 0.7, "weighting": "caffe", "similar_weight": 5.0},
         {"jaccard": False},
     ),
-    (DPSHLoss, functional.dpsh_loss, oracle.dpsh, {}, {"eta": 10.0}),
+    (DPSHLoss, functional.dpsh_loss, oracle.dpsh, {}, {"eta": 10.0, "num_train": 5000}),
+    (DPSHLoss, functional.dpsh_loss, oracle.dpsh, {"eta": 3.0, "num_train": 6}, {}),
     (DHNLoss, functional.dhn_loss, oracle.dhn, {}, {"alpha": 1.0, "quantization": 0.2, "variant": None}),
     (DHNLoss, functional.dhn_loss, oracle.dhn, {"variant": "Q"}, {"alpha": 1.0, "quantization": 0.2}),
     (DHNLoss, functional.dhn_loss, oracle.dhn, {"variant": "E", "alpha": 0.5}, {"quantization": 0.2}),
@@ -134,17 +135,31 @@ def test_quantisers_of_the_worked_example() -> None:
     torch.testing.assert_close(quantizers.absolute_sum(U), 4 * quantizers.absolute(U))
 
 
-def test_official_form_of_dch() -> None:
-    loss = 0.0
-    similar = (Y @ Y.T) > 0
-    pairs = oracle.pairs(4, True)
-    count = sum(bool(similar[p]) for p in pairs)
-    for i, j in pairs:
-        d = ((U[i] - U[j]) ** 2).sum() + 1e-3
-        weight = len(pairs) / count if similar[i, j] else 1.0
-        loss += weight * (float(similar[i, j]) * torch.log(d / 20) + torch.log(1 + 20 / d)) / len(pairs)
-    got = DCHLoss(form="official", quantization=0.5)(U, Y)
-    torch.testing.assert_close(got, loss + 0.5 * ((U.abs() - 1) ** 2).mean())
+def official_dch(codes: Tensor, labels: Tensor) -> Tensor:
+    """The authors' code: the balance is that of the whole matrix, of which the diagonal is then masked."""
+    codes, labels = codes.double(), labels.double()
+    similar = (labels @ labels.T).clamp(0, 1)
+    squares = codes.square().sum(1)
+    d = squares[:, None] - 2 * codes @ codes.T + squares[None] + 0.001
+    cauchy = 20 / (d + 20)
+    balance = (similar - 1).abs() + similar * (2 * similar - 1).abs().sum() / similar.sum()
+    mask = ~torch.eye(len(codes), dtype=torch.bool)
+    s, c = similar[mask], cauchy[mask]
+    losses = -s * torch.log(c) - (1 - s) * torch.log(1 - c)
+    return (losses * balance[mask]).mean()
+
+
+@pytest.mark.parametrize("labels", [Y, torch.eye(4)[[0, 0, 1, 2]], torch.eye(4)[[3, 3, 3, 3]]])
+def test_official_form_of_dch(labels: Tensor) -> None:
+    got = DCHLoss(form="official", quantization=0.5)(U, labels)
+    torch.testing.assert_close(got, official_dch(U, labels) + 0.5 * ((U.abs() - 1) ** 2).mean())
+    with_bank = DCHLoss(
+        form="official", quantization=0, bank=CodeBank(9, 4, labels.shape[1], dtype=torch.float64)
+    )
+    rows = torch.tensor([7, 2, 0, 5])
+    torch.testing.assert_close(
+        with_bank(U.clone().requires_grad_(), labels, indices=rows), official_dch(U, labels)
+    )
 
 
 @pytest.mark.parametrize("loss_class", [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss])
@@ -154,7 +169,10 @@ def test_bank_and_reference_codes_give_the_same_loss(loss_class: Any, multi: boo
     ref_codes = torch.randn(9, 6, generator=generator, dtype=torch.float64)
     ref_labels = (torch.rand(9, 4, generator=generator) < 0.4).long() if multi else torch.randint(3, (9,))
     codes, labels = ref_codes[:4].clone(), ref_labels[:4]
-    expected = loss_class(exclude_self=False)(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels)
+    # Without a bank, DPSH does not take the 9 codes for the training set.
+    more = {"num_train": 9} if loss_class is DPSHLoss else {}
+    without_bank = loss_class(exclude_self=False, **more)
+    expected = without_bank(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels)
     bank = CodeBank(9, 6, 4 if multi else None, dtype=torch.float64)
     loss = loss_class(bank=bank, exclude_self=False)
     for rows in torch.arange(9).split(4):
@@ -309,7 +327,7 @@ class AgreementLoss(PairwiseLoss):
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         return (codes @ ref_codes.T / codes.shape[1] - s).square()
 
-    def penalty(self, codes: Tensor, labels: Tensor, num_refs: int) -> Tensor:
+    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         return self.pull * (codes.abs() - 1).square().sum(1)
 
 

@@ -116,6 +116,56 @@ def test_a_loss_that_needs_labels_says_so(name: str) -> None:
         make(name)(torch.sigmoid(codes), None, indices=torch.arange(ROWS))
 
 
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_labels_that_cannot_be_meant_are_refused(name: str, more: dict[str, Any]) -> None:
+    codes, labels = batch(dtype=torch.float32)
+    loss, codes = make(name, **more), torch.sigmoid(codes)
+    for given, message in (
+        (labels[:, None], r"labels have shape \(6, 1\), a column: give class ids as labels"),
+        (labels[:4], "labels has 4 rows, expected 6"),
+        (labels.to("meta"), "labels are on the meta device"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(codes, given, indices=torch.arange(ROWS))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_defaults_of_torch_change_nothing(name: str, more: dict[str, Any], default: Any) -> None:
+    codes, labels = batch(dtype=torch.float32)
+    expected = make(name, **more)
+    before = torch.get_default_dtype()
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+            loss = make(name, **more)
+        else:
+            with default:
+                loss = make(name, **more)
+        pairs = zip(loss.state_dict().values(), expected.state_dict().values(), strict=True)
+        for got, wanted in pairs:
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+        rows = torch.arange(ROWS)
+        values = [each(torch.sigmoid(codes), labels, indices=rows) for each in (loss, expected)]
+        torch.testing.assert_close(*values)
+        if "epoch_hook" in loss.requires:
+            loss.epoch_end()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_a_loss_in_half_precision_still_ends_its_epochs(name: str, more: dict[str, Any]) -> None:
+    codes, labels = batch(dtype=torch.float32)
+    parameters = inspect.signature(loss_class_of(name)).parameters
+    bank = {"bank": CodeBank(ROWS, BITS, CLASSES)} if "bank" in parameters else {}
+    loss = make(name, **more, **bank).half()
+    value = loss(torch.sigmoid(codes).half().requires_grad_(), labels, indices=torch.arange(ROWS))
+    assert value.isfinite()
+    if "epoch_hook" in loss.requires:
+        loss.epoch_end()
+
+
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_a_bank_is_among_what_a_loss_requires(name: str) -> None:
     assert {"bank", "indices"} <= make(name, bank=CodeBank(5, BITS, CLASSES)).requires
@@ -243,10 +293,12 @@ def test_the_table_for_choosing_a_loss_is_true() -> None:
     two = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
     for name, (labels, bank, loop) in rows.items():
         parameters = inspect.signature(loss_class_of(name)).parameters
-        assert (bank == "yes") == ("bank" in parameters), name
+        assert bank in ("", "yes", "harms"), name
+        assert (bank != "") == ("bank" in parameters), name
         loss = make(name)
         asked = {word.strip().replace("epoch_end", "epoch_hook") for word in loop.split(",")}
         assert asked & {"bank", "indices", "parameters", "epoch_hook"} == set(loss.requires), name
+        assert "linear head" not in loop, name  # the heads are called "tanh" and "unbounded"
         call = {"indices": torch.arange(ROWS)} if "indices" in loss.requires else {}
         if labels == "one":
             with pytest.raises(ValueError, match="one label per image"):

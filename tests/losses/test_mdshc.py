@@ -1,4 +1,4 @@
-"""MDSHC and OrthoHash against their formulas."""
+"""MDSHC against its formula."""
 
 from __future__ import annotations
 
@@ -8,40 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridhash.losses import CodeBank, MDSHCLoss, OrthoHashLoss
+from hybridhash.losses import CodeBank, MDSHCLoss
 from hybridhash.losses._hadamard import hadamard_matrix
-from hybridhash.losses.functional import mdshc_loss, orthohash_loss
-from tests.losses._oracles import U
+from hybridhash.losses.functional import mdshc_loss
+from tests.losses._oracles import U, cosine
 
 H4 = hadamard_matrix(4)
-
-
-def cosine(u: Tensor, v: Tensor) -> Tensor:
-    return (u * v).sum() / (u.square().sum().sqrt() * v.square().sum().sqrt())
-
-
-def literal_mdshc(codes: Tensor, labels: Tensor, centers: Tensor, weight: float) -> Tensor:
-    centers, bits = centers.to(codes.dtype), codes.shape[1]
-    terms, penalties = [], []
-    for u, row in zip(codes, labels, strict=True):
-        if row.any():
-            p = torch.softmax(math.sqrt(bits) * torch.stack([cosine(u, c) for c in centers]), 0)
-            terms += [torch.log(p[c]) if row[c] else torch.log(1 - p[c]) for c in range(len(row))]
-            penalties += [(u[k].abs() - 1) ** 2 for k in range(bits)]
-    return -torch.stack(terms).mean() + weight * torch.stack(penalties).mean()
-
-
-def literal_orthohash(codes: Tensor, labels: Tensor, centers: Tensor, s: float, m: float, q: float) -> Tensor:
-    images = []
-    for v, row in zip(codes, labels, strict=True):
-        if row.any():
-            logits = [
-                s * (cosine(v, c) - (m if y else 0)) for c, y in zip(centers.to(v.dtype), row, strict=True)
-            ]
-            log_p = torch.log_softmax(torch.stack(logits), 0)
-            share = row.double() / row.sum()
-            images.append(-(share * log_p).sum() + q * (1 - cosine(v, v.sign())))
-    return torch.stack(images).mean()
 
 
 def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +28,17 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def assert_same_value_and_gradient(got: Tensor, expected: Tensor, codes: Tensor) -> None:
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
+
+
+def literal_mdshc(codes: Tensor, labels: Tensor, centers: Tensor, weight: float) -> Tensor:
+    centers, bits = centers.to(codes.dtype), codes.shape[1]
+    terms, penalties = [], []
+    for u, row in zip(codes, labels, strict=True):
+        if row.any():
+            p = torch.softmax(math.sqrt(bits) * torch.stack([cosine(u, c) for c in centers]), 0)
+            terms += [torch.log(p[c]) if row[c] else torch.log(1 - p[c]) for c in range(len(row))]
+            penalties += [(u[k].abs() - 1) ** 2 for k in range(bits)]
+    return -torch.stack(terms).mean() + weight * torch.stack(penalties).mean()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -120,24 +103,9 @@ def test_a_bank_is_among_what_the_loss_requires() -> None:
     assert MDSHCLoss(5, 6, bank=CodeBank(7, 6)).requires == {"epoch_hook", "bank", "indices"}
 
 
-def test_orthohash_of_a_worked_example() -> None:
-    loss = orthohash_loss(U, torch.tensor([0, 0, 2, 1]), centers=H4[:3])
-    assert loss.item() == pytest.approx(8.5972179777, abs=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_orthohash_equals_the_literal_formula(seed: int) -> None:
-    codes, labels, centers = random_batch(seed)
-    got = orthohash_loss(codes, labels, centers=centers, scale=5, margin=0.3, quantization=0.7)
-    assert_same_value_and_gradient(got, literal_orthohash(codes, labels, centers, 5, 0.3, 0.7), codes)
-
-
-def test_losses_do_not_depend_on_the_length_of_the_codes() -> None:
+def test_mdshc_does_not_depend_on_the_length_of_the_codes() -> None:
     codes, labels, centers = random_batch(2)
     scale = torch.rand(7, 1, dtype=torch.float64) + 0.5
-    torch.testing.assert_close(
-        orthohash_loss(codes * scale, labels, centers=centers), orthohash_loss(codes, labels, centers=centers)
-    )
     one, other = (mdshc_loss(u, labels, centers=centers, quantization=0.0) for u in (codes * scale, codes))
     torch.testing.assert_close(one, other)
 
@@ -145,8 +113,6 @@ def test_losses_do_not_depend_on_the_length_of_the_codes() -> None:
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("scale must be a positive number, got 0", lambda: OrthoHashLoss(3, 8, scale=0)),
-        ("margin must be 0 or a positive number, got -1", lambda: OrthoHashLoss(3, 8, margin=-1)),
         ("pair_weight must be 0 or a positive number", lambda: MDSHCLoss(3, 8, pair_weight=-1)),
         ("num_classes must be at least 2", lambda: MDSHCLoss(1, 8)),
         ("at least two classes, got 1", lambda: mdshc_loss(U, torch.zeros(4).long(), centers=H4[:1])),
