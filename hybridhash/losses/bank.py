@@ -119,7 +119,7 @@ class CodeBank(nn.Module):
             int64 ``(B,)`` or None, and labels ``(B,)`` or ``(B, num_classes)``; both on the bank's device.
 
         Raises:
-            As :meth:`update`.
+            IndexError, TypeError, ValueError: as :meth:`update`.
         """
         bits = self.codes.shape[1]
         if check_codes(codes).shape[1] != bits:
