@@ -164,7 +164,7 @@ def compare_small(names: list[str]) -> str:
         forms = [False, True] if has_bank else [False]
         means = [statistics.mean(train_small(name, bank, seed) for seed in range(3)) for bank in forms]
         cells = [f"{mean:.3f}" for mean in means] + [""] * (2 - len(means))
-        rows.append([name, OUTPUTS.get(name, "tanh"), *cells, str(PEERS.get(name, ""))])
+        rows.append([name, OUTPUTS.get(name, "tanh"), *cells, f"{PEERS[name]:.3f}" if name in PEERS else ""])
         print(rows[-1], flush=True)
     return table(["loss", "output", "mAP, batch", "mAP, bank", "mAP, peer"], rows)
 
