@@ -1,5 +1,6 @@
 """What every index promises, on FAISS: exactness, ids, files, and what happens to bad input."""
 
+import errno
 import itertools
 import json
 import re
@@ -575,8 +576,9 @@ def test_a_full_disk_leaves_the_older_save_as_it_was(limit, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(OSError, match=r"cannot write|File too large"):
+        with pytest.raises(OSError, match=r"cannot write|File too large") as caught:
             index.save(tmp_path)
+        assert caught.value.errno == errno.EFBIG
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
