@@ -40,15 +40,15 @@ class Repository:
     fault: str | None = None
     commits: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.commit("initial")
 
-    def commit(self, message: str) -> str:
+    def commit(self, message):
         self.commits.append(message)
         return self.head
 
     @property
-    def head(self) -> str:
+    def head(self):
         digest = hashlib.sha1(str(len(self.commits)).encode())
         for name, data in sorted(self.files.items()):
             digest.update(name.encode())
@@ -62,7 +62,7 @@ class FakeHub:
     ``requests`` lists every request as ``(method, path)``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.uploads: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
@@ -71,15 +71,15 @@ class FakeHub:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> FakeHub:
+    def __enter__(self):
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
 
-    def add(self, name: str, files: dict[str, bytes] | None = None, **options: object) -> Repository:
+    def add(self, name, files=None, **options):
         """A new repository in place of any of that name."""
         self.repositories[name] = Repository(dict(files or {}), **options)
         return self.repositories[name]
@@ -89,22 +89,22 @@ class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self._route()
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._route()
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self._route()
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         self._route()
 
-    def _route(self) -> None:
+    def _route(self):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, {"error": f"no route to {path}"})
 
-    def _open(self, name: str) -> Repository | None:
+    def _open(self, name):
         """The repository, or None after an answer that refuses it."""
         repository = self.hub.repositories.get(name)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             return repository
         return None
 
-    def _resolve(self, repository: Repository, revision: str, filename: str) -> None:
+    def _resolve(self, repository, revision, filename):
         if not self._has(repository, revision):
             return
         if filename not in repository.files:
@@ -187,13 +187,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(status, data, {**headers, "Content-Length": str(len(data))})
 
-    def _has(self, repository: Repository, revision: str) -> bool:
+    def _has(self, repository, revision):
         if revision in ("main", repository.head):
             return True
         self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return False
 
-    def _info(self, repository: Repository, revision: str = "main") -> None:
+    def _info(self, repository, revision="main"):
         if self._has(repository, revision):
             siblings = [{"rfilename": path} for path in repository.files]
             self._answer(
@@ -208,17 +208,17 @@ class _Handler(BaseHTTPRequestHandler):
                 },
             )
 
-    def _is_known(self) -> bool:
+    def _is_known(self):
         if self.headers.get("Authorization") == f"Bearer {TOKEN}":
             return True
         self._answer(401, {"error": "Invalid username or password."})
         return False
 
-    def _who_am_i(self) -> None:
+    def _who_am_i(self):
         if self._is_known():
             self._answer(200, {"name": "someone", "type": "user"})
 
-    def _create(self) -> None:
+    def _create(self):
         if not self._is_known():
             return
         asked = json.loads(self.body)
@@ -230,13 +230,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.add(name, private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self._answer(200, answer)
 
-    def _may_write(self, repository: Repository) -> bool:
+    def _may_write(self, repository):
         if repository.fault == READ_ONLY or not self.headers.get("Authorization"):
             self._answer(403, {"error": "You don't have the rights to write to this repository"})
             return False
         return True
 
-    def _preupload(self, repository: Repository, _revision: str) -> None:
+    def _preupload(self, repository, _revision):
         if self._may_write(repository):
             files = [
                 {
@@ -248,14 +248,14 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._answer(200, {"files": files})
 
-    def _lfs_batch(self, repository: Repository) -> None:
+    def _lfs_batch(self, repository):
         objects = [
             {**o, "actions": {"upload": {"href": f"{self.hub.url}/upload/{o['oid']}"}}}
             for o in json.loads(self.body)["objects"]
         ]
         self._answer(200, {"transfer": "basic", "objects": objects})
 
-    def _commit(self, repository: Repository, _revision: str) -> None:
+    def _commit(self, repository, _revision):
         if not self._may_write(repository):
             return
         if repository.fault == FAILING_COMMIT:
@@ -276,16 +276,16 @@ class _Handler(BaseHTTPRequestHandler):
             200, {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{self.name}/commit/{oid}"}
         )
 
-    def _refuse(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+    def _refuse(self, status, code, message, headers=None):
         more = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
         self._answer(status, {"error": message}, more)
 
-    def _answer(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+    def _answer(self, status, content, headers=None):
         data = json.dumps(content).encode()
         more = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
         self._send(status, data, more)
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+    def _send(self, status, data, headers):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.send_response(status)
             for name, value in headers.items():
@@ -295,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data)
 
 
-def git_sha1(data: bytes) -> str:
+def git_sha1(data):
     """The name git gives to a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -303,7 +303,7 @@ def git_sha1(data: bytes) -> str:
 class Process:
     """A process with an environment and an empty cache of its own, that calls functions of test modules."""
 
-    def __init__(self, home: os.PathLike[str], **environment: str) -> None:
+    def __init__(self, home, **environment):
         variables = {
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -322,11 +322,11 @@ class Process:
         """``function(*args, **kwargs)`` there; what it raises is raised here."""
         return self._pool.submit(function, *args, **kwargs).result(timeout=120)
 
-    def close(self) -> None:
+    def close(self):
         self._pool.shutdown()
 
 
-def _prepare(variables: dict[str, str]) -> None:
+def _prepare(variables):
     for name in (
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +25,11 @@ from hybridhash.codes import (
 )
 
 
-def signs(rows: int, bits: int, seed: int = 0) -> torch.Tensor:
+def signs(rows, bits, seed=0):
     return torch.where(torch.randn(rows, bits, generator=torch.Generator().manual_seed(seed)) > 0, 1.0, -1.0)
 
 
-def example(
-    rows: int = 7, bits: int = 12, labels: str | None = "ids", ids: bool = True, seed: int = 0
-) -> HashCodes:
+def example(rows=7, bits=12, labels="ids", ids=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     kinds = {
         "ids": torch.randint(-1, 5, (rows,), generator=generator),
@@ -43,7 +40,7 @@ def example(
     return HashCodes.from_codes(signs(rows, bits, seed), kinds[labels], numbers)
 
 
-def forms(codes: torch.Tensor) -> dict[str, Any]:
+def forms(codes):
     """The same codes in every accepted form."""
     return {
         "real": codes * torch.rand(codes.shape).add(0.1),
@@ -62,7 +59,7 @@ FORMS = list(forms(torch.ones(1, 1)))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_packs_to_the_same_bits(form: str) -> None:
+def test_every_form_packs_to_the_same_bits(form):
     codes = signs(6, 13)
     packed, bits = as_packed(forms(codes)[form], bits=13)
     assert bits == 13
@@ -70,16 +67,16 @@ def test_every_form_packs_to_the_same_bits(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["real", "HashCodes"])
-def test_codes_that_know_their_bits_need_none(form: str) -> None:
+def test_codes_that_know_their_bits_need_none(form):
     assert as_packed(forms(signs(6, 13))[form])[1] == 13
 
 
-def test_packed_codes_are_not_copied() -> None:
+def test_packed_codes_are_not_copied():
     packed = pack_codes(signs(3, 16))
     assert as_packed(packed, bits=16)[0] is packed
 
 
-def test_as_packed_takes_no_rows_but_a_retrieval_needs_some() -> None:
+def test_as_packed_takes_no_rows_but_a_retrieval_needs_some():
     assert as_packed(torch.empty(0, 9))[0].shape == (0, 2)
     some, none = signs(2, 9), torch.empty(0, 9)
     with pytest.raises(ValueError, match="query_codes is empty"):
@@ -108,9 +105,7 @@ def test_as_packed_takes_no_rows_but_a_retrieval_needs_some() -> None:
         (torch.zeros(2, 2, dtype=torch.uint8), "16", TypeError, "bits must be an int 1 to 512, got '16'"),
     ],
 )
-def test_as_packed_names_the_argument_and_what_is_wrong(
-    codes: Any, bits: Any, error: type[Exception], message: str
-) -> None:
+def test_as_packed_names_the_argument_and_what_is_wrong(codes, bits, error, message):
     with pytest.raises(error, match=message):
         as_packed(codes, bits=bits, name="query")
 
@@ -125,14 +120,12 @@ def test_as_packed_names_the_argument_and_what_is_wrong(
         (pack_codes(signs(2, 16)), pack_codes(signs(2, 16)), None, "query_codes is uint8"),
     ],
 )
-def test_sides_of_different_bits_raise_with_both_numbers(
-    query: Any, database: Any, bits: int | None, message: str
-) -> None:
+def test_sides_of_different_bits_raise_with_both_numbers(query, database, bits, message):
     with pytest.raises(ValueError, match=message):
         hamming_distance(query, database, bits=bits)
 
 
-def test_sides_on_different_devices_raise() -> None:
+def test_sides_on_different_devices_raise():
     elsewhere = torch.empty(2, 1, dtype=torch.uint8, device="meta")
     with pytest.raises(ValueError, match="query_codes are on cpu but database_codes on meta"):
         as_packed_pair(signs(2, 8), elsewhere)
@@ -143,7 +136,7 @@ def test_sides_on_different_devices_raise() -> None:
 
 @pytest.mark.parametrize("query_form", FORMS)
 @pytest.mark.parametrize("database_form", FORMS)
-def test_distance_and_topk_take_any_form_on_either_side(query_form: str, database_form: str) -> None:
+def test_distance_and_topk_take_any_form_on_either_side(query_form, database_form):
     query, database = signs(4, 21, 1), signs(30, 21, 2)
     literal = torch.tensor([[int((a != b).sum()) for b in database] for a in query], dtype=torch.int16)
     sides = forms(query)[query_form], forms(database)[database_form]
@@ -159,7 +152,7 @@ def test_distance_and_topk_take_any_form_on_either_side(query_form: str, databas
 @pytest.mark.parametrize(
     ("top_k", "columns"), [(1, 1), (29, 29), (30, 30), (31, 30), (10**9, 30), (None, 30)]
 )
-def test_topk_larger_than_the_database_or_none_is_the_whole_database(top_k: int | None, columns: int) -> None:
+def test_topk_larger_than_the_database_or_none_is_the_whole_database(top_k, columns):
     distances, indices = hamming_topk(signs(2, 8), signs(30, 8, 1), top_k)
     assert distances.shape == indices.shape == (2, columns)
     assert all(len(set(row)) == columns for row in indices.tolist())
@@ -176,7 +169,7 @@ def test_topk_larger_than_the_database_or_none_is_the_whole_database(top_k: int 
         ({"top_k": 5, "chunk_size": "10"}, TypeError, "chunk_size must be an int >= 1, got '10'"),
     ],
 )
-def test_topk_refuses_impossible_numbers(arguments: Any, error: type[Exception], message: str) -> None:
+def test_topk_refuses_impossible_numbers(arguments, error, message):
     with pytest.raises(error, match=message):
         hamming_topk(signs(2, 8), signs(9, 8), **arguments)
 
@@ -184,7 +177,7 @@ def test_topk_refuses_impossible_numbers(arguments: Any, error: type[Exception],
 # HashCodes --------------------------------------------------------------------------------------------------
 
 
-def test_from_codes_packs_and_codes_unpacks() -> None:
+def test_from_codes_packs_and_codes_unpacks():
     codes = signs(5, 19)
     made = HashCodes.from_codes(codes.mul(0.3))
     assert (len(made), made.bits, made.packed.shape) == (5, 19, (5, 3))
@@ -194,7 +187,7 @@ def test_from_codes_packs_and_codes_unpacks() -> None:
     assert made.codes(torch.int8).dtype == torch.int8
 
 
-def test_labels_and_ids_take_their_canonical_dtypes() -> None:
+def test_labels_and_ids_take_their_canonical_dtypes():
     made = HashCodes.from_codes(
         signs(2, 8), torch.tensor([3, -1], dtype=torch.int16), torch.tensor([5, 5], dtype=torch.int32)
     )
@@ -214,11 +207,11 @@ def test_labels_and_ids_take_their_canonical_dtypes() -> None:
         ("multi-hot", "HashCodes(size=7, bits=12, bytes=14, labels=multi-hot of 11 classes, ids=int64)"),
     ],
 )
-def test_repr_is_short(labels: str | None, text: str) -> None:
+def test_repr_is_short(labels, text):
     assert repr(example(labels=labels, ids=labels is not None)) == text
 
 
-def test_it_is_frozen_cannot_be_hashed_or_iterated_and_pickles() -> None:
+def test_it_is_frozen_cannot_be_hashed_or_iterated_and_pickles():
     made = example()
     with pytest.raises(AttributeError):
         made.bits = 8  # type: ignore[misc]
@@ -230,7 +223,7 @@ def test_it_is_frozen_cannot_be_hashed_or_iterated_and_pickles() -> None:
 
 
 @pytest.mark.parametrize("change", ["codes", "labels", "ids", "no labels", "no ids", "bits", "size"])
-def test_equality_is_of_content(change: str) -> None:
+def test_equality_is_of_content(change):
     made = example()
     assert made == HashCodes(made.packed.clone(), made.bits, made.labels, made.ids)
     packed, labels, ids = made.packed, made.labels, made.ids
@@ -273,7 +266,7 @@ def test_equality_is_of_content(change: str) -> None:
     ],
     ids=str,
 )
-def test_indexing_takes_the_same_rows_of_everything(labels: str | None, index: Any) -> None:
+def test_indexing_takes_the_same_rows_of_everything(labels, index):
     made = example(labels=labels)
     picked = made[index]
     key = index if isinstance(index, slice) else np.asarray(index) if len(index) else np.zeros(0, np.int64)
@@ -293,12 +286,12 @@ def test_indexing_takes_the_same_rows_of_everything(labels: str | None, index: A
 
 
 @pytest.mark.parametrize("index", [3, -4, np.int64(3), torch.tensor(3)])
-def test_an_int_gives_one_row(index: Any) -> None:
+def test_an_int_gives_one_row(index):
     made = example()
     assert made[index] == made[3:4]
 
 
-def test_a_mask_of_one_entry_is_a_mask() -> None:
+def test_a_mask_of_one_entry_is_a_mask():
     made = example(rows=1)
     assert len(made[torch.tensor([False])]) == 0
     assert len(made[torch.tensor([True])]) == 1
@@ -323,14 +316,14 @@ def test_a_mask_of_one_entry_is_a_mask() -> None:
         (torch.tensor([1, 0], dtype=torch.uint8), TypeError, "got torch.uint8"),
     ],
 )
-def test_a_bad_index_raises(index: Any, error: type[Exception], message: str) -> None:
+def test_a_bad_index_raises(index, error, message):
     with pytest.raises(error, match=message):
         example()[index]
 
 
 @pytest.mark.parametrize("labels", [None, "ids", "multi-hot"])
 @pytest.mark.parametrize("ids", [False, True])
-def test_cat_undoes_slicing(labels: str | None, ids: bool) -> None:
+def test_cat_undoes_slicing(labels, ids):
     made = example(labels=labels, ids=ids)
     assert HashCodes.cat([made[:2], made[2:2], made[2:]]) == made
 
@@ -344,19 +337,19 @@ def test_cat_undoes_slicing(labels: str | None, ids: bool) -> None:
         (example(ids=False), "ids int64 and None"),
     ],
 )
-def test_cat_refuses_parts_that_do_not_fit_and_names_both(other: HashCodes, message: str) -> None:
+def test_cat_refuses_parts_that_do_not_fit_and_names_both(other, message):
     with pytest.raises(ValueError, match=message):
         HashCodes.cat([example(), other])
 
 
-def test_cat_refuses_nothing_and_what_is_no_hash_codes() -> None:
+def test_cat_refuses_nothing_and_what_is_no_hash_codes():
     with pytest.raises(ValueError, match="got no parts"):
         HashCodes.cat([])
     with pytest.raises(TypeError, match="part 1 is Tensor"):
         HashCodes.cat([example(), torch.zeros(1, 2)])  # type: ignore[list-item]
 
 
-def test_to_moves_everything() -> None:
+def test_to_moves_everything():
     made = example()
     assert made.to("cpu") == made
     if torch.cuda.is_available():
@@ -393,7 +386,7 @@ def test_to_moves_everything() -> None:
         ),
     ],
 )
-def test_parts_that_do_not_fit_raise(arguments: Any, error: type[Exception], message: str) -> None:
+def test_parts_that_do_not_fit_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         HashCodes(**{"packed": torch.zeros(3, 2, dtype=torch.uint8), "bits": 12, **arguments})
 
@@ -408,9 +401,7 @@ def test_parts_that_do_not_fit_raise(arguments: Any, error: type[Exception], mes
     labels=st.sampled_from([None, "ids", "multi-hot"]),
     ids=st.booleans(),
 )
-def test_a_file_gives_back_what_was_saved(
-    tmp_path_factory: pytest.TempPathFactory, bits: int, rows: int, labels: str | None, ids: bool
-) -> None:
+def test_a_file_gives_back_what_was_saved(tmp_path_factory, bits, rows, labels, ids):
     path = tmp_path_factory.mktemp("codes") / "codes.safetensors"
     made = example(rows, bits, labels, ids)
     made.save(path)
@@ -419,21 +410,21 @@ def test_a_file_gives_back_what_was_saved(
     assert torch.equal(loaded.codes(), unpack_codes(made.packed, bits))
 
 
-def test_a_file_holds_bits_only_and_says_what_it_is(tmp_path: Path) -> None:
+def test_a_file_holds_bits_only_and_says_what_it_is(tmp_path):
     path = tmp_path / "codes.safetensors"
     example(rows=1000, bits=64, labels="multi-hot").save(path)
     assert path.stat().st_size < 1000 * (8 + 2 + 8) + 1000
     assert set(load_file(path)) == {"packed", "multi_hot", "ids"}
 
 
-def test_labels_and_ids_may_be_one_tensor_and_rows_a_view(tmp_path: Path) -> None:
+def test_labels_and_ids_may_be_one_tensor_and_rows_a_view(tmp_path):
     numbers = torch.arange(9)
     made = HashCodes.from_codes(signs(9, 8), numbers, numbers)[::2]
     made.save(tmp_path / "codes")
     assert HashCodes.load(tmp_path / "codes") == made
 
 
-def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "codes.safetensors"
     example(seed=1).save(path)
     loaded = HashCodes.load(path)
@@ -443,7 +434,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path: Path) -> None:
+def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "codes")
     example().save(tmp_path / "link")
@@ -452,18 +443,16 @@ def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["write_tensors", "fsync", "replace"])
-def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch, failing):
     path = tmp_path / "codes.safetensors"
     example(seed=1).save(path)
     before = path.read_bytes()
 
-    def half_written(filename: Any, *_: Any) -> None:
+    def half_written(filename, *_):
         Path(filename).write_bytes(b"half")
         raise OSError("disk full")
 
-    def fail(*_: Any) -> None:
+    def fail(*_):
         raise OSError("disk full")
 
     if failing == "write_tensors":
@@ -476,7 +465,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_saving_where_no_file_can_be_raises(tmp_path: Path) -> None:
+def test_saving_where_no_file_can_be_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder .*nowhere does not exist, create it"):
         example().save(tmp_path / "nowhere" / "codes")
     (tmp_path / "folder").mkdir()
@@ -485,7 +474,7 @@ def test_saving_where_no_file_can_be_raises(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_loading_nothing_raises(tmp_path: Path) -> None:
+def test_loading_nothing_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no codes file at .*missing"):
         HashCodes.load(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="no codes file at"):
@@ -494,7 +483,7 @@ def test_loading_nothing_raises(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(share=st.floats(0, 0.999))
-def test_a_truncated_file_raises_and_is_named(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+def test_a_truncated_file_raises_and_is_named(tmp_path_factory, share):
     path = tmp_path_factory.mktemp("codes") / "short.safetensors"
     example(rows=50).save(path)
     whole = path.read_bytes()
@@ -503,7 +492,7 @@ def test_a_truncated_file_raises_and_is_named(tmp_path_factory: pytest.TempPathF
         HashCodes.load(path)
 
 
-def test_a_file_of_another_kind_raises_and_is_named(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_raises_and_is_named(tmp_path):
     path = tmp_path / "foreign"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     with pytest.raises(ValueError, match="foreign is truncated or not a safetensors file"):
@@ -515,7 +504,7 @@ def test_a_file_of_another_kind_raises_and_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["3", None])
-def test_a_file_of_another_version_raises(tmp_path: Path, version: str | None) -> None:
+def test_a_file_of_another_version_raises(tmp_path, version):
     metadata = {"format": "hybridhash.codes", "bits": "8"} | ({} if version is None else {"version": version})
     save_file({"packed": torch.zeros(2, 1, dtype=torch.uint8)}, tmp_path / "codes", metadata)
     with pytest.raises(ValueError, match=rf"codes has version {version!r} of the format.*upgrade hybridhash"):
@@ -543,9 +532,7 @@ def test_a_file_of_another_version_raises(tmp_path: Path, version: str | None) -
         ({"multi_hot": torch.zeros(3, 1, dtype=torch.uint8)}, {}, r"unexpected tensors \['multi_hot'\]"),
     ],
 )
-def test_a_damaged_file_raises_and_is_named(
-    tmp_path: Path, tensors: Any, metadata: Any, message: str
-) -> None:
+def test_a_damaged_file_raises_and_is_named(tmp_path, tensors, metadata, message):
     whole = {"packed": torch.full((3, 2), 64, dtype=torch.uint8), **tensors}
     described = {"format": "hybridhash.codes", "version": "1", "bits": "12", **metadata}
     save_file(

@@ -17,18 +17,18 @@ seeds = st.integers(0, 2**31)
 WIDTHS = [1, 7, 8, 9, 16, 24, 25, 32, 33, 48, 64, 65, 100, 128, 200, 255, 256, 257, 512]
 
 
-def signs(rows: int, bits: int, seed: int = 0, flip: float = 0.5) -> torch.Tensor:
+def signs(rows, bits, seed=0, flip=0.5):
     """±1 codes, float32 (rows, bits); a small ``flip`` makes many equal ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.where(torch.rand(rows, bits, generator=generator) < flip, 1.0, -1.0)
 
 
-def differing(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+def differing(query, database):
     """The definition: how many entries differ, pair by pair."""
     return torch.tensor([[int((a != b).sum()) for b in database] for a in query])
 
 
-def ranked(distances: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def ranked(distances, top_k):
     """The definition: sort (distance, index) of all items."""
     order = torch.tensor(
         [sorted(range(distances.shape[1]), key=lambda j: (row[j], j)) for row in distances.tolist()]
@@ -40,20 +40,20 @@ def ranked(distances: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_binarize_keeps_a_floating_dtype_and_maps_zero_to_minus_one(dtype: torch.dtype) -> None:
+def test_binarize_keeps_a_floating_dtype_and_maps_zero_to_minus_one(dtype):
     codes = torch.tensor([[0.5, -0.5, 0.0, -0.0, float("inf"), -float("inf")]], dtype=dtype)
     expected = torch.tensor([[1, -1, -1, -1, 1, -1]], dtype=dtype)
     torch.testing.assert_close(binarize(codes), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int32, torch.int64])
-def test_binarize_gives_int8_for_whole_numbers(dtype: torch.dtype) -> None:
+def test_binarize_gives_int8_for_whole_numbers(dtype):
     result = binarize(torch.tensor([[1, 0]]).to(dtype))
     assert result.dtype == torch.int8
     assert result.tolist() == [[1, -1]]
 
 
-def test_binarize_takes_any_shape_leaves_its_input_alone_and_has_no_gradient() -> None:
+def test_binarize_takes_any_shape_leaves_its_input_alone_and_has_no_gradient():
     codes = torch.randn(2, 3, 4, requires_grad=True)
     before = codes.detach().clone()
     result = binarize(codes)
@@ -67,7 +67,7 @@ def test_binarize_takes_any_shape_leaves_its_input_alone_and_has_no_gradient() -
 
 @settings(max_examples=60, deadline=None)
 @given(bits=any_bits, rows=st.integers(0, 20), seed=seeds)
-def test_pack_equals_numpy_packbits_and_unpack_inverts_it(bits: int, rows: int, seed: int) -> None:
+def test_pack_equals_numpy_packbits_and_unpack_inverts_it(bits, rows, seed):
     codes = signs(rows, bits, seed)
     packed = pack_codes(codes)
     assert packed.dtype == torch.uint8
@@ -76,7 +76,7 @@ def test_pack_equals_numpy_packbits_and_unpack_inverts_it(bits: int, rows: int, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64])
-def test_unpack_gives_the_dtype_asked_for(dtype: torch.dtype) -> None:
+def test_unpack_gives_the_dtype_asked_for(dtype):
     codes = signs(5, 11).to(dtype)
     result = unpack_codes(pack_codes(codes), 11, dtype=dtype)
     assert result.dtype == dtype
@@ -84,30 +84,30 @@ def test_unpack_gives_the_dtype_asked_for(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.bfloat16, torch.float64])
-def test_pack_takes_every_real_dtype(dtype: torch.dtype) -> None:
+def test_pack_takes_every_real_dtype(dtype):
     codes = signs(4, 13)
     other = (codes > 0) if dtype == torch.bool else codes.to(dtype)
     assert torch.equal(pack_codes(other), pack_codes(codes))
 
 
-def test_zero_is_bit_0_and_infinities_have_their_sign() -> None:
+def test_zero_is_bit_0_and_infinities_have_their_sign():
     codes = torch.tensor([[0.0, -0.0, float("inf"), -float("inf"), 1e-30]])
     assert pack_codes(codes).tolist() == [[0b00101000]]
 
 
-def test_pack_takes_tensors_that_are_not_contiguous() -> None:
+def test_pack_takes_tensors_that_are_not_contiguous():
     codes = signs(13, 6).T
     assert torch.equal(pack_codes(codes), pack_codes(codes.contiguous()))
 
 
 @pytest.mark.parametrize("width", [1, 80, 1000])
-def test_pack_bits_has_no_limit_of_width(width: int) -> None:
+def test_pack_bits_has_no_limit_of_width(width):
     hot = signs(3, width) > 0
     assert torch.equal(unpack_bits(pack_bits(hot), width).bool(), hot)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_devices_without_numpy_pack_the_same(width: int) -> None:
+def test_devices_without_numpy_pack_the_same(width):
     hot = signs(5, width) > 0
     packed = kernels._pack_by_shifts(hot)
     assert torch.equal(packed, pack_bits(hot))
@@ -118,7 +118,7 @@ def test_devices_without_numpy_pack_the_same(width: int) -> None:
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_distances_count_the_differing_entries(bits: int) -> None:
+def test_distances_count_the_differing_entries(bits):
     query, database = signs(5, bits, 1), torch.cat([signs(9, bits, 2), signs(5, bits, 1), -signs(5, bits, 1)])
     distances = packed_distances(pack_codes(query), pack_codes(database), bits)
     assert distances.dtype == (torch.uint8 if bits <= 255 else torch.int16)
@@ -128,7 +128,7 @@ def test_distances_count_the_differing_entries(bits: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(bits=any_bits, tile=st.integers(9, 5000), sizes=st.tuples(st.integers(0, 40), st.integers(0, 300)))
-def test_distances_do_not_depend_on_the_tiles(bits: int, tile: int, sizes: tuple[int, int]) -> None:
+def test_distances_do_not_depend_on_the_tiles(bits, tile, sizes):
     query, database = signs(sizes[0], bits, 3), signs(sizes[1], bits, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_TILE", tile)
@@ -137,14 +137,14 @@ def test_distances_do_not_depend_on_the_tiles(bits: int, tile: int, sizes: tuple
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_the_product_form_of_accelerators_gives_the_same_distances(bits: int) -> None:
+def test_the_product_form_of_accelerators_gives_the_same_distances(bits):
     query, database = pack_codes(signs(6, bits, 5)), pack_codes(signs(50, bits, 6))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         product = kernels._distances_by_product(query, database, bits)
     assert torch.equal(product.to(torch.int16), packed_distances(query, database, bits).to(torch.int16))
 
 
-def test_distances_take_rows_that_are_not_contiguous_or_not_aligned() -> None:
+def test_distances_take_rows_that_are_not_contiguous_or_not_aligned():
     packed = torch.randint(0, 256, (40, 19), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     query, database = packed[::2, 3:11], packed[1::2, 3:11]
     expected = packed_distances(query.contiguous(), database.contiguous(), 64)
@@ -163,9 +163,7 @@ def test_distances_take_rows_that_are_not_contiguous_or_not_aligned() -> None:
     seed=seeds,
     flip=st.sampled_from([0.05, 0.5]),
 )
-def test_topk_is_the_head_of_a_stable_sort(
-    bits: int, sizes: tuple[int, int], top_k: int, chunk_size: int | None, seed: int, flip: float
-) -> None:
+def test_topk_is_the_head_of_a_stable_sort(bits, sizes, top_k, chunk_size, seed, flip):
     query, database = signs(sizes[0], bits, seed, flip), signs(sizes[1], bits, seed + 1, flip)
     top_k = min(top_k, sizes[1])
     expected = ranked(((bits - query @ database.T) / 2).long(), top_k)
@@ -177,9 +175,7 @@ def test_topk_is_the_head_of_a_stable_sort(
 
 @pytest.mark.parametrize("order", ["random", "nearest first", "nearest last", "all equal"])
 @pytest.mark.parametrize(("bits", "chunk_size"), [(16, None), (64, 7000), (300, None)])
-def test_topk_of_many_chunks_holds_in_every_order_of_the_database(
-    order: str, bits: int, chunk_size: int | None
-) -> None:
+def test_topk_of_many_chunks_holds_in_every_order_of_the_database(order, bits, chunk_size):
     query, database = signs(3, bits, 7), signs(30000, bits, 8)
     distance = ((bits - database @ query[0]) / 2).long()
     if order == "all equal":
@@ -195,7 +191,7 @@ def test_topk_of_many_chunks_holds_in_every_order_of_the_database(
 
 @pytest.mark.parametrize("bits", [3, 64, 300])
 @pytest.mark.parametrize("chunk", [40, 64, 500])
-def test_the_key_form_of_accelerators_ranks_the_same(bits: int, chunk: int) -> None:
+def test_the_key_form_of_accelerators_ranks_the_same(bits, chunk):
     query, database = pack_codes(signs(4, bits, 9)), pack_codes(signs(300, bits, 10))
     expected = packed_topk(query, database, bits, 60)
     distances, indices = kernels._topk_by_key(query, database, bits, 60, chunk)
@@ -204,7 +200,7 @@ def test_the_key_form_of_accelerators_ranks_the_same(bits: int, chunk: int) -> N
 
 
 @pytest.mark.parametrize("queries", [1, 2, 40])
-def test_threads_change_nothing(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_change_nothing(queries, monkeypatch):
     query, database = pack_codes(signs(queries, 70, 14)), pack_codes(signs(5000, 70, 15))
     distances, top = packed_distances(query, database, 70), packed_topk(query, database, 70, 30)
     monkeypatch.setattr(kernels, "_PAIRS", 600)
@@ -217,7 +213,7 @@ def test_threads_change_nothing(queries: int, monkeypatch: pytest.MonkeyPatch) -
         assert all(torch.equal(got, expected) for got, expected in zip(results, top, strict=True))
 
 
-def test_topk_holds_for_more_queries_than_fit_a_block() -> None:
+def test_topk_holds_for_more_queries_than_fit_a_block():
     query, database = signs(700, 512, 11), signs(20, 512, 12)
     expected = ((512 - query @ database.T) / 2).sort(dim=1, stable=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -229,7 +225,7 @@ def test_topk_holds_for_more_queries_than_fit_a_block() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("bits", [5, 64, 257, 512])
-def test_a_gpu_gives_what_the_cpu_gives(bits: int) -> None:
+def test_a_gpu_gives_what_the_cpu_gives(bits):
     codes = signs(3000, bits, 13)
     packed = pack_codes(codes)
     on_gpu = pack_codes(codes.cuda())
@@ -250,7 +246,7 @@ def test_a_gpu_gives_what_the_cpu_gives(bits: int) -> None:
 
 
 @pytest.mark.parametrize("function", [binarize, pack_codes])
-def test_nan_raises_with_its_count(function: object) -> None:
+def test_nan_raises_with_its_count(function):
     codes = torch.zeros(3, 4)
     codes[1, 2] = codes[2, 0] = float("nan")
     with pytest.raises(ValueError, match="codes has NaN in 2 of 12 entries"):
@@ -267,7 +263,7 @@ def test_nan_raises_with_its_count(function: object) -> None:
         (np.array([["a", "b"]]), "must hold real numbers, got a NumPy array of <U1"),
     ],
 )
-def test_codes_of_a_wrong_type_raise(function: object, codes: object, message: str) -> None:
+def test_codes_of_a_wrong_type_raise(function, codes, message):
     with pytest.raises(TypeError, match=message):
         function(codes)  # type: ignore[operator]
 
@@ -281,7 +277,7 @@ def test_codes_of_a_wrong_type_raise(function: object, codes: object, message: s
         ((2, 513), "columns of codes must be 1 to 512, got 513"),
     ],
 )
-def test_pack_refuses_shapes_that_are_no_codes(shape: tuple[int, ...], message: str) -> None:
+def test_pack_refuses_shapes_that_are_no_codes(shape, message):
     with pytest.raises(ValueError, match=message):
         pack_codes(torch.zeros(shape))
 
@@ -307,14 +303,12 @@ def test_pack_refuses_shapes_that_are_no_codes(shape: tuple[int, ...], message: 
         (torch.zeros(2, 65, dtype=torch.uint8), 513, ValueError, "bits must be 1 to 512, got 513"),
     ],
 )
-def test_unpack_refuses_what_does_not_fit(
-    packed: torch.Tensor, bits: int, error: type[Exception], message: str
-) -> None:
+def test_unpack_refuses_what_does_not_fit(packed, bits, error, message):
     with pytest.raises(error, match=message):
         unpack_codes(packed, bits)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.complex64])
-def test_unpack_refuses_dtypes_without_minus_one(dtype: torch.dtype) -> None:
+def test_unpack_refuses_dtypes_without_minus_one(dtype):
     with pytest.raises(TypeError, match="dtype must hold -1"):
         unpack_codes(torch.zeros(1, 1, dtype=torch.uint8), 8, dtype=dtype)

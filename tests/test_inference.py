@@ -1,9 +1,6 @@
 """How a model is run over images: the precision that a processor can multiply in."""
 
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,37 +15,35 @@ IMAGES = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 class Net(nn.Module):
     """A linear map that records the dtype of its products."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.fc = nn.Linear(48, 8)
         self.dtypes: list[torch.dtype] = []
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         codes: Tensor = self.fc(images.flatten(1))
         self.dtypes.append(codes.dtype)
         return codes
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(monkeypatch):
     """A processor without instructions for half precision."""
     monkeypatch.setattr(_inference, "multiplies_natively", lambda dtype: False)
 
 
-def run_encode(model: nn.Module, dtype: torch.dtype, folder: Path) -> None:
+def run_encode(model, dtype, folder):
     encode(model, [IMAGES], dtype=dtype, progress=False)
 
 
-def run_encode_dataset(model: nn.Module, dtype: torch.dtype, folder: Path) -> None:
+def run_encode_dataset(model, dtype, folder):
     encode_dataset(model, IMAGES, folder / "codes", batch_size=3, num_workers=0, dtype=dtype, progress=False)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("run", [run_encode, run_encode_dataset])
 @pytest.mark.usefixtures("emulated")
-def test_without_instructions_the_model_runs_in_float32_and_says_so(
-    run: Callable[..., None], dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_without_instructions_the_model_runs_in_float32_and_says_so(run, dtype, tmp_path):
     model = Net()
     with pytest.warns(UserWarning, match=f"no instructions for {dtype}, so the model runs in float32"):
         run(model, dtype, tmp_path)
@@ -56,7 +51,7 @@ def test_without_instructions_the_model_runs_in_float32_and_says_so(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_fitting_a_hash_layer_runs_in_float32_as_well() -> None:
+def test_fitting_a_hash_layer_runs_in_float32_as_well():
     dtypes = []
     model = create_hash_model("resnet10t", bits=4)
     model.backbone.conv1[0].register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
@@ -66,7 +61,7 @@ def test_fitting_a_hash_layer_runs_in_float32_as_well() -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_the_warning_comes_once(tmp_path: Path) -> None:
+def test_the_warning_comes_once(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")  # Python's own filter: once for each place
         run_encode(Net(), torch.bfloat16, tmp_path)
@@ -76,7 +71,7 @@ def test_the_warning_comes_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_weights_in_half_precision_stay_what_they_are() -> None:
+def test_weights_in_half_precision_stay_what_they_are():
     model = Net().bfloat16()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -95,13 +90,11 @@ def test_weights_in_half_precision_stay_what_they_are() -> None:
         ({"architecture": "x86_64", "amx_bf16": True, "avx512_fp16": True}, HALVES),
     ],
 )
-def test_what_a_processor_multiplies_without_emulation(
-    capabilities: dict[str, Any], native: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_processor_multiplies_without_emulation(capabilities, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert [dtype for dtype in HALVES if _inference.multiplies_natively(dtype)] == native
 
 
-def test_a_pytorch_that_does_not_tell_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_that_does_not_tell_is_taken_at_its_word(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert _inference.multiplies_natively(torch.bfloat16)

@@ -133,7 +133,7 @@ def check_settings(
 def rank_forms(
     top_k: int | None, ks: Sequence[int], ties: Ties, denominator: Denominator, *, size: int, graded: bool
 ) -> dict[str, Form]:
-    """The metrics of a report that depend on ranks only, by name."""
+    """Return the metrics of a report that depend on ranks only, by name."""
     mean_ap = partial(functional.average_precision, top_k=top_k, denominator=denominator)
     forms: dict[str, Form] = {"map": partial(mean_ap, ties=ties)}
     if ties == "expected":
@@ -162,7 +162,7 @@ def rank_results(
     ties: Ties,
     empty: Empty,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Means over the queries of the forms, by name, and of precision and recall at each of many ranks."""
+    """Return the means over the queries of the forms, by name, and of precision and recall at each of many ranks."""
     both = [
         partial(functional.precision, top_k=ranks, ties=ties),
         partial(functional.recall, top_k=ranks, ties=ties),

@@ -267,7 +267,7 @@ def query_database(
 
 
 def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
-    """:func:`distance_histogram` of checked inputs."""
+    """Compute :func:`distance_histogram` of checked inputs."""
     grades = 2
     if graded and data.query_labels.ndim == 2:
         grades = 1 + max(1, min(most_labels(data.query_labels), most_labels(data.database_labels)))

@@ -387,7 +387,7 @@ def check_rules(ties: Ties, empty: Empty, aggregation: Aggregation = "mean") -> 
 
 
 def as_cuts(top_k: Cuts) -> list[int | None]:
-    """One or several cuts, checked, as a list."""
+    """Return one or several cuts, checked, as a list."""
     cuts = np.atleast_1d(np.asarray(top_k, dtype=object)).tolist()
     if not cuts:
         raise ValueError("top_k is an empty sequence: give at least one cut, or None for the whole database")

@@ -104,7 +104,7 @@ class RetrievalReport:
         return "\n\n".join(block for block in blocks if block)
 
     def to_markdown(self) -> str:
-        """The numbers as markdown tables, below their definition."""
+        """Return the numbers as markdown tables, below their definition."""
         summary = [["metric", "value", "note"]]
         summary += [[name, _number(value), note] for name, value, note in self._summary()]
         blocks = [self._definition().replace("\n", "  \n"), _markdown(summary), _markdown(self._by_k())]
@@ -113,7 +113,7 @@ class RetrievalReport:
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain Python values; a number that is not defined is None."""
+        """Return all fields as plain Python values; a number that is not defined is None."""
         values = {"format": _FORMAT, **asdict(self)}
         values["metrics"] = {name: _or_none(value) for name, value in self.metrics.items()}
         values["curves"] = {name: [_or_none(value) for value in curve] for name, curve in self.curves.items()}
@@ -123,7 +123,7 @@ class RetrievalReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RetrievalReport:
-        """Inverse of :meth:`to_dict`.
+        """Make a report of what :meth:`to_dict` returned.
 
         Raises:
             ValueError: ``values`` are not those of a report, lack a field, or hold something else in one.

@@ -42,7 +42,7 @@ class CodeStatistics:
 
 
 def code_statistics(codes: Tensor | Array | HashCodes, *, bits: int | None = None) -> CodeStatistics:
-    """Balance and correlation of the bits of codes, and how many items share a code.
+    """Measure the balance and correlation of the bits of codes, and how many items share a code.
 
     Args:
         codes: real-valued or ±1 ``(N, bits)``, packed uint8 ``(N, ceil(bits / 8))``, or HashCodes.
@@ -63,7 +63,7 @@ def code_statistics(codes: Tensor | Array | HashCodes, *, bits: int | None = Non
 
 
 def packed_statistics(packed: Tensor, bits: int) -> CodeStatistics:
-    """:func:`code_statistics` of checked codes, uint8 ``(N, ceil(bits / 8))`` with ``N >= 1``."""
+    """Compute :func:`code_statistics` of checked codes, uint8 ``(N, ceil(bits / 8))`` with ``N >= 1``."""
     total = torch.zeros(bits, dtype=torch.float64, device=packed.device)
     product = torch.zeros(bits, bits, dtype=torch.float64, device=packed.device)
     for start in range(0, len(packed), _ROWS):

@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order; ranks may hold different numbers of rows.
+    """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows.
 
     Args:
         rows: ``(n, ...)``, the same trailing shape and dtype on every rank.

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") -> Tensor:
-    """``codes`` unchanged, or the error that says what is wrong.
+    """Return ``codes`` unchanged if they are real-valued ``(N, bits)``.
 
     Raises:
         TypeError: not a tensor, or not floating-point.
@@ -47,7 +47,7 @@ def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") 
 
 
 def upcast(codes: Tensor) -> Tensor:
-    """Half-precision codes as float32; float32 and float64 as they are."""
+    """Return half-precision codes as float32; float32 and float64 as they are."""
     return codes.float() if codes.dtype in (torch.float16, torch.bfloat16) else codes
 
 

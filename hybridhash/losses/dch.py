@@ -32,7 +32,7 @@ def dch_loss(
     form: DCHForm = "paper",
     exclude_self: bool = True,
 ) -> Tensor:
-    """Deep Cauchy hashing: see :class:`DCHLoss`.
+    """Compute the loss of deep Cauchy hashing: see :class:`DCHLoss`.
 
     Example:
         >>> dch_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))

@@ -18,7 +18,7 @@ __all__ = ["DFHLoss", "fisher_centers"]
 def fisher_centers(
     num_classes: int, bits: int, *, steps: int = 200, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Real-valued class centers V as far apart as possible, by gradient descent on ``|V V^T - T|^2``.
+    """Find real-valued class centers V as far apart as possible, by gradient descent on ``|V V^T - T|^2``.
 
     ``T`` is ``bits`` on the diagonal and ``-bits`` elsewhere.
 

@@ -27,7 +27,7 @@ def dhn_loss(
     quantization: float = 0.2,
     exclude_self: bool = False,
 ) -> Tensor:
-    """Deep hashing network's loss: see :class:`DHNLoss`.
+    """Compute the deep hashing network's loss: see :class:`DHNLoss`.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ def dsh_loss(
     alpha: float = 0.01,
     exclude_self: bool = True,
 ) -> Tensor:
-    """Contrastive loss on squared distances: see :class:`DSHLoss`.
+    """Compute the contrastive loss on squared distances: see :class:`DSHLoss`.
 
     Example:
         >>> import torch

@@ -28,7 +28,7 @@ def hashnet_loss(
     similar_weight: float = 1.0,
     exclude_self: bool = True,
 ) -> Tensor:
-    """HashNet's loss: see :class:`HashNetLoss`.
+    """Compute HashNet's loss: see :class:`HashNetLoss`.
 
     Example:
         >>> hashnet_loss(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]]), torch.tensor([0, 0, 1]))

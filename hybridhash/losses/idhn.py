@@ -25,7 +25,7 @@ def idhn_loss(
     quantization: float = 0.1,
     exclude_self: bool = False,
 ) -> Tensor:
-    """Loss on graded similarity: see :class:`IDHNLoss`.
+    """Compute the loss on graded similarity: see :class:`IDHNLoss`.
 
     Example:
         >>> idhn_loss(torch.tensor([[9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]]), torch.tensor([0, 0, 1]))

@@ -25,7 +25,7 @@ __all__ = ["MDSHCLoss", "mdshc_loss"]
 
 
 def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: float = 1e-4) -> Tensor:
-    """Center part and quantiser of a batch; see :class:`MDSHCLoss`.
+    """Compute the center part and the quantiser of a batch; see :class:`MDSHCLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.

@@ -458,71 +458,71 @@ _tiny = {"embed_dims": (96, 192, 384), "num_heads": (3, 6, 12), "depths": (2, 2,
 
 @register_model
 def hybridhash_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash, 16 bits, 224 px."""
+    """Build HybridHash, 16 bits, 224 px."""
     return build_hybridhash("hybridhash_16", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash, 32 bits, 224 px."""
+    """Build HybridHash, 32 bits, 224 px."""
     return build_hybridhash("hybridhash_32", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash, 48 bits, 224 px."""
+    """Build HybridHash, 48 bits, 224 px."""
     return build_hybridhash("hybridhash_48", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash, 64 bits, 224 px."""
+    """Build HybridHash, 64 bits, 224 px."""
     return build_hybridhash("hybridhash_64", pretrained, **{**_base, **kwargs})
 
 
 @register_model
 def hybridhash_small_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-S, 16 bits, 224 px."""
+    """Build HybridHash-S, 16 bits, 224 px."""
     return build_hybridhash("hybridhash_small_16", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-S, 32 bits, 224 px."""
+    """Build HybridHash-S, 32 bits, 224 px."""
     return build_hybridhash("hybridhash_small_32", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-S, 48 bits, 224 px."""
+    """Build HybridHash-S, 48 bits, 224 px."""
     return build_hybridhash("hybridhash_small_48", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_small_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-S, 64 bits, 224 px."""
+    """Build HybridHash-S, 64 bits, 224 px."""
     return build_hybridhash("hybridhash_small_64", pretrained, **{**_small, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_16(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-T, 16 bits, 224 px."""
+    """Build HybridHash-T, 16 bits, 224 px."""
     return build_hybridhash("hybridhash_tiny_16", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_32(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-T, 32 bits, 224 px."""
+    """Build HybridHash-T, 32 bits, 224 px."""
     return build_hybridhash("hybridhash_tiny_32", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-T, 48 bits, 224 px."""
+    """Build HybridHash-T, 48 bits, 224 px."""
     return build_hybridhash("hybridhash_tiny_48", pretrained, **{**_tiny, **kwargs})
 
 
 @register_model
 def hybridhash_tiny_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
-    """HybridHash-T, 64 bits, 224 px."""
+    """Build HybridHash-T, 64 bits, 224 px."""
     return build_hybridhash("hybridhash_tiny_64", pretrained, **{**_tiny, **kwargs})

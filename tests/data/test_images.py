@@ -20,7 +20,7 @@ from tests.data._images import bomb, encoded, photo, rgb_png, write_tar
 GREY = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 0..255 of 257ths
 
 
-def with_a_flipped_bit(content: bytes) -> bytes:
+def with_a_flipped_bit(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
@@ -39,7 +39,7 @@ def with_a_flipped_bit(content: bytes) -> bytes:
     ],
     ids=lambda value: getattr(value, "mode", value),
 )
-def test_8_bit_modes_are_what_pil_converts_them_to(image: Image.Image, format: str) -> None:
+def test_8_bit_modes_are_what_pil_converts_them_to(image, format):
     content = encoded(image, format)
     got = read_image(content)
     assert got.mode == "RGB"
@@ -48,18 +48,18 @@ def test_8_bit_modes_are_what_pil_converts_them_to(image: Image.Image, format: s
 
 
 @pytest.mark.parametrize("format", ["png", "tiff"])
-def test_16_bit_grey_is_scaled_and_not_clipped(format: str) -> None:
+def test_16_bit_grey_is_scaled_and_not_clipped(format):
     got = np.asarray(read_image(encoded(Image.fromarray(GREY), format)))
     assert np.array_equal(got, np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
 
 
-def test_16_bit_colours_are_scaled_and_not_clipped() -> None:
+def test_16_bit_colours_are_scaled_and_not_clipped():
     colour = np.array([0, 40000, 65535], ">u2")
     got = np.asarray(read_image(rgb_png(1, 1, 16, b"\0" + colour.tobytes())))
     assert np.abs(got.ravel().astype(int) - [0, 156, 255]).max() <= 1
 
 
-def test_an_image_below_the_limit_of_pixels_is_read_however_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_below_the_limit_of_pixels_is_read_however_huge(monkeypatch):
     huge = encoded(Image.new("RGB", (5000, 4000), (3, 140, 250)), "png")
     assert read_image(huge).getpixel((4999, 3999)) == (3, 140, 250)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000 * 4000 // 2 - 1)
@@ -67,7 +67,7 @@ def test_an_image_below_the_limit_of_pixels_is_read_however_huge(monkeypatch: py
         read_image(huge)
 
 
-def test_floats_of_0_to_1_are_scaled_and_others_refused() -> None:
+def test_floats_of_0_to_1_are_scaled_and_others_refused():
     values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     got = np.asarray(read_image(encoded(Image.fromarray(values), "tiff")))
     assert np.array_equal(got[..., 0].ravel(), np.arange(256))
@@ -79,7 +79,7 @@ def test_floats_of_0_to_1_are_scaled_and_others_refused() -> None:
 
 
 @pytest.mark.parametrize("format", ["gif", "png", "webp"])
-def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
+def test_of_an_animation_the_first_frame_is_taken(format):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     content = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     animation = Image.open(io.BytesIO(content))
@@ -89,14 +89,14 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
         assert np.abs(np.asarray(got, int) - [255, 0, 0]).max() <= 3
 
 
-def test_a_palette_with_transparency_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_palette_with_transparency_gives_no_warning(recwarn):
     image = photo().convert("P")
     content = encoded(image, "png", transparency=bytes(range(256)))
     assert np.array_equal(np.asarray(read_image(content)), np.asarray(image.convert("RGB")))
     assert not recwarn.list
 
 
-def test_paths_and_bytes_give_the_same(tmp_path: Path) -> None:
+def test_paths_and_bytes_give_the_same(tmp_path):
     content = encoded(photo(), "jpeg")
     (tmp_path / "a.jpg").write_bytes(content)
     assert read_image(tmp_path / "a.jpg") == read_image(str(tmp_path / "a.jpg")) == read_image(content)
@@ -119,18 +119,14 @@ def test_paths_and_bytes_give_the_same(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "short jpeg", "short png", "flipped bit", "no header", "bomb"],
 )
-def test_what_is_no_whole_image_raises(
-    content: bytes, error: type[Exception] | tuple[type[Exception], ...], match: str
-) -> None:
+def test_what_is_no_whole_image_raises(content, error, match):
     with pytest.raises(error, match=match):
         read_image(content)
 
 
 @pytest.mark.parametrize("as_path", [True, False], ids=["path", "bytes"])
-def test_whatever_a_decoder_raises_names_the_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_path: bool
-) -> None:
-    def fail(*_: object) -> None:
+def test_whatever_a_decoder_raises_names_the_image(tmp_path, monkeypatch, as_path):
+    def fail(*_):
         raise NotImplementedError("Unknown pixel format flags 138")  # of a damaged .dds
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
@@ -142,7 +138,7 @@ def test_whatever_a_decoder_raises_names_the_image(
         read_image(path if as_path else content)
 
 
-def test_messages_name_the_file_and_can_be_printed(tmp_path: Path) -> None:
+def test_messages_name_the_file_and_can_be_printed(tmp_path):
     short = tmp_path / "short.jpg"
     short.write_bytes(encoded(photo(size=64), "jpeg")[:1500])
     with pytest.raises(OSError, match=r"short\.jpg cannot be read: image file is truncated"):
@@ -157,9 +153,7 @@ def test_messages_name_the_file_and_can_be_printed(tmp_path: Path) -> None:
 # Orientation
 
 
-def turned(
-    orientation: int, format: str = "jpeg", size: tuple[int, int] = (48, 32)
-) -> tuple[bytes, Image.Image]:
+def turned(orientation, format="jpeg", size=(48, 32)):
     """A photo as a camera held in one of the 8 ways stores it, and the same photo upright."""
     left, top = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     upright = Image.fromarray(np.stack([left, top, 0 * left], -1).astype(np.uint8))
@@ -178,7 +172,7 @@ def turned(
     return encoded(stored, format, exif=exif, **options), upright
 
 
-def _as_viewers_show(stored: Image.Image, orientation: int) -> Image.Image:
+def _as_viewers_show(stored, orientation):
     tagged = stored.copy()
     tagged.getexif()[0x0112] = orientation
     return ImageOps.exif_transpose(tagged)
@@ -186,14 +180,14 @@ def _as_viewers_show(stored: Image.Image, orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff"])
-def test_photos_are_upright_however_the_camera_was_held(orientation: int, format: str) -> None:
+def test_photos_are_upright_however_the_camera_was_held(orientation, format):
     content, upright = turned(orientation, format)
     for got in (read_image(content), to_rgb(Image.open(io.BytesIO(content))), to_rgb(read_image(content))):
         assert got.size == upright.size
         assert np.abs(np.asarray(got, int) - np.asarray(upright, int)).mean() < 8
 
 
-def test_every_source_gives_the_same_upright_photo(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_upright_photo(tmp_path):
     content, upright = turned(6)
     (tmp_path / "all").mkdir()
     path = tmp_path / "all" / "a.jpg"
@@ -215,7 +209,7 @@ def test_every_source_gives_the_same_upright_photo(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image), np.asarray(got))
 
 
-def test_16_bit_photos_are_upright_too() -> None:
+def test_16_bit_photos_are_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
     wide = Image.fromarray(GREY[:4])
@@ -224,12 +218,12 @@ def test_16_bit_photos_are_upright_too() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_data_leave_the_image_as_it_is() -> None:
+def test_damaged_exif_data_leave_the_image_as_it_is():
     content = encoded(photo(), "png", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
     assert np.array_equal(np.asarray(read_image(content)), np.asarray(photo()))
 
 
-def test_the_callers_image_is_not_turned() -> None:
+def test_the_callers_image_is_not_turned():
     content, _ = turned(6)
     image = Image.open(io.BytesIO(content))
     to_rgb(image)
@@ -239,7 +233,7 @@ def test_the_callers_image_is_not_turned() -> None:
 # Tar shards
 
 
-def test_tar_shards_give_what_the_webdataset_library_reads(tmp_path: Path) -> None:
+def test_tar_shards_give_what_the_webdataset_library_reads(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     with webdataset.ShardWriter(f"{tmp_path}/%03d.tar", maxcount=3, verbose=0) as writer:
         for row in range(8):
@@ -255,7 +249,7 @@ def test_tar_shards_give_what_the_webdataset_library_reads(tmp_path: Path) -> No
         assert (ours.keys[row], ours[row][0], int(ours[row][1])) == (key, image, label)
 
 
-def test_tar_shards_without_classes_and_with_a_transform(tmp_path: Path) -> None:
+def test_tar_shards_without_classes_and_with_a_transform(tmp_path):
     files = {"b.PNG": encoded(photo(1), "png"), "a.jpg": encoded(photo(2), "jpeg"), "__meta__": b"x"}
     images = TarImages([write_tar(tmp_path / "0.tar", files)], transform=np.asarray)
     assert images.labels is None
@@ -275,14 +269,14 @@ def test_tar_shards_without_classes_and_with_a_transform(tmp_path: Path) -> None
         ({}, "no image in the tar files"),
     ],
 )
-def test_a_bad_tar_shard_is_named(tmp_path: Path, files: dict[str, bytes], match: str) -> None:
+def test_a_bad_tar_shard_is_named(tmp_path, files, match):
     path = write_tar(tmp_path / "bad.tar", files)
     with pytest.raises(ValueError, match=match) as caught:
         TarImages([path])
     assert "bad.tar" in str(caught.value)
 
 
-def test_a_truncated_or_compressed_or_missing_tar_shard_is_named(tmp_path: Path) -> None:
+def test_a_truncated_or_compressed_or_missing_tar_shard_is_named(tmp_path):
     files = {f"{k}.png": encoded(photo(k, 64), "png") for k in range(3)}
     whole = Path(write_tar(tmp_path / "whole.tar", files))
     (tmp_path / "short.tar").write_bytes(whole.read_bytes()[:20000])
@@ -301,7 +295,7 @@ def test_a_truncated_or_compressed_or_missing_tar_shard_is_named(tmp_path: Path)
 # A folder of photos
 
 
-def test_a_flat_or_nested_folder_is_a_data_set(folder: Path) -> None:
+def test_a_flat_or_nested_folder_is_a_data_set(folder):
     (folder / "2024" / "june").mkdir(parents=True)
     (folder / "a.png").rename(folder / "2024" / "june" / "z.PNG")
     for hidden in (".thumbnails", ".git"):
@@ -314,7 +308,7 @@ def test_a_flat_or_nested_folder_is_a_data_set(folder: Path) -> None:
     assert list(photos.left_out) == []
 
 
-def test_what_is_left_out_is_named(folder: Path) -> None:
+def test_what_is_left_out_is_named(folder):
     for name in ("sub/1.HEIC", "sub/2.heic", "notes.txt", "README"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -326,7 +320,7 @@ def test_what_is_left_out_is_named(folder: Path) -> None:
     assert len(photos) == 8
 
 
-def test_heic_is_read_where_pillow_can(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_is_read_where_pillow_can(folder, monkeypatch):
     (folder / "b.png").rename(folder / "b.heic")
     monkeypatch.setattr(Image, "EXTENSION", {**Image.registered_extensions(), ".heic": "PNG"})
     photos = ImageFiles(folder)
@@ -334,7 +328,7 @@ def test_heic_is_read_where_pillow_can(folder: Path, monkeypatch: pytest.MonkeyP
     assert photos[1].getpixel((0, 0)) == (30, 0, 0)
 
 
-def test_links_are_followed_and_loops_are_not(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_links_are_followed_and_loops_are_not(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     photo().save(elsewhere / "x.png")
     (folder / "link").symlink_to(elsewhere)
@@ -342,7 +336,7 @@ def test_links_are_followed_and_loops_are_not(folder: Path, tmp_path_factory: py
     assert len(ImageFiles(folder).names) == 9
 
 
-def test_odd_names_are_kept_and_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+def test_odd_names_are_kept_and_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         ImageFiles(tmp_path / "none")
     with pytest.raises(ValueError, match=r"there is no image in .*: images end in avif, bmp"):
@@ -353,7 +347,7 @@ def test_odd_names_are_kept_and_a_folder_without_images_is_refused(tmp_path: Pat
     assert photos[0] == photo()
 
 
-def test_a_folder_of_photos_is_encoded_in_one_call(folder: Path) -> None:
+def test_a_folder_of_photos_is_encoded_in_one_call(folder):
     (folder / "c.png").write_bytes(b"damaged")
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
     photos = ImageFiles(folder, transform=to_tensor)
@@ -365,7 +359,7 @@ def test_a_folder_of_photos_is_encoded_in_one_call(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_path_in_place_of_images_is_named(folder: Path, kind: type) -> None:
+def test_a_path_in_place_of_images_is_named(folder, kind):
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
     with pytest.raises(TypeError, match=r"got the path '.*': encode_dataset takes .*ImageFiles\(path\)"):
         encode(model, kind(folder))

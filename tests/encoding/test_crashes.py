@@ -12,14 +12,11 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import hybridhash.codes
@@ -37,15 +34,15 @@ CONTEXT.set_forkserver_preload(["hybridhash", __name__])  # imported once, not i
 class Logged(Dataset[Any]):
     """Images with every ninth one broken; each row that is read is written to a file."""
 
-    def __init__(self, log: Path, size: int = 60, seconds: float = 0.0) -> None:
+    def __init__(self, log, size=60, seconds=0.0):
         self.log = str(log)
         self.size = size
         self.seconds = seconds
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.size
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, row):
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(file, b"%d\n" % row)
         os.close(file)
@@ -55,11 +52,11 @@ class Logged(Dataset[Any]):
         return image(row), row % 5
 
 
-def image(row: int) -> Tensor:
+def image(row):
     return torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(row))
 
 
-def check_logged(out: Path, size: int = 60) -> None:
+def check_logged(out, size=60):
     """That no image is lost and none is twice."""
     good = [row for row in range(size) if row % 9 != 4]
     with torch.no_grad():
@@ -69,7 +66,7 @@ def check_logged(out: Path, size: int = 60) -> None:
     assert [failure.row for failure in read_failures(out)] == list(range(4, size, 9))
 
 
-def child(function: Callable[..., Any], *arguments: Any) -> int | None:
+def child(function, *arguments):
     """Exit code of a process that runs a function."""
     process = CONTEXT.Process(target=function, args=arguments)
     process.start()
@@ -78,7 +75,7 @@ def child(function: Callable[..., Any], *arguments: Any) -> int | None:
     return process.exitcode
 
 
-def call(out: Path, dataset: Any, options: dict[str, Any]) -> None:
+def call(out, dataset, options):
     mp.set_start_method("fork", force=True)  # a forkserver of the child would outlive it
     torch.set_num_threads(1)
     with warnings.catch_warnings():
@@ -89,11 +86,11 @@ def call(out: Path, dataset: Any, options: dict[str, Any]) -> None:
 # Kill -9
 
 
-def call_until(out: Path, event: int) -> None:
+def call_until(out, event):
     """Run, but die without notice at the given operation on the files of ``out``."""
     left = event
 
-    def watch(name: str, arguments: tuple[Any, ...]) -> None:
+    def watch(name, arguments):
         nonlocal left
         touches = name == "open" and str(arguments[0]).startswith(str(out))
         if touches or name in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
@@ -105,7 +102,7 @@ def call_until(out: Path, event: int) -> None:
     call(out, DATASET, {"save_seconds": 0, "batch_size": 8, "shard_size": 16})
 
 
-def die_everywhere(folder: Path) -> None:
+def die_everywhere(folder):
     """``call_until`` each event in turn, until there are no more, in forks that are cheap."""
     torch.set_num_threads(1)
     for event in range(1, 1000):
@@ -120,7 +117,7 @@ def die_everywhere(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forkserver and SIGKILL")
-def test_killed_before_any_operation_on_files_nothing_is_lost(tmp_path: Path) -> None:
+def test_killed_before_any_operation_on_files_nothing_is_lost(tmp_path):
     run(Net(), DATASET, tmp_path / "whole", batch_size=8, shard_size=16)
     want = contents(tmp_path / "whole")
     assert len(want) == 3
@@ -136,7 +133,7 @@ def test_killed_before_any_operation_on_files_nothing_is_lost(tmp_path: Path) ->
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forkserver and SIGKILL")
 @pytest.mark.parametrize(("workers", "most"), [(0, 4), (1, 2)])
-def test_killed_at_random_moments_it_goes_on_each_time(tmp_path: Path, workers: int, most: int) -> None:
+def test_killed_at_random_moments_it_goes_on_each_time(tmp_path, workers, most):
     out, log = tmp_path / "codes", tmp_path / "log"
     options = {"save_seconds": 0, "num_workers": workers, "shard_size": 25}
     dataset = Logged(log, seconds=0.004)
@@ -162,11 +159,11 @@ def test_killed_at_random_moments_it_goes_on_each_time(tmp_path: Path, workers: 
     assert len(log.read_text().split()) <= 60 + (kills + 1) * len(probed(60)) + kills * in_hand
 
 
-def hold(out: Path) -> None:
+def hold(out):
     call(out, Logged(out.parent / "log", seconds=0.1), {})
 
 
-def test_two_calls_at_a_time_are_refused(tmp_path: Path) -> None:
+def test_two_calls_at_a_time_are_refused(tmp_path):
     process = CONTEXT.Process(target=hold, args=(tmp_path / "codes",))
     process.start()
     while not (tmp_path / "codes" / "manifest.json").exists():
@@ -183,12 +180,10 @@ def test_two_calls_at_a_time_are_refused(tmp_path: Path) -> None:
 # Full disks
 
 
-def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(tmp_path, monkeypatch):
     write_tensors, saved = hybridhash.codes.write_tensors, 0
 
-    def until_full(path: Path, *arguments: Any) -> None:
+    def until_full(path, *arguments):
         nonlocal saved
         saved += 1
         if saved > 3:
@@ -209,12 +204,12 @@ def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(
     assert open_codes(tmp_path) == HashCodes(expected(), BITS, LABELS, torch.arange(23))
 
 
-def expected() -> Tensor:
+def expected():
     with torch.no_grad():
         return pack_codes(Net().eval()(IMAGES))
 
 
-def call_with_small_files(out: Path) -> None:
+def call_with_small_files(out):
     """Run where no file can grow beyond 5,000 bytes: writes fail in the middle of a shard."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     try:
@@ -224,7 +219,7 @@ def call_with_small_files(out: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs forkserver and limits")
-def test_a_write_that_fails_in_the_middle_leaves_whole_files(tmp_path: Path) -> None:
+def test_a_write_that_fails_in_the_middle_leaves_whole_files(tmp_path):
     out = tmp_path / "codes"
     assert child(call_with_small_files, out) == 7
     names = [path.name for path in out.rglob("*") if path.is_file()]
@@ -239,7 +234,7 @@ def test_a_write_that_fails_in_the_middle_leaves_whole_files(tmp_path: Path) -> 
 # Several processes
 
 
-def rank_calls(rank: int, world: int, folder: Path, dataset: Any, options: dict[str, Any]) -> None:
+def rank_calls(rank, world, folder, dataset, options):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.set_num_threads(1)
     try:
@@ -251,7 +246,7 @@ def rank_calls(rank: int, world: int, folder: Path, dataset: Any, options: dict[
         dist.destroy_process_group()
 
 
-def on_ranks(folder: Path, dataset: Any, options: dict[str, Any], world: int = 2) -> list[str]:
+def on_ranks(folder, dataset, options, world=2):
     """What became of ``world`` processes that encode together."""
     folder.mkdir(exist_ok=True)
     arguments = [(rank, world, folder, dataset, options) for rank in range(world)]
@@ -264,7 +259,7 @@ def on_ranks(folder: Path, dataset: Any, options: dict[str, Any], world: int = 2
 
 
 @pytest.mark.parametrize("shard_size", [10, 25, 100])
-def test_two_processes_give_the_files_of_one(tmp_path: Path, shard_size: int) -> None:
+def test_two_processes_give_the_files_of_one(tmp_path, shard_size):
     options = {"shard_size": shard_size, "save_seconds": 0}
     with pytest.warns(UserWarning, match="7 of 60"):
         run(Net(), Logged(tmp_path / "log1"), tmp_path / "one", **options)
@@ -276,7 +271,7 @@ def test_two_processes_give_the_files_of_one(tmp_path: Path, shard_size: int) ->
     assert rows == sorted([*range(60), *probed(60), *probed(60)])
 
 
-def test_processes_go_on_where_one_was_and_one_where_processes_were(tmp_path: Path) -> None:
+def test_processes_go_on_where_one_was_and_one_where_processes_were(tmp_path):
     options = {"save_seconds": 0, "batch_size": 2}
     folder = tmp_path / "ranks"
     with pytest.raises(ValueError, match="row 4 cannot be read"):
@@ -294,19 +289,19 @@ def test_processes_go_on_where_one_was_and_one_where_processes_were(tmp_path: Pa
 class Buggy(Logged):
     """A data set with a mistake of the program in row 50."""
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, row):
         if row == 50:
             raise KeyError("a bug")
         return super().__getitem__(row)
 
 
-def test_processes_that_disagree_are_refused(tmp_path: Path) -> None:
+def test_processes_that_disagree_are_refused(tmp_path):
     said = on_ranks(tmp_path / "ranks", [DATASET, TensorDataset(IMAGES[:22], LABELS[:22])], {})
     for text in said:
         assert "ValueError: process 1 encodes something else: ['images 23 there and 22 now']" in text
 
 
-def test_processes_of_torchrun_must_be_initialised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_torchrun_must_be_initialised(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match=r"one of 2 processes of torchrun .*init_process_group"):
         run(Net(), DATASET, tmp_path)

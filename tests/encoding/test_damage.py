@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from hybridhash import HashCodes, open_codes
-from hybridhash.encoding import Failure, Manifest, read_failures, verify
+from hybridhash.encoding import Manifest, read_failures, verify
 from tests.encoding._helpers import IMAGES, LABELS, Net, contents, run
 
 DATASET = TensorDataset(IMAGES, LABELS)
@@ -29,31 +29,31 @@ SHARD = "shard-00001-of-00003.safetensors"
 MUTATIONS = int(os.environ.get("HYBRIDHASH_MUTATIONS", "60"))
 
 
-def flip_a_bit(content: bytearray, chance: random.Random) -> None:
+def flip_a_bit(content, chance):
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
 
 
-def overwrite(content: bytearray, chance: random.Random) -> None:
+def overwrite(content, chance):
     start = chance.randrange(len(content))
     size = chance.randint(1, 20)
     content[start : start + size] = chance.randbytes(size)
 
 
-def cut(content: bytearray, chance: random.Random) -> None:
+def cut(content, chance):
     del content[chance.randrange(len(content)) :]
 
 
-def insert(content: bytearray, chance: random.Random) -> None:
+def insert(content, chance):
     start = chance.randrange(len(content))
     content[start:start] = chance.randbytes(chance.randint(1, 9))
 
 
-def take_out(content: bytearray, chance: random.Random) -> None:
+def take_out(content, chance):
     start = chance.randrange(len(content))
     del content[start : start + chance.randint(1, 9)]
 
 
-def change_a_character(content: bytearray, chance: random.Random) -> None:
+def change_a_character(content, chance):
     """Put another character of JSON into the part of a file that is text."""
     content[chance.randrange(min(len(content), 900))] = ord(chance.choice('0123456789abcdef",:[]{} '))
 
@@ -62,7 +62,7 @@ KINDS = (flip_a_bit, overwrite, cut, insert, take_out, change_a_character)
 
 
 @pytest.fixture(scope="module")
-def encoding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoding(tmp_path_factory):
     """An encoding with one failure, its merged file, and a file of its codes."""
     folder = tmp_path_factory.mktemp("encoding")
     with pytest.warns(UserWarning, match="1 of 23"):
@@ -71,7 +71,7 @@ def encoding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def error_of(folder: Path, name: str, codes: HashCodes, failures: list[Failure]) -> str | None:
+def error_of(folder, name, codes, failures):
     """Read what is in a folder: return the error, or check that it is these codes and failures."""
     try:
         if name == "codes.safetensors":
@@ -86,7 +86,7 @@ def error_of(folder: Path, name: str, codes: HashCodes, failures: list[Failure])
 
 
 @pytest.mark.parametrize("name", [SHARD, "manifest.json", "merged.safetensors", "codes.safetensors"])
-def test_a_mutated_file_is_named_or_gives_the_right_codes(encoding: Path, tmp_path: Path, name: str) -> None:
+def test_a_mutated_file_is_named_or_gives_the_right_codes(encoding, tmp_path, name):
     codes, failures = open_codes(encoding), read_failures(encoding)
     chance = random.Random(name)
     whole = (encoding / name).read_bytes()
@@ -107,7 +107,7 @@ def test_a_mutated_file_is_named_or_gives_the_right_codes(encoding: Path, tmp_pa
 
 
 @pytest.mark.parametrize("shard_size", [10, 100])
-def test_a_flipped_bit_of_a_code_is_seen_by_all_who_read_it(tmp_path: Path, shard_size: int) -> None:
+def test_a_flipped_bit_of_a_code_is_seen_by_all_who_read_it(tmp_path, shard_size):
     run(Net(), DATASET, tmp_path, shard_size=shard_size)
     verify(tmp_path)
     path = sorted(tmp_path.glob("shard-*"))[-1]
@@ -125,7 +125,7 @@ def test_a_flipped_bit_of_a_code_is_seen_by_all_who_read_it(tmp_path: Path, shar
     verify(tmp_path)
 
 
-def test_verify_names_all_damaged_files_and_an_unchecked_opening_none(encoding: Path, tmp_path: Path) -> None:
+def test_verify_names_all_damaged_files_and_an_unchecked_opening_none(encoding, tmp_path):
     folder = tmp_path / "codes"
     shutil.copytree(encoding, folder)
     names = ["shard-00000-of-00003.safetensors", SHARD, "merged.safetensors"]
@@ -142,7 +142,7 @@ def test_verify_names_all_damaged_files_and_an_unchecked_opening_none(encoding: 
     assert len(open_codes(folder, check=False)) == 22
 
 
-def test_two_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+def test_two_equal_runs_give_equal_bytes(tmp_path):
     for name in ("one", "two"):
         run(Net(), DATASET, tmp_path / name)
         open_codes(tmp_path / name).save(tmp_path / name / "saved.safetensors")
@@ -153,7 +153,7 @@ def test_two_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
 # Merged files
 
 
-def test_the_merged_file_is_of_these_shards_or_made_anew(tmp_path: Path) -> None:
+def test_the_merged_file_is_of_these_shards_or_made_anew(tmp_path):
     merged = tmp_path / "merged.safetensors"
     out = tmp_path / "codes"
     for images in (IMAGES, -IMAGES, IMAGES.flip(0)):
@@ -166,7 +166,7 @@ def test_the_merged_file_is_of_these_shards_or_made_anew(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["bytes", "codes", "tensors", "shard"])
-def test_a_file_of_another_kind_is_not_replaced_by_the_merged_one(tmp_path: Path, kind: str) -> None:
+def test_a_file_of_another_kind_is_not_replaced_by_the_merged_one(tmp_path, kind):
     run(Net(), DATASET, tmp_path / "codes")
     path = tmp_path / "mine"
     if kind == "bytes":
@@ -186,7 +186,7 @@ def test_a_file_of_another_kind_is_not_replaced_by_the_merged_one(tmp_path: Path
 # Foreign files
 
 
-def test_only_files_of_an_encoding_are_deleted(tmp_path: Path) -> None:
+def test_only_files_of_an_encoding_are_deleted(tmp_path):
     run(Net(), DATASET, tmp_path)
     mine = [
         "parts/mine.txt",
@@ -204,7 +204,7 @@ def test_only_files_of_an_encoding_are_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_the_manifest_of_something_else_is_not_replaced(tmp_path: Path, resume: bool) -> None:
+def test_the_manifest_of_something_else_is_not_replaced(tmp_path, resume):
     text = json.dumps({"format": "hybridhash.index", "version": 1})
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is (no manifest of|not of) .*choose"):
@@ -212,7 +212,7 @@ def test_the_manifest_of_something_else_is_not_replaced(tmp_path: Path, resume: 
     assert (tmp_path / "manifest.json").read_text() == text
 
 
-def test_a_damaged_manifest_can_be_replaced(tmp_path: Path) -> None:
+def test_a_damaged_manifest_can_be_replaced(tmp_path):
     run(Net(), DATASET, tmp_path)
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace("false", "true").replace('"bits": 12', '"bits": 13'))
@@ -222,7 +222,7 @@ def test_a_damaged_manifest_can_be_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_file_or_a_link_to_nothing_is_no_folder(tmp_path: Path, kind: str) -> None:
+def test_a_file_or_a_link_to_nothing_is_no_folder(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")
@@ -233,7 +233,7 @@ def test_a_file_or_a_link_to_nothing_is_no_folder(tmp_path: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/codes", "gs://bucket", "hf://datasets/a/b", "file:///tmp/x"])
-def test_a_url_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_url_is_refused_with_advice(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
     codes = HashCodes.from_codes(torch.randn(5, 8))
     calls: list[Callable[[Any], Any]] = [lambda path: run(Net(), DATASET, path), open_codes, codes.save]
@@ -247,7 +247,7 @@ def test_a_url_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.Monkey
 # Files of version 1
 
 
-def as_version_1(folder: Path) -> None:
+def as_version_1(folder):
     """Rewrite an encoding as it was before there were digests and samples."""
     manifest = Manifest.read(folder)
     old = dataclasses.replace(
@@ -265,7 +265,7 @@ def as_version_1(folder: Path) -> None:
         save_file(load_file(path), path, {**kept, "version": "1", "encoding": old.identity})
 
 
-def test_encodings_of_before_digests_are_opened_and_go_on(tmp_path: Path) -> None:
+def test_encodings_of_before_digests_are_opened_and_go_on(tmp_path):
     run(Net(), DATASET, tmp_path)
     codes = open_codes(tmp_path)[:]
     as_version_1(tmp_path)
@@ -284,13 +284,13 @@ def test_encodings_of_before_digests_are_opened_and_go_on(tmp_path: Path) -> Non
 # Saving and loading at the same time
 
 
-def test_codes_can_be_loaded_while_they_are_saved(tmp_path: Path) -> None:
+def test_codes_can_be_loaded_while_they_are_saved(tmp_path):
     path = tmp_path / "codes.safetensors"
     states = [HashCodes.from_codes(torch.full((50, 8), sign)) for sign in (1.0, -1.0)]
     states[0].save(path)
     errors: list[Exception] = []
 
-    def save() -> None:
+    def save():
         try:
             for number in range(150):
                 states[number % 2].save(path)

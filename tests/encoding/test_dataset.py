@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +28,10 @@ from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, expecte
 class Pixels:
     """A transform to 4 x 4 pixels that draws no attention of its own."""
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image):
         return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1).float() / 255 - 0.5
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return "Pixels()"
 
 
@@ -41,10 +39,10 @@ class Pixels:
 
 
 class Dicts(Dataset[dict[str, Any]]):
-    def __len__(self) -> int:
+    def __len__(self):
         return 23
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row):
         return {"pixel_values": IMAGES[row], "labels": int(LABELS[row]), "index": 7 * row}
 
 
@@ -62,9 +60,7 @@ class Dicts(Dataset[dict[str, Any]]):
         ([(x, [1, 0, int(y) % 2]) for x, y in zip(IMAGES, LABELS, strict=True)], "multi-hot", None),
     ],
 )
-def test_every_kind_of_data_set_gives_its_codes_in_order(
-    tmp_path: Path, dataset: Any, labels: Any, ids: Any
-) -> None:
+def test_every_kind_of_data_set_gives_its_codes_in_order(tmp_path, dataset, labels, ids):
     manifest = run(Net(), dataset, tmp_path)
     codes = open_codes(tmp_path)
     if isinstance(labels, str):
@@ -79,8 +75,8 @@ def test_every_kind_of_data_set_gives_its_codes_in_order(
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("batch_size", "shard_size"), [(1, 1), (4, 10), (5, 10), (100, 7), (4, 1000)])
 def test_the_sizes_of_batches_and_shards_change_the_files_and_not_the_codes(
-    tmp_path: Path, batch_size: int, shard_size: int, workers: int
-) -> None:
+    tmp_path, batch_size, shard_size, workers
+):
     model = Net()
     run(
         model,
@@ -98,13 +94,13 @@ def test_the_sizes_of_batches_and_shards_change_the_files_and_not_the_codes(
     assert not (tmp_path / "parts").exists()
 
 
-def test_the_codes_are_those_of_encode(tmp_path: Path) -> None:
+def test_the_codes_are_those_of_encode(tmp_path):
     dataset = TensorDataset(IMAGES, LABELS, torch.arange(23))
     run(Net(), dataset, tmp_path, shard_size=12)
     assert open_codes(tmp_path) == encode(Net(), DataLoader(dataset, 4), progress=False)
 
 
-def test_rows_that_share_an_id_all_keep_their_code_and_an_index_refuses_them(tmp_path: Path) -> None:
+def test_rows_that_share_an_id_all_keep_their_code_and_an_index_refuses_them(tmp_path):
     pytest.importorskip("faiss")
     run(Net(), TensorDataset(IMAGES, LABELS, torch.arange(23) % 22), tmp_path, shard_size=12)
     codes = open_codes(tmp_path)
@@ -113,7 +109,7 @@ def test_rows_that_share_an_id_all_keep_their_code_and_an_index_refuses_them(tmp
         hybridhash.search.FaissIndex(BITS).add(codes)
 
 
-def test_the_model_runs_in_eval_mode_and_is_left_as_it_was(tmp_path: Path) -> None:
+def test_the_model_runs_in_eval_mode_and_is_left_as_it_was(tmp_path):
     model = Net().train()
     model.drop.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -124,7 +120,7 @@ def test_the_model_runs_in_eval_mode_and_is_left_as_it_was(tmp_path: Path) -> No
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_batches_are_dealt_to_the_devices_and_come_back_in_order(tmp_path: Path) -> None:
+def test_batches_are_dealt_to_the_devices_and_come_back_in_order(tmp_path):
     run(Net(), TensorDataset(IMAGES, LABELS), tmp_path, devices=["cpu", torch.device("cpu"), "cpu:0"])
     assert open_codes(tmp_path) == HashCodes(expected(), BITS, LABELS, torch.arange(23))
     with pytest.raises(ValueError, match="devices is empty"):
@@ -132,14 +128,14 @@ def test_batches_are_dealt_to_the_devices_and_come_back_in_order(tmp_path: Path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_copy_of_the_model_runs_on_a_gpu(tmp_path: Path) -> None:
+def test_a_copy_of_the_model_runs_on_a_gpu(tmp_path):
     model = Net()
     run(model, IMAGES, tmp_path, devices=["cuda", "cpu"], num_workers=1)
     assert next(model.parameters()).device.type == "cpu"
     assert len(open_codes(tmp_path)) == 23
 
 
-def test_autocast_is_part_of_what_the_codes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_is_part_of_what_the_codes_are(tmp_path, monkeypatch):
     monkeypatch.setattr(hybridhash._inference, "multiplies_natively", lambda dtype: True)
     manifest = run(Net(), IMAGES, tmp_path, dtype=torch.bfloat16)
     assert manifest.dtype == "bfloat16"
@@ -149,7 +145,7 @@ def test_autocast_is_part_of_what_the_codes_are(tmp_path: Path, monkeypatch: pyt
         assert run(Net(), IMAGES, tmp_path).dtype == "bfloat16"
 
 
-def test_the_dtype_that_really_ran_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_that_really_ran_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(hybridhash._inference, "multiplies_natively", lambda dtype: False)
     with pytest.warns(UserWarning, match="the model runs in float32"):
         manifest = run(Net(), IMAGES, tmp_path, dtype=torch.bfloat16)
@@ -162,7 +158,7 @@ def test_the_dtype_that_really_ran_is_recorded(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """An image folder of two classes with whatever there is in the wild."""
     root = tmp_path_factory.mktemp("images")
     (root / "bad").mkdir()
@@ -188,9 +184,7 @@ REASONS = ["DecompressionBombError", "UnidentifiedImageError", "truncated", "can
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_that_cannot_be_decoded_are_recorded_and_all_others_encoded(
-    folder: Path, tmp_path: Path, workers: int
-) -> None:
+def test_images_that_cannot_be_decoded_are_recorded_and_all_others_encoded(folder, tmp_path, workers):
     dataset = image_folder(folder)
     with pytest.warns(UserWarning, match="4 of 8 images have no code"):
         manifest = run(Net(), dataset, tmp_path, transform=Pixels(), shard_size=3, num_workers=workers)
@@ -209,9 +203,7 @@ def test_images_that_cannot_be_decoded_are_recorded_and_all_others_encoded(
     assert manifest.transform == "Pixels()"
 
 
-def test_an_image_that_cannot_be_decoded_raises_if_asked_and_the_rest_is_done_later(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_decoded_raises_if_asked_and_the_rest_is_done_later(folder, tmp_path):
     options: dict[str, Any] = {"transform": Pixels(), "batch_size": 2, "save_seconds": 0}
     good_first = Subset(image_folder(folder), list(range(8))[::-1])
     with pytest.raises(ValueError, match=r"the image of row 4 cannot be read: UnidentifiedImageError"):
@@ -225,14 +217,14 @@ def test_an_image_that_cannot_be_decoded_raises_if_asked_and_the_rest_is_done_la
     assert model.sizes == [1, 2]  # the trial of one image, and the second batch: the first was kept
 
 
-def test_16_bit_images_are_not_clipped(folder: Path, tmp_path: Path) -> None:
+def test_16_bit_images_are_not_clipped(folder, tmp_path):
     path = folder / "good" / "16bit.png"
     for name, image in (("file", Image.open(path)), ("grey", Image.new("RGB", (8, 8), (156, 156, 156)))):
         run(Net(), [image], tmp_path / name, transform=Pixels())
     assert open_codes(tmp_path / "file") == open_codes(tmp_path / "grey")
 
 
-def test_hugging_face_data_sets_are_taken_as_they_are(folder: Path, tmp_path: Path) -> None:
+def test_hugging_face_data_sets_are_taken_as_they_are(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     paths = sorted(str(path) for path in folder.rglob("*.*"))
     columns = {"image": [*paths, None], "label": [0] * 4 + [1] * 4 + [-1]}
@@ -248,7 +240,7 @@ def test_hugging_face_data_sets_are_taken_as_they_are(folder: Path, tmp_path: Pa
         run(Net(), dataset.rename_column("image", "picture"), tmp_path / "other", transform=Pixels())
 
 
-def test_list_files_and_tar_shards_give_the_codes_of_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_list_files_and_tar_shards_give_the_codes_of_the_folder(folder, tmp_path):
     paths = sorted(path for path in folder.rglob("*.*"))
     lines = [f"{path.relative_to(folder)} {int(path.parent.name == 'good')}" for path in paths]
     (tmp_path / "list.txt").write_text("\n".join(lines))
@@ -269,7 +261,7 @@ def test_list_files_and_tar_shards_give_the_codes_of_the_folder(folder: Path, tm
     assert opened[0] == opened[1] == opened[2]
 
 
-def test_pil_images_go_through_the_models_own_transform(tmp_path: Path) -> None:
+def test_pil_images_go_through_the_models_own_transform(tmp_path):
     model = timm.create_model("hybridhash_16", **SMALL)
     images = [photo(seed, 40) for seed in range(3)]
     manifest = run(model, images, tmp_path)
@@ -282,7 +274,7 @@ def test_pil_images_go_through_the_models_own_transform(tmp_path: Path) -> None:
         run(Net(), images, tmp_path / "plain")
 
 
-def test_the_manifest_has_the_sha256_of_the_weights_file(tmp_path: Path) -> None:
+def test_the_manifest_has_the_sha256_of_the_weights_file(tmp_path):
     model = timm.create_model("hybridhash_16", **SMALL)
     save_pretrained(model, tmp_path / "model")
     manifest = run(nn.DataParallel(model), torch.zeros(1, 3, 32, 32), tmp_path / "codes")
@@ -297,19 +289,19 @@ def test_the_manifest_has_the_sha256_of_the_weights_file(tmp_path: Path) -> None
 class Failing(Dataset[Any]):
     """Raises in the rows it is told to."""
 
-    def __init__(self, errors: dict[int, Exception]) -> None:
+    def __init__(self, errors):
         self.errors = errors
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 10
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row):
         if row in self.errors:
             raise self.errors[row]
         return IMAGES[row]
 
 
-def test_missing_files_are_recorded_and_broken_disks_and_programs_are_not(tmp_path: Path) -> None:
+def test_missing_files_are_recorded_and_broken_disks_and_programs_are_not(tmp_path):
     bad = {3: FileNotFoundError(2, "No such file", "a.jpg"), 5: RuntimeError("sizes"), 9: MemoryError("big")}
     with pytest.warns(UserWarning, match="3 of 10"):
         run(Net(), Failing(bad), tmp_path / "recorded")
@@ -324,11 +316,11 @@ def test_missing_files_are_recorded_and_broken_disks_and_programs_are_not(tmp_pa
 class NaN(nn.Module):
     """NaN codes for images whose first pixel is NaN."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return images.flatten(1)[:, :8]
 
 
-def test_nan_codes_are_recorded_unless_a_whole_batch_is_nan(tmp_path: Path) -> None:
+def test_nan_codes_are_recorded_unless_a_whole_batch_is_nan(tmp_path):
     images = IMAGES.clone()
     images[[1, 6, 22]] = float("nan")
     with pytest.warns(UserWarning, match="3 of 23"):
@@ -347,10 +339,10 @@ def test_nan_codes_are_recorded_unless_a_whole_batch_is_nan(tmp_path: Path) -> N
 
 
 class Stream(IterableDataset[Tensor]):
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self):
         return iter(IMAGES)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 23
 
 
@@ -373,12 +365,12 @@ class Stream(IterableDataset[Tensor]):
         ([(1, 2, 3, 4)], TypeError, "must be a tensor or a PIL image, got tuple"),
     ],
 )
-def test_bad_data_sets_are_refused(tmp_path: Path, dataset: Any, error: type[Exception], match: str) -> None:
+def test_bad_data_sets_are_refused(tmp_path, dataset, error, match):
     with pytest.raises(error, match=match):
         run(Net(), dataset, tmp_path)
 
 
-def test_timms_data_set_which_replaces_unreadable_images_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_timms_data_set_which_replaces_unreadable_images_is_refused(folder, tmp_path):
     dataset = timm.data.ImageDataset(str(folder))
     with pytest.raises(TypeError, match="next image in place of one that cannot be read: use torchvision"):
         run(Net(), Subset(dataset, [0]), tmp_path)
@@ -393,12 +385,12 @@ def test_timms_data_set_which_replaces_unreadable_images_is_refused(folder: Path
         ({"dtype": torch.int8}, "dtype must be None"),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+def test_bad_arguments_are_refused(tmp_path, options, match):
     with pytest.raises((TypeError, ValueError), match=match):
         run(Net(), IMAGES, tmp_path, **options)
 
 
-def test_bad_models_are_refused(tmp_path: Path) -> None:
+def test_bad_models_are_refused(tmp_path):
     with pytest.raises(TypeError, match="model must be a torch"):
         run(len, IMAGES, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_classes=0"):
@@ -410,7 +402,7 @@ def test_bad_models_are_refused(tmp_path: Path) -> None:
 # Going on
 
 
-def test_a_second_call_encodes_nothing_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_call_encodes_nothing_and_changes_nothing(tmp_path):
     run(Net(), IMAGES, tmp_path)
     before, model = contents(tmp_path), Net()
     assert run(model, IMAGES, tmp_path).encoded == 23
@@ -429,9 +421,7 @@ def test_a_second_call_encodes_nothing_and_changes_nothing(tmp_path: Path) -> No
         (Net(), TensorDataset(IMAGES, LABELS), {}, "labels 'none' there and 'class ids' now"),
     ],
 )
-def test_another_encoding_is_refused_with_both_named(
-    tmp_path: Path, model: nn.Module, dataset: Any, options: dict[str, Any], match: str
-) -> None:
+def test_another_encoding_is_refused_with_both_named(tmp_path, model, dataset, options, match):
     run(Net(), IMAGES, tmp_path)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=match):
@@ -443,7 +433,7 @@ def test_another_encoding_is_refused_with_both_named(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_other_weights_are_refused_with_both_named(tmp_path: Path) -> None:
+def test_other_weights_are_refused_with_both_named(tmp_path):
     model = Net()
     there = run(model, IMAGES, tmp_path).weights_sha256
     with torch.no_grad():
@@ -452,7 +442,7 @@ def test_other_weights_are_refused_with_both_named(tmp_path: Path) -> None:
         run(model, IMAGES, tmp_path)
 
 
-def test_another_batch_size_goes_on(tmp_path: Path) -> None:
+def test_another_batch_size_goes_on(tmp_path):
     errors = {8: OSError(5, "Input/output error")}
     with pytest.raises(OSError, match="Input/output"):
         run(Net(), Failing(errors), tmp_path, save_seconds=0)
@@ -462,7 +452,7 @@ def test_another_batch_size_goes_on(tmp_path: Path) -> None:
     assert torch.equal(open_codes(tmp_path).packed, expected(IMAGES[:10]))
 
 
-def test_a_deleted_shard_is_encoded_again(tmp_path: Path) -> None:
+def test_a_deleted_shard_is_encoded_again(tmp_path):
     run(Net(), IMAGES, tmp_path)
     before, model = contents(tmp_path), Net()
     (tmp_path / "shard-00001-of-00003.safetensors").unlink()
@@ -471,7 +461,7 @@ def test_a_deleted_shard_is_encoded_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_shards_without_a_manifest_are_not_touched(tmp_path: Path) -> None:
+def test_shards_without_a_manifest_are_not_touched(tmp_path):
     run(Net(), IMAGES, tmp_path)
     (tmp_path / "manifest.json").unlink()
     before = contents(tmp_path)
@@ -480,9 +470,7 @@ def test_shards_without_a_manifest_are_not_touched(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_no_warning_without_a_failure_and_no_bar_if_not_wanted(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_no_warning_without_a_failure_and_no_bar_if_not_wanted(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(Net(), IMAGES, tmp_path)
@@ -491,5 +479,5 @@ def test_no_warning_without_a_failure_and_no_bar_if_not_wanted(
     assert "encode" in capfd.readouterr().err
 
 
-def test_it_is_public() -> None:
+def test_it_is_public():
     assert {"encode_dataset", "open_codes"} <= set(hybridhash.__all__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ IDS = torch.arange(10) * 7
 class Net(nn.Module):
     """A small hash network; dropout and batch norm tell training from eval mode."""
 
-    def __init__(self, bits: int = BITS) -> None:
+    def __init__(self, bits=BITS):
         super().__init__()
         torch.manual_seed(0)
         self.norm = nn.BatchNorm2d(3)
@@ -38,7 +37,7 @@ class Net(nn.Module):
         self.fc = nn.Linear(48, bits)
         self.seen: dict[str, Any] = {}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         codes = torch.tanh(self.fc(self.drop(self.norm(images)).flatten(1)))
         self.seen = {
             "training": any(module.training for module in self.modules()),
@@ -52,34 +51,34 @@ class Net(nn.Module):
 class Output(nn.Module):
     """Returns what it is told to, whatever the images."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output):
         super().__init__()
         self.output = output
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images):
         return self.output(images) if callable(self.output) else self.output
 
 
-def expected(images: Tensor = IMAGES) -> Tensor:
+def expected(images=IMAGES):
     with torch.no_grad():
         return pack_codes(Net().eval()(images))
 
 
-def batches(*columns: Tensor, size: int = 4) -> list[Any]:
+def batches(*columns, size=4):
     """What a DataLoader yields: the last batch is smaller."""
     return [tuple(column[i : i + size] for column in columns) for i in range(0, 10, size)]
 
 
 class Dicts(Dataset[dict[str, Any]]):
-    def __len__(self) -> int:
+    def __len__(self):
         return 10
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index):
         return {"pixel_values": IMAGES[index], "labels": int(LABELS[index]), "index": int(IDS[index])}
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self):
         return iter(zip(IMAGES, LABELS, strict=True))
 
 
@@ -112,7 +111,7 @@ class Stream(IterableDataset[tuple[Tensor, Tensor]]):
         ((batch for batch in batches(IMAGES, LABELS)), True, False),
     ],
 )
-def test_every_kind_of_loader_gives_the_same_codes_in_order(loader: Any, labels: bool, ids: bool) -> None:
+def test_every_kind_of_loader_gives_the_same_codes_in_order(loader, labels, ids):
     codes = encode(Net(), loader, progress=False)
     assert isinstance(codes, HashCodes)
     assert codes == HashCodes(expected(), BITS, LABELS if labels else None, IDS if ids else None)
@@ -121,19 +120,19 @@ def test_every_kind_of_loader_gives_the_same_codes_in_order(loader: Any, labels:
 @pytest.mark.parametrize("key", ["index", "indices", "id", "ids"])
 @pytest.mark.parametrize("label_key", ["label", "labels"])
 @pytest.mark.parametrize("image_key", ["image", "images", "pixel_values"])
-def test_dicts_may_use_any_of_the_usual_keys(image_key: str, label_key: str, key: str) -> None:
+def test_dicts_may_use_any_of_the_usual_keys(image_key, label_key, key):
     codes = encode(Net(), [{image_key: IMAGES, label_key: LABELS, key: IDS}], progress=False)
     assert codes == HashCodes(expected(), BITS, LABELS, IDS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
-def test_multi_hot_labels_of_any_dtype_are_kept(dtype: torch.dtype) -> None:
+def test_multi_hot_labels_of_any_dtype_are_kept(dtype):
     codes = encode(Net(), batches(IMAGES, MULTI_HOT.to(dtype)), progress=False)
     assert codes == HashCodes(expected(), BITS, MULTI_HOT)
 
 
-def test_labels_are_copies_that_outlive_the_batches_of_the_loader() -> None:
-    def reusing() -> Iterator[tuple[Tensor, Tensor]]:
+def test_labels_are_copies_that_outlive_the_batches_of_the_loader():
+    def reusing():
         labels = torch.empty(5, dtype=torch.int64)
         for i in (0, 5):
             yield IMAGES[i : i + 5], labels.copy_(LABELS[i : i + 5])
@@ -144,13 +143,13 @@ def test_labels_are_copies_that_outlive_the_batches_of_the_loader() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 8, 13, 512])
-def test_any_number_of_bits(bits: int) -> None:
+def test_any_number_of_bits(bits):
     codes = encode(Net(bits), [IMAGES], progress=False)
     assert codes.bits == bits
     assert torch.equal(codes.packed, pack_codes(Net(bits).eval()(IMAGES)))
 
 
-def test_infinities_have_their_sign_and_zero_is_bit_0() -> None:
+def test_infinities_have_their_sign_and_zero_is_bit_0():
     output = torch.tensor([[float("inf"), -float("inf"), 0.0, 1.0]])
     assert encode(Output(output), [IMAGES[:1]], progress=False).packed.tolist() == [[0b10010000]]
 
@@ -158,7 +157,7 @@ def test_infinities_have_their_sign_and_zero_is_bit_0() -> None:
 # What happens to the model
 
 
-def test_it_runs_in_eval_mode_without_gradient_and_puts_every_mode_back() -> None:
+def test_it_runs_in_eval_mode_without_gradient_and_puts_every_mode_back():
     model = Net().train()
     model.norm.eval()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -175,12 +174,12 @@ def test_it_runs_in_eval_mode_without_gradient_and_puts_every_mode_back() -> Non
     assert torch.is_grad_enabled()
 
 
-def failing_loader() -> Iterator[Tensor]:
+def failing_loader():
     yield IMAGES
     raise OSError("no such image")
 
 
-def test_modes_are_put_back_after_an_exception_in_the_model_or_the_loader() -> None:
+def test_modes_are_put_back_after_an_exception_in_the_model_or_the_loader():
     model = Net().train()
     model.norm.eval()
     with pytest.raises(OSError, match="no such image"):
@@ -196,10 +195,10 @@ def test_modes_are_put_back_after_an_exception_in_the_model_or_the_loader() -> N
     assert torch.is_grad_enabled()
 
 
-def test_the_loader_runs_outside_of_no_grad_and_autocast() -> None:
+def test_the_loader_runs_outside_of_no_grad_and_autocast():
     states = []
 
-    def loader() -> Iterator[Tensor]:
+    def loader():
         for _ in range(2):
             states.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
             yield IMAGES
@@ -208,14 +207,14 @@ def test_the_loader_runs_outside_of_no_grad_and_autocast() -> None:
     assert states == [(True, False)] * 2
 
 
-def test_what_a_model_caches_while_encoding_can_be_trained_with_later() -> None:
+def test_what_a_model_caches_while_encoding_can_be_trained_with_later():
     class Caching(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.fc = nn.Linear(48, 8)
             self.scale: Tensor | None = None
 
-        def forward(self, images: Tensor) -> Tensor:
+        def forward(self, images):
             if self.scale is None:
                 self.scale = torch.ones(8) * 2
             codes: Tensor = self.fc(images.flatten(1)) * self.scale
@@ -228,7 +227,7 @@ def test_what_a_model_caches_while_encoding_can_be_trained_with_later() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_runs_under_autocast(dtype, monkeypatch):
     monkeypatch.setattr("hybridhash._inference.multiplies_natively", lambda dtype: True)
     model = Net()
     codes = encode(model, batches(IMAGES), dtype=dtype, progress=False)
@@ -238,7 +237,7 @@ def test_half_precision_runs_under_autocast(dtype: torch.dtype, monkeypatch: pyt
         assert torch.equal(codes.packed, pack_codes(Net().eval()(IMAGES)))
 
 
-def test_float32_switches_autocast_off_and_none_leaves_it() -> None:
+def test_float32_switches_autocast_off_and_none_leaves_it():
     model = Net()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encode(model, [IMAGES], dtype=torch.float32, progress=False)
@@ -247,7 +246,7 @@ def test_float32_switches_autocast_off_and_none_leaves_it() -> None:
         assert model.seen["dtype"] == torch.bfloat16
 
 
-def test_a_device_where_the_model_is_not_raises_and_the_model_stays() -> None:
+def test_a_device_where_the_model_is_not_raises_and_the_model_stays():
     model = Net()
     with pytest.raises(
         ValueError, match=r"on cpu, but device='meta' was given: move it with model.to\('meta'\)"
@@ -258,13 +257,13 @@ def test_a_device_where_the_model_is_not_raises_and_the_model_stays() -> None:
 
 
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
-def test_a_model_without_parameters_takes_the_images_where_it_is_told(device: Any) -> None:
+def test_a_model_without_parameters_takes_the_images_where_it_is_told(device):
     codes = encode(Output(lambda images: images.flatten(1)), [IMAGES], device=device, progress=False)
     assert codes == HashCodes.from_codes(IMAGES.flatten(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_codes_on_the_cpu() -> None:
+def test_a_gpu_gives_codes_on_the_cpu():
     model = Net().cuda().double()
     images = IMAGES.double()
     loader = batches(images, LABELS.cuda(), IDS, size=3)
@@ -275,7 +274,7 @@ def test_a_gpu_gives_codes_on_the_cpu() -> None:
 # Progress
 
 
-def test_progress_counts_images_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_counts_images_and_can_be_silenced(capsys):
     encode(Net(), batches(IMAGES))
     shown = capsys.readouterr()
     assert "10/10" in shown.err
@@ -287,7 +286,7 @@ def test_progress_counts_images_and_can_be_silenced(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_works_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_works_without_a_length(capsys):
     encode(Net(), (batch for batch in batches(IMAGES)))
     encode(Net(), DataLoader(Stream(), 4))
     assert capsys.readouterr().err.count("10/10") >= 2
@@ -297,12 +296,12 @@ def test_progress_works_without_a_length(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("loader", [[], iter(()), DataLoader(TensorDataset(IMAGES[:0]), 4)])
-def test_an_empty_loader_raises(loader: Any) -> None:
+def test_an_empty_loader_raises(loader):
     with pytest.raises(ValueError, match="loader is empty"):
         encode(Net(), loader, progress=False)
 
 
-def test_a_tensor_as_loader_and_a_function_as_model_raise() -> None:
+def test_a_tensor_as_loader_and_a_function_as_model_raise():
     with pytest.raises(TypeError, match=r"give \[images\] for one batch"):
         encode(Net(), IMAGES, progress=False)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got function"):
@@ -310,13 +309,13 @@ def test_a_tensor_as_loader_and_a_function_as_model_raise() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "bf16"])
-def test_other_dtypes_raise(dtype: Any) -> None:
+def test_other_dtypes_raise(dtype):
     with pytest.raises(ValueError, match=r"dtype must be None, torch.bfloat16"):
         encode(Net(), [IMAGES], dtype=dtype, progress=False)
 
 
 @pytest.mark.parametrize("position", [0, 5, 9])
-def test_nan_codes_raise_and_name_the_batch_and_the_image(position: int) -> None:
+def test_nan_codes_raise_and_name_the_batch_and_the_image(position):
     images = IMAGES.clone()
     images[position, 0, 0, 0] = float("nan")
     message = f"NaN codes in batch {position // 4} for 1 of its .* images, the first at position {position} "
@@ -324,7 +323,7 @@ def test_nan_codes_raise_and_name_the_batch_and_the_image(position: int) -> None
         encode(Net(), batches(images), progress=False)
 
 
-def test_a_model_without_hash_layer_raises() -> None:
+def test_a_model_without_hash_layer_raises():
     model = Net()
     model.num_classes = 0  # type: ignore[assignment]
     with pytest.raises(ValueError, match="num_classes=0, which means no hash layer"):
@@ -344,7 +343,7 @@ def test_a_model_without_hash_layer_raises() -> None:
         (torch.zeros(10, 8, dtype=torch.complex64), TypeError, "got torch.complex64"),
     ],
 )
-def test_a_model_that_returns_no_codes_raises(output: Any, error: type[Exception], message: str) -> None:
+def test_a_model_that_returns_no_codes_raises(output, error, message):
     with pytest.raises(error, match=f"the model must return .*{message}"):
         encode(Output(output), [IMAGES], progress=False)
 
@@ -376,26 +375,24 @@ def test_a_model_that_returns_no_codes_raises(output: Any, error: type[Exception
         ({"image": IMAGES, "images": IMAGES}, ValueError, "batch 1 has two keys for the same thing"),
     ],
 )
-def test_a_batch_that_does_not_fit_raises_and_is_named(
-    second: Any, error: type[Exception], message: str
-) -> None:
+def test_a_batch_that_does_not_fit_raises_and_is_named(second, error, message):
     with pytest.raises(error, match=message):
         encode(Net(), [(IMAGES, LABELS, IDS), second], progress=False)
 
 
-def test_bits_that_change_between_batches_raise() -> None:
+def test_bits_that_change_between_batches_raise():
     model = Output(lambda images: torch.zeros(len(images), len(images)))
     with pytest.raises(ValueError, match="batch 0 and batch 2 do not fit together: bits 4 and 2"):
         encode(model, batches(IMAGES), progress=False)
 
 
-def test_numpy_scalars_as_ids_of_one_image() -> None:
+def test_numpy_scalars_as_ids_of_one_image():
     codes = encode(Net(), [(IMAGES[:1], np.array([2]), np.array([40]))], progress=False)
     assert codes == HashCodes(expected(IMAGES[:1]), BITS, torch.tensor([2]), torch.tensor([40]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_of_a_data_set_gives_what_encode_dataset_gives(tmp_path: Path, workers: int) -> None:
+def test_a_loader_of_a_data_set_gives_what_encode_dataset_gives(tmp_path, workers):
     model = timm.create_model("hybridhash_16", **SMALL)
     photos = [(photo(seed, 40), seed % 2, 3 * seed) for seed in range(5)]
     codes = encode(model, image_loader(model, photos, 2, num_workers=workers), progress=False)
@@ -418,6 +415,6 @@ def test_a_loader_of_a_data_set_gives_what_encode_dataset_gives(tmp_path: Path, 
         ),
     ],
 )
-def test_a_path_or_a_data_set_is_no_loader(loader: Any, match: str) -> None:
+def test_a_path_or_a_data_set_is_no_loader(loader, match):
     with pytest.raises(TypeError, match=f"loader must yield batches, {match}"):
         encode(Net(), loader, progress=False)

@@ -22,7 +22,7 @@ from tests.encoding._helpers import image_folder, run
 SCRIPT = ROOT / "examples" / "encode_ray.py"
 
 
-def test_ray_gives_the_codes_of_the_plain_loop(tmp_path: Path) -> None:
+def test_ray_gives_the_codes_of_the_plain_loop(tmp_path):
     pytest.importorskip("ray")
     pytest.importorskip("pyarrow")
     model = timm.create_model("hybridhash_16", **SMALL)

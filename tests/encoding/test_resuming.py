@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +23,7 @@ SHARD = "shard-00001-of-00003.safetensors"
 DATASET = TensorDataset(IMAGES, LABELS)
 
 
-def refused(out: Path, model: nn.Module, dataset: Any, match: str, **options: Any) -> None:
+def refused(out, model, dataset, match, **options):
     """Check that a second call is refused, and that nothing of the first is touched."""
     before = contents(out)
     with pytest.raises(ValueError, match=f"holds another encoding: .*{match}"):
@@ -51,50 +49,48 @@ def refused(out: Path, model: nn.Module, dataset: Any, match: str, **options: An
         (IMAGES * 1.02, LABELS, "row 0 of the data set has another image"),
     ],
 )
-def test_other_data_of_the_same_size_are_refused(
-    tmp_path: Path, images: Tensor, labels: Tensor, match: str
-) -> None:
+def test_other_data_of_the_same_size_are_refused(tmp_path, images, labels, match):
     run(Net(), DATASET, tmp_path)
     (tmp_path / SHARD).unlink()
     refused(tmp_path, Net(), TensorDataset(images, labels), match)
 
 
-def test_other_ids_are_refused(tmp_path: Path) -> None:
+def test_other_ids_are_refused(tmp_path):
     run(Net(), TensorDataset(IMAGES, LABELS, torch.arange(23) * 2), tmp_path)
     other = TensorDataset(IMAGES, LABELS, torch.arange(23) * 3)
     refused(tmp_path, Net(), other, "row 1 of the data set has the id 2 there and 3 now")
 
 
-def write_photos(root: Path, names: list[str]) -> None:
+def write_photos(root, names):
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(encoded(photo(seed % 2, 20), "png"))
 
 
-def pixels(image: Image.Image) -> Tensor:
+def pixels(image):
     return torch.tensor(list(image.resize((4, 4)).tobytes())).reshape(3, 4, 4) / 255 - 0.5
 
 
-def folder_of(root: Path, names: list[str]) -> Any:
+def folder_of(root, names):
     return ImageFolder(str(root), loader=read_image)
 
 
-def list_of(root: Path, names: list[str]) -> Any:
+def list_of(root, names):
     (root / "list.txt").write_text("\n".join(f"{name} 0" for name in names))
     return ImageList(root / "list.txt")
 
 
-def tar_of(root: Path, names: list[str]) -> Any:
+def tar_of(root, names):
     files = {name.replace("/", "-"): (root / name).read_bytes() for name in names}
     return TarImages([write_tar(root / "0.tar", files)])
 
 
-def subset_of(root: Path, names: list[str]) -> Any:
+def subset_of(root, names):
     return Subset(folder_of(root, names), list(range(len(names)))[::-1])
 
 
 @pytest.mark.parametrize("make", [folder_of, list_of, tar_of, subset_of])
-def test_other_files_are_refused_by_their_names(tmp_path: Path, make: Callable[..., Any]) -> None:
+def test_other_files_are_refused_by_their_names(tmp_path, make):
     """A file that came and one that went, as copies of one image, so that only the names tell."""
     names = [f"a/{number:02d}.png" for number in range(40)]
     for place, listed in (
@@ -114,7 +110,7 @@ def test_other_files_are_refused_by_their_names(tmp_path: Path, make: Callable[.
     refused(tmp_path / "codes", Net(), dataset, "names_sha256 '.*' there and '.*' now", transform=pixels)
 
 
-def test_a_repaired_image_is_not_another_one(tmp_path: Path) -> None:
+def test_a_repaired_image_is_not_another_one(tmp_path):
     broken = [None if row in (0, 22) else image for row, image in enumerate(IMAGES)]
     with pytest.warns(UserWarning, match="2 of 23"):
         run(Net(), broken, tmp_path)
@@ -130,38 +126,38 @@ def test_a_repaired_image_is_not_another_one(tmp_path: Path) -> None:
 class Prepared(Dataset[Tensor]):
     """A data set that prepares its images by itself."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale):
         self.scale = scale
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 23
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row):
         return self.scale * IMAGES[row]
 
 
 class Scale:
     """A transform without a ``repr`` of its own."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale):
         self.scale = scale
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image):
         return self.scale * image
 
 
-def closure(scale: float) -> Callable[[Tensor], Tensor]:
+def closure(scale):
     return lambda image: scale * image
 
 
 @pytest.mark.parametrize("make", [closure, Scale], ids=["closure", "class"])
-def test_another_transform_of_the_same_name_is_refused(tmp_path: Path, make: Any) -> None:
+def test_another_transform_of_the_same_name_is_refused(tmp_path, make):
     run(Net(), IMAGES, tmp_path, transform=make(1.0))
     run(Net(), IMAGES, tmp_path, transform=make(1.0))
     refused(tmp_path, Net(), IMAGES, "row 0 .*another image.*or another transform", transform=make(-1.0))
 
 
-def test_another_preparation_inside_the_data_set_is_refused(tmp_path: Path) -> None:
+def test_another_preparation_inside_the_data_set_is_refused(tmp_path):
     run(Net(), Prepared(1.0), tmp_path)
     refused(tmp_path, Net(), Prepared(-1.0), "row 0 .*another image.*or another transform")
 
@@ -169,24 +165,24 @@ def test_another_preparation_inside_the_data_set_is_refused(tmp_path: Path) -> N
 class Activated(nn.Module):
     """A network whose activation is none of its weights."""
 
-    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, activation):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(48, 30), nn.Linear(30, BITS)
         self.activation = activation
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return self.last(self.activation(self.first(images.flatten(1))))  # type: ignore[no-any-return]
 
 
-def test_another_activation_is_refused(tmp_path: Path) -> None:
+def test_another_activation_is_refused(tmp_path):
     run(Activated(torch.relu), IMAGES, tmp_path)
     run(Activated(torch.relu), IMAGES, tmp_path)
     match = "the model gives other codes for row 0, by up to .* such as an activation"
     refused(tmp_path, Activated(torch.nn.functional.gelu), IMAGES, match)
 
 
-def test_rounding_is_not_another_model(tmp_path: Path) -> None:
+def test_rounding_is_not_another_model(tmp_path):
     run(Net(), IMAGES, tmp_path)
     model = copy.deepcopy(Net())
     model.register_forward_hook(lambda module, inputs, output: output * (1 + 1e-4))
@@ -199,21 +195,21 @@ def test_rounding_is_not_another_model(tmp_path: Path) -> None:
 class Raising(Dataset[Tensor]):
     """Images of 100 rows, one of which raises."""
 
-    def __init__(self, row: int, error: BaseException) -> None:
+    def __init__(self, row, error):
         self.row = row
         self.error = error
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 100
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, row):
         if row == self.row:
             raise self.error
         return IMAGES[row % 23]
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_what_was_finished_before_an_exception_is_kept(tmp_path: Path, error: BaseException) -> None:
+def test_what_was_finished_before_an_exception_is_kept(tmp_path, error):
     with pytest.raises(type(error)):
         run(Net(), Raising(90, error), tmp_path, shard_size=50)
     model = Net()
@@ -222,7 +218,7 @@ def test_what_was_finished_before_an_exception_is_kept(tmp_path: Path, error: Ba
     assert len(open_codes(tmp_path)) == 100
 
 
-def test_an_error_of_the_program_names_its_row(tmp_path: Path) -> None:
+def test_an_error_of_the_program_names_its_row(tmp_path):
     dataset = Raising(90, TypeError("a bug"))
     dataset.ids = [f"photo {row}" for row in range(100)]  # type: ignore[attr-defined]
     with pytest.raises(TypeError) as caught:
@@ -239,19 +235,17 @@ class BrokenImageFile(ImageFile.ImageFile):
     format = "BROKEN"
     error: Exception
 
-    def _open(self) -> None:
+    def _open(self):
         self._mode, self._size = "RGB", (4, 4)
         self.tile = [ImageFile._Tile("raw", (0, 0, 4, 4), 0, "RGB")]
 
-    def load_prepare(self) -> None:
+    def load_prepare(self):
         raise self.error
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, KeyError, TypeError, AttributeError, AssertionError])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_whatever_a_decoder_raises_is_recorded_with_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], workers: int
-) -> None:
+def test_whatever_a_decoder_raises_is_recorded_with_the_file(tmp_path, monkeypatch, error, workers):
     monkeypatch.setattr(BrokenImageFile, "error", error("flags 138"), raising=False)
     Image.init()
     monkeypatch.setitem(Image.OPEN, "BROKEN", (BrokenImageFile, lambda prefix: prefix.startswith(b"broken")))
@@ -269,15 +263,15 @@ def test_whatever_a_decoder_raises_is_recorded_with_the_file(
         assert f"{error.__name__}: " in failure.reason
 
 
-def test_an_error_of_a_transform_is_one_of_the_program(tmp_path: Path) -> None:
-    def wrong(image: Image.Image) -> Tensor:
+def test_an_error_of_a_transform_is_one_of_the_program(tmp_path):
+    def wrong(image):
         return pixels(image.rotate("left"))  # type: ignore[arg-type]
 
     with pytest.raises(TypeError):
         run(Net(), [photo(0, 20)] * 5, tmp_path, transform=wrong)
 
 
-def test_the_reason_of_a_failure_names_the_file(tmp_path: Path) -> None:
+def test_the_reason_of_a_failure_names_the_file(tmp_path):
     names = [f"a/{number}.png" for number in range(5)]
     write_photos(tmp_path, names)
     (tmp_path / names[1]).write_bytes(b"")
@@ -302,13 +296,13 @@ def test_the_reason_of_a_failure_names_the_file(tmp_path: Path) -> None:
 # Threads
 
 
-def test_two_threads_of_a_process_are_told_apart(tmp_path: Path) -> None:
+def test_two_threads_of_a_process_are_told_apart(tmp_path):
     started, go_on = threading.Event(), threading.Event()
 
     class Waiting(nn.Module):
         calls = 0
 
-        def forward(self, images: Tensor) -> Tensor:
+        def forward(self, images):
             self.calls += 1
             if self.calls == 2:
                 started.set()
@@ -328,7 +322,7 @@ def test_two_threads_of_a_process_are_told_apart(tmp_path: Path) -> None:
     run(Waiting(), DATASET, tmp_path / "codes")
 
 
-def test_the_manifest_says_what_was_done_with_exif(tmp_path: Path) -> None:
+def test_the_manifest_says_what_was_done_with_exif(tmp_path):
     assert run(Net(), [photo(0, 20)], tmp_path / "images", transform=pixels).exif_orientation is True
     assert run(Net(), IMAGES, tmp_path / "tensors").exif_orientation is None
     assert Manifest.read(tmp_path / "images").exif_orientation is True

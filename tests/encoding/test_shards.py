@@ -7,14 +7,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import hybridhash.encoding.opening
@@ -27,13 +25,13 @@ MULTI_HOT = torch.rand(23, 11, generator=torch.Generator().manual_seed(1)) < 0.4
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """An encoding of three shards."""
     run(Net(), TensorDataset(IMAGES, LABELS), tmp_path / "codes")
     return tmp_path / "codes"
 
 
-def mapped_files(tensor: Tensor) -> list[str]:
+def mapped_files(tensor):
     """Files that the memory of a tensor is mapped from."""
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -46,7 +44,7 @@ def mapped_files(tensor: Tensor) -> list[str]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("shard_size", [10, 100])
-def test_the_tensors_are_mapped_from_one_file(tmp_path: Path, shard_size: int) -> None:
+def test_the_tensors_are_mapped_from_one_file(tmp_path, shard_size):
     run(Net(), TensorDataset(IMAGES, LABELS), tmp_path, shard_size=shard_size)
     codes = open_codes(tmp_path)
     name = "merged.safetensors" if shard_size == 10 else "shard-00000-of-00001.safetensors"
@@ -57,7 +55,7 @@ def test_the_tensors_are_mapped_from_one_file(tmp_path: Path, shard_size: int) -
 
 
 @pytest.mark.parametrize("labels", [None, LABELS, MULTI_HOT], ids=["none", "class ids", "multi-hot"])
-def test_the_merged_file_is_one_that_every_reader_reads(tmp_path: Path, labels: Tensor | None) -> None:
+def test_the_merged_file_is_one_that_every_reader_reads(tmp_path, labels):
     columns = [IMAGES] if labels is None else [IMAGES, labels]
     run(Net(), TensorDataset(*columns), tmp_path)
     codes = open_codes(tmp_path)
@@ -72,14 +70,14 @@ def test_the_merged_file_is_one_that_every_reader_reads(tmp_path: Path, labels: 
         assert tensor.data_ptr() % tensor.element_size() == 0
 
 
-def test_what_is_written_to_opened_codes_does_not_reach_the_files(folder: Path) -> None:
+def test_what_is_written_to_opened_codes_does_not_reach_the_files(folder):
     codes = open_codes(folder)
     before = codes.packed.clone()
     codes.packed.zero_()
     assert torch.equal(open_codes(folder).packed, before)
 
 
-def test_the_merged_file_is_written_once_and_anew_when_shards_are(folder: Path) -> None:
+def test_the_merged_file_is_written_once_and_anew_when_shards_are(folder):
     open_codes(folder)
     merged = folder / "merged.safetensors"
     first = merged.stat().st_ino
@@ -91,15 +89,15 @@ def test_the_merged_file_is_written_once_and_anew_when_shards_are(folder: Path) 
     assert len(open_codes(folder)) == 23
 
 
-def test_the_merged_file_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_the_merged_file_may_lie_elsewhere(folder, tmp_path):
     before = contents(folder)
     codes = open_codes(folder, merged=tmp_path / "all.safetensors")
     assert contents(folder) == before
     assert HashCodes.load(tmp_path / "all.safetensors") == codes
 
 
-def test_a_full_disk_leaves_no_merged_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(*arguments: object) -> Iterator[memoryview]:
+def test_a_full_disk_leaves_no_merged_file(folder, monkeypatch):
+    def half(*arguments):
         yield memoryview(b"half of it")
         raise OSError(28, "No space left on device")
 
@@ -112,7 +110,7 @@ def test_a_full_disk_leaves_no_merged_file(folder: Path, monkeypatch: pytest.Mon
     assert len(open_codes(folder)) == 23
 
 
-def test_all_images_of_a_shard_may_fail(tmp_path: Path) -> None:
+def test_all_images_of_a_shard_may_fail(tmp_path):
     images = [None if 10 <= row < 20 else (IMAGES[row], int(LABELS[row])) for row in range(23)]
     with pytest.warns(UserWarning, match="10 of 23"):
         run(Net(), images, tmp_path, batch_size=5)
@@ -128,7 +126,7 @@ def test_all_images_of_a_shard_may_fail(tmp_path: Path) -> None:
 # Refused
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_none_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(
             FileNotFoundError, match=r"no manifest\.json in .*: it is no folder of hybridhash"
@@ -146,7 +144,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         ('{"format": "hybridhash.encoding", "version": 1, "bit": 8}', r"manifest\.json is damaged .*bit"),
     ],
 )
-def test_a_bad_manifest_is_named(folder: Path, text: str, match: str) -> None:
+def test_a_bad_manifest_is_named(folder, text, match):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         open_codes(folder)
@@ -154,25 +152,25 @@ def test_a_bad_manifest_is_named(folder: Path, text: str, match: str) -> None:
         run(Net(), TensorDataset(IMAGES, LABELS), folder)
 
 
-def test_an_unfinished_encoding_is_refused(folder: Path) -> None:
+def test_an_unfinished_encoding_is_refused(folder):
     dataclasses.replace(Manifest.read(folder), complete=False).write(folder)
     with pytest.raises(ValueError, match="unfinished encoding: call encode_dataset again"):
         open_codes(folder)
 
 
-def truncate(path: Path) -> None:
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def empty(path: Path) -> None:
+def empty(path):
     path.write_bytes(b"")
 
 
-def scribble(path: Path) -> None:
+def scribble(path):
     path.write_bytes(os.urandom(500))
 
 
-def take_from_another_model(path: Path) -> None:
+def take_from_another_model(path):
     with torch.no_grad():
         model = Net()
         model.fc.bias.add_(1)
@@ -181,17 +179,17 @@ def take_from_another_model(path: Path) -> None:
     shutil.copy(other / path.name, path)
 
 
-def take_the_neighbour(path: Path) -> None:
+def take_the_neighbour(path):
     shutil.copy(path.parent / "shard-00000-of-00003.safetensors", path)
 
 
-def drop_a_row(path: Path) -> None:
+def drop_a_row(path):
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
     save_file({key: value[1:].clone() for key, value in load_file(path).items()}, path, metadata)
 
 
-def take_another_kind(path: Path) -> None:
+def take_another_kind(path):
     HashCodes.from_codes(torch.randn(10, 12)).save(path)
 
 
@@ -207,9 +205,7 @@ def take_another_kind(path: Path) -> None:
         (drop_a_row, "is damaged .its header is not what its SHA-256 says"),
     ],
 )
-def test_a_damaged_or_foreign_shard_is_named_and_can_be_encoded_again(
-    folder: Path, damage: object, match: str
-) -> None:
+def test_a_damaged_or_foreign_shard_is_named_and_can_be_encoded_again(folder, damage, match):
     assert callable(damage)
     before = contents(folder)
     damage(folder / SHARD)
@@ -227,7 +223,7 @@ def test_a_damaged_or_foreign_shard_is_named_and_can_be_encoded_again(
     assert contents(folder) == before
 
 
-def test_the_manifest_can_be_written_and_read(folder: Path) -> None:
+def test_the_manifest_can_be_written_and_read(folder):
     manifest = Manifest.read(folder)
     assert (manifest.complete, manifest.encoded, manifest.bits) == (True, 23, 12)
     manifest.write(folder)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
 
 import torch
 
 BITS = 6
 
 
-def orders(distances: list[int], grades: list[int]) -> Iterator[list[int]]:
+def orders(distances, grades):
     """The ranked grades of every order of items at equal distance (each order once for each permutation)."""
     levels = [
         [g for d, g in zip(distances, grades, strict=True) if d == level] for level in sorted(set(distances))
@@ -20,11 +19,11 @@ def orders(distances: list[int], grades: list[int]) -> Iterator[list[int]]:
         yield [grade for level in choice for grade in level]
 
 
-def stable_order(distances: list[int], grades: list[int]) -> list[int]:
+def stable_order(distances, grades):
     return [grade for _, _, grade in sorted(zip(distances, range(len(distances)), grades, strict=True))]
 
 
-def average_precision(ranked: list[int], k: int, denominator: str = "hits", weighted: bool = False) -> float:
+def average_precision(ranked, k, denominator="hits", weighted=False):
     total, hits, gain = 0.0, 0, 0
     for rank, grade in enumerate(ranked[:k], start=1):
         hits += grade > 0
@@ -35,9 +34,7 @@ def average_precision(ranked: list[int], k: int, denominator: str = "hits", weig
     return total / divisor if divisor else 0.0
 
 
-def over_orders(
-    metric: Callable[[list[int]], float], distances: list[int], grades: list[int]
-) -> dict[str, float]:
+def over_orders(metric, distances, grades):
     values = [metric(ranked) for ranked in orders(distances, grades)]
     return {
         "expected": sum(values) / len(values),
@@ -47,9 +44,7 @@ def over_orders(
     }
 
 
-def instance(
-    distances: list[int], grades: list[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def instance(distances, grades):
     """Codes and multi-hot labels of one query and its database with these distances and shared labels."""
     query = torch.ones(1, BITS)
     database = torch.ones(len(distances), BITS)
@@ -60,29 +55,29 @@ def instance(
     return query, torch.ones(1, classes, dtype=torch.bool), database, labels
 
 
-def precision(ranked: list[int], k: int) -> float:
+def precision(ranked, k):
     return sum(grade > 0 for grade in ranked[:k]) / k
 
 
-def recall(ranked: list[int], k: int) -> float:
+def recall(ranked, k):
     relevant = sum(grade > 0 for grade in ranked)
     return sum(grade > 0 for grade in ranked[:k]) / relevant if relevant else 0.0
 
 
-def hit_rate(ranked: list[int], k: int) -> float:
+def hit_rate(ranked, k):
     return float(any(grade > 0 for grade in ranked[:k]))
 
 
-def reciprocal_rank(ranked: list[int], k: int) -> float:
+def reciprocal_rank(ranked, k):
     return next((1 / rank for rank, grade in enumerate(ranked[:k], start=1) if grade > 0), 0.0)
 
 
-def average_cumulative_gain(ranked: list[int], k: int) -> float:
+def average_cumulative_gain(ranked, k):
     return sum(ranked[:k]) / k
 
 
-def ndcg(ranked: list[int], k: int, exponential: bool = True) -> float:
-    def dcg(grades: list[int]) -> float:
+def ndcg(ranked, k, exponential=True):
+    def dcg(grades):
         gains = [2**grade - 1 if exponential else grade for grade in grades[:k]]
         return sum(gain / math.log2(1 + rank) for rank, gain in enumerate(gains, start=1))
 
@@ -90,9 +85,7 @@ def ndcg(ranked: list[int], k: int, exponential: bool = True) -> float:
     return dcg(ranked) / ideal if ideal else 0.0
 
 
-def random_case(
-    seed: int = 0, queries: int = 12, items: int = 150, bits: int = 8, classes: int = 5, density: float = 0.3
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_case(seed=0, queries=12, items=150, bits=8, classes=5, density=0.3):
     """Real-valued codes and multi-hot labels of queries and of a database: short codes, so that many tie."""
     generator = torch.Generator().manual_seed(seed)
     return (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -25,12 +23,12 @@ METRICS = (
 
 
 @pytest.mark.parametrize("metric", [*METRICS, evaluation.precision_within_radius])
-def test_metrics_take_arrays(metric: Any) -> None:
+def test_metrics_take_arrays(metric):
     case = random_case(seed=40)
     assert metric(*[side.numpy() for side in case]) == metric(*case)
 
 
-def test_evaluate_and_the_histogram_take_arrays() -> None:
+def test_evaluate_and_the_histogram_take_arrays():
     case = random_case(seed=41)
     arrays = [side.numpy() for side in case]
     rows = torch.arange(12)
@@ -41,7 +39,7 @@ def test_evaluate_and_the_histogram_take_arrays() -> None:
 
 
 @pytest.mark.parametrize("definition", evaluation.DEFINITIONS)
-def test_published_definitions_see_the_zeros_of_arrays(definition: str) -> None:
+def test_published_definitions_see_the_zeros_of_arrays(definition):
     query, query_labels, codes, labels = random_case(seed=42)
     case = (query.round(), query_labels, codes.round(), labels)
     want = evaluation.mean_average_precision(*case, definition=definition)
@@ -49,7 +47,7 @@ def test_published_definitions_see_the_zeros_of_arrays(definition: str) -> None:
     assert evaluation.mean_average_precision(*arrays, definition=definition) == want
 
 
-def test_hash_codes_and_top_k_take_arrays() -> None:
+def test_hash_codes_and_top_k_take_arrays():
     query, _, codes, labels = random_case(seed=43)
     ids = np.arange(150, dtype=np.uint32)
     made = HashCodes.from_codes(codes.numpy(), labels.numpy(), ids)
@@ -63,7 +61,7 @@ def test_hash_codes_and_top_k_take_arrays() -> None:
         assert torch.equal(indices, want[1])
 
 
-def test_arrays_that_torch_cannot_share_are_copied() -> None:
+def test_arrays_that_torch_cannot_share_are_copied():
     codes = random_case(seed=44)[0].numpy()
     want = pack_codes(torch.from_numpy(codes))
     fixed = codes.copy()
@@ -75,7 +73,7 @@ def test_arrays_that_torch_cannot_share_are_copied() -> None:
 
 
 @pytest.mark.parametrize("number", [np.int64(5), np.int32(5), np.uint8(5)])
-def test_integers_of_numpy_are_integers(number: Any, tmp_path: Any) -> None:
+def test_integers_of_numpy_are_integers(number, tmp_path):
     case = random_case(seed=45)
     for metric in METRICS:
         assert metric(*case, top_k=number) == metric(*case, top_k=5)
@@ -89,13 +87,13 @@ def test_integers_of_numpy_are_integers(number: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("cuts", [np.array([5, 6]), torch.tensor([5, 6]), range(5, 7)])
-def test_cuts_of_any_kind_of_sequence(cuts: Any) -> None:
+def test_cuts_of_any_kind_of_sequence(cuts):
     case = random_case(seed=46)
     want = evaluation.precision_at_k(*case, top_k=[5, 6])
     assert torch.equal(evaluation.precision_at_k(*case, top_k=cuts), want)
 
 
-def test_arrays_of_words_are_refused() -> None:
+def test_arrays_of_words_are_refused():
     query, query_labels, codes, labels = random_case(seed=47)
     with pytest.raises(TypeError, match="query_labels must hold real numbers, got a NumPy array of <U"):
         evaluation.mean_average_precision(query, np.array(["cat"] * 12), codes, labels)
@@ -103,7 +101,7 @@ def test_arrays_of_words_are_refused() -> None:
         evaluation.mean_average_precision(query, query_labels, codes.numpy().astype(object), labels)
 
 
-def test_labels_in_one_column_of_numbers_are_refused() -> None:
+def test_labels_in_one_column_of_numbers_are_refused():
     query, _, codes, labels = random_case(seed=48)
     column = labels[:, :1].long()
     with pytest.raises(ValueError, match=r"database_labels of shape \(N, 1\) may be class ids or one class"):
@@ -113,7 +111,7 @@ def test_labels_in_one_column_of_numbers_are_refused() -> None:
     assert one_class == evaluation.mean_average_precision(query, torch.zeros(12).long(), codes, ids)
 
 
-def test_codes_of_eight_bit_floats_are_packed_and_meta_tensors_refused() -> None:
+def test_codes_of_eight_bit_floats_are_packed_and_meta_tensors_refused():
     codes = random_case(seed=49)[0]
     assert torch.equal(
         pack_codes(codes.to(torch.float8_e4m3fn)), pack_codes(codes.to(torch.float8_e4m3fn).float())

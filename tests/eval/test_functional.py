@@ -26,7 +26,7 @@ CUT: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
-def test_every_closed_form_with_a_cut_is_under_test() -> None:
+def test_every_closed_form_with_a_cut_is_under_test():
     public = {
         name
         for name in functional.__all__
@@ -37,7 +37,7 @@ def test_every_closed_form_with_a_cut_is_under_test() -> None:
 
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("ties", ["expected", "best", "worst"])
-def test_one_histogram_gives_every_metric(name: str, ties: str) -> None:
+def test_one_histogram_gives_every_metric(name, ties):
     case = random_case(seed=90)
     histogram = distance_histogram(*case, graded=True)
     form, metric = CUT[name]
@@ -47,7 +47,7 @@ def test_one_histogram_gives_every_metric(name: str, ties: str) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12, equal_nan=True)
 
 
-def test_one_histogram_gives_the_metrics_by_radius() -> None:
+def test_one_histogram_gives_the_metrics_by_radius():
     case = random_case(seed=91)
     histogram = distance_histogram(*case)
     for radius in (0, 2, 99):
@@ -58,7 +58,7 @@ def test_one_histogram_gives_the_metrics_by_radius() -> None:
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_bad_cuts_and_rules_are_refused(name: str) -> None:
+def test_bad_cuts_and_rules_are_refused(name):
     histogram = DistanceHistogram(torch.tensor([[[2, 3]]]), torch.tensor([[2, 3]]))
     form = CUT[name][0]
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
@@ -69,7 +69,7 @@ def test_bad_cuts_and_rules_are_refused(name: str) -> None:
         form(histogram, 2, ties="stable")
 
 
-def test_pieces_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_queries_change_nothing(monkeypatch):
     case = random_case(seed=92)
     want = evaluation.evaluate(*case, top_k=40)
     monkeypatch.setattr(functional, "_TABLE", 100)

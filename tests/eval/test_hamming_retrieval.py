@@ -101,7 +101,7 @@ def test_bad_batches_are_refused():
         HammingRetrieval(0)
 
 
-def _worker(rank: int, file: str, out: str) -> None:
+def _worker(rank, file, out):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     case = random_case(seed=77)

@@ -20,7 +20,7 @@ TIES = ("expected", "stable", "best", "worst")
 ITEMS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 0, 1, 1, 2])), min_size=1, max_size=6)
 
 
-def golden_case(case: str) -> list[torch.Tensor]:
+def golden_case(case):
     arrays = np.load(GOLDEN / "map.npz")
     keys = ("query_codes", "query_labels", "db_codes", "db_labels")
     return [torch.from_numpy(arrays[f"{case}/{key}"]) for key in keys]

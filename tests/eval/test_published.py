@@ -97,7 +97,7 @@ LITERAL = {
 }
 
 
-def case_with_everything(zeros: bool):
+def case_with_everything(zeros):
     """Tied codes, codes of exactly 0, unlabelled queries and items, queries without a hit in a short list."""
     query, query_labels, codes, labels = random_case(seed=20, queries=30, classes=8, density=0.12)
     if zeros:

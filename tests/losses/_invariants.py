@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,18 +21,18 @@ LABELS = {
 }
 
 
-def random_codes(rows: int = 6, bits: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_codes(rows=6, bits=4, seed=0, dtype=torch.float64):
     return 1.8 * torch.rand(rows, bits, generator=torch.Generator().manual_seed(seed), dtype=dtype) - 0.9
 
 
-def value_and_grad(loss: Loss, codes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_grad(loss, codes, labels):
     codes = codes.detach().clone().requires_grad_()
     value = loss(codes, labels)
     (grad,) = torch.autograd.grad(value, codes)
     return value.detach(), grad
 
 
-def assert_finite_everywhere(loss: Loss) -> None:
+def assert_finite_everywhere(loss):
     """Value and gradient at extreme codes, for all kinds of labels, in half precision, for a batch of one."""
     signs = random_codes(seed=1, dtype=torch.float32).sign()
     batches = [torch.zeros(6, 4), signs, -signs, 1e4 * signs, random_codes(dtype=torch.float32)]
@@ -52,7 +52,7 @@ def assert_finite_everywhere(loss: Loss) -> None:
             assert grad.isfinite().all()
 
 
-def assert_autocast_changes_nothing(loss: Loss) -> None:
+def assert_autocast_changes_nothing(loss):
     codes, labels = random_codes(dtype=torch.float32), LABELS["multi-hot"]
     plain = value_and_grad(loss, codes, labels)
     for dtype in (torch.float16, torch.bfloat16):
@@ -63,7 +63,7 @@ def assert_autocast_changes_nothing(loss: Loss) -> None:
         torch.testing.assert_close((value.detach(), given.grad), plain)
 
 
-def assert_order_does_not_matter(loss: Loss) -> None:
+def assert_order_does_not_matter(loss):
     codes = random_codes()
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     for labels in (LABELS["two classes"], LABELS["multi-hot"]):
@@ -73,14 +73,14 @@ def assert_order_does_not_matter(loss: Loss) -> None:
         torch.testing.assert_close(shuffled_grad, grad[order])
 
 
-def assert_ids_equal_one_hot(loss: Loss) -> None:
+def assert_ids_equal_one_hot(loss):
     codes = random_codes()
     for ids in (LABELS["two classes"], LABELS["some unlabelled"]):
         one_hot = ids[:, None] == torch.arange(3)
         torch.testing.assert_close(value_and_grad(loss, codes, one_hot), value_and_grad(loss, codes, ids))
 
 
-def assert_inputs_stay(loss: Loss) -> None:
+def assert_inputs_stay(loss):
     codes = random_codes().requires_grad_()
     for labels in (LABELS["two classes"], LABELS["multi-hot"]):
         before, labels_before = codes.detach().clone(), labels.clone()
@@ -89,21 +89,19 @@ def assert_inputs_stay(loss: Loss) -> None:
         assert torch.equal(labels, labels_before)
 
 
-def assert_gradient_is_right(loss: Loss, labels: Sequence[Tensor] | None = None) -> None:
+def assert_gradient_is_right(loss, labels=None):
     for given in labels or (LABELS["two classes"], LABELS["multi-hot"]):
         assert torch.autograd.gradcheck(
             lambda codes, given=given: loss(codes, given), random_codes().requires_grad_()
         )
 
 
-def _on_rank(
-    rank: int, argument: tuple[list[Loss], list[Tensor], list[Tensor]]
-) -> list[tuple[Tensor, Tensor]]:
+def _on_rank(rank, argument):
     losses, codes, labels = argument
     return [value_and_grad(loss, codes[rank], labels[rank]) for loss in losses]
 
 
-def assert_two_processes_equal_one(losses: list[Loss]) -> None:
+def assert_two_processes_equal_one(losses):
     """Uneven batches; the second rank has no positive pair of its own. ``losses`` must be picklable."""
     codes, labels = random_codes(rows=7), torch.tensor([0, 0, 1, 1, 2, 0, 1])
     parts = [slice(0, 4), slice(4, 7)]

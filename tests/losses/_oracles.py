@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 U = torch.tensor(
     [[0.9, -0.4, 0.2, -0.7], [0.8, -0.6, -0.1, -0.9], [-0.5, 0.7, 0.3, 0.6], [0.1, -0.2, -0.8, 0.4]],
@@ -14,21 +13,21 @@ U = torch.tensor(
 Y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
 
 
-def softplus(t: Tensor) -> Tensor:
+def softplus(t):
     """``log(1 + exp(t))``, which PyTorch's gives as ``t`` above 20."""
     return torch.logaddexp(t, torch.zeros_like(t))
 
 
 def wml(
-    codes: Tensor,
-    labels: Tensor,
-    ref_codes: Tensor,
-    ref_labels: Tensor,
+    codes,
+    labels,
+    ref_codes,
+    ref_labels,
     *,
-    alpha: float = 0.5,
-    jaccard: bool = False,
-    skip: set[tuple[int, int]] | None = None,
-) -> Tensor:
+    alpha=0.5,
+    jaccard=False,
+    skip=None,
+):
     """mean over S1 of c_ij l_ij + mean over S0 of l_ij, l = softplus(t) - s t, t = alpha <u_i, u_j>."""
     similar, dissimilar = [], []
     for i in range(codes.shape[0]):
@@ -49,12 +48,12 @@ def wml(
     return total
 
 
-def pairs(n: int, exclude_self: bool) -> list[tuple[int, int]]:
+def pairs(n, exclude_self):
     """All ordered pairs of a batch."""
     return [(i, j) for i in range(n) for j in range(n) if not (exclude_self and i == j)]
 
 
-def balanced_sum(terms: dict[tuple[int, int], Tensor], similar: Tensor) -> Tensor:
+def balanced_sum(terms, similar):
     """(1/|S|) sum w_ij l_ij with w_ij = |S|/|S1| or |S|/|S0|."""
     s1 = sum(bool(similar[p]) for p in terms)
     s0 = len(terms) - s1
@@ -63,15 +62,15 @@ def balanced_sum(terms: dict[tuple[int, int], Tensor], similar: Tensor) -> Tenso
 
 
 def hashnet(
-    u: Tensor,
-    y: Tensor,
+    u,
+    y,
     *,
-    weighting: str,
-    alpha: float,
-    jaccard: bool,
-    exclude_self: bool,
-    similar_weight: float = 1,
-) -> Tensor:
+    weighting,
+    alpha,
+    jaccard,
+    exclude_self,
+    similar_weight=1,
+):
     """sum_ij w_ij [log(1 + exp(alpha <h_i, h_j>)) - alpha s_ij <h_i, h_j>], three weightings."""
     similar = (y @ y.T) > 0
     terms, counts = {}, 0.0
@@ -90,7 +89,7 @@ def hashnet(
     return balanced_sum(terms, similar) if weighting == "paper" else sum(terms.values()) / counts
 
 
-def dpsh(u: Tensor, y: Tensor, *, eta: float, num_train: int, exclude_self: bool) -> Tensor:
+def dpsh(u, y, *, eta, num_train, exclude_self):
     """-sum (s theta - log(1 + e^theta)) + eta sum_i |u_i - sign(u_i)|^2, the sum over pairs as a mean."""
     likelihood = 0.0
     for i, j in pairs(len(u), exclude_self):
@@ -101,9 +100,7 @@ def dpsh(u: Tensor, y: Tensor, *, eta: float, num_train: int, exclude_self: bool
     return likelihood / len(pairs(len(u), exclude_self)) + eta * quantization / (len(u) * num_train)
 
 
-def dhn(
-    u: Tensor, y: Tensor, *, variant: str | None, alpha: float, quantization: float, exclude_self: bool
-) -> Tensor:
+def dhn(u, y, *, variant, alpha, quantization, exclude_self):
     """log(1 + e^<z,z>) - s <z,z>, or the squared error of variant E, plus lambda log cosh(|z| - 1)."""
     terms = []
     for i, j in pairs(len(u), exclude_self):
@@ -113,9 +110,7 @@ def dhn(
     return torch.stack(terms).mean() + (0 if variant == "Q" else quantization) * quantizer
 
 
-def idhn(
-    u: Tensor, y: Tensor, *, alpha: float, gamma: float, quantization: float, exclude_self: bool
-) -> Tensor:
+def idhn(u, y, *, alpha, gamma, quantization, exclude_self):
     """Cross entropy for hard pairs, a graded squared error for soft ones, on u / (1 + |u|)."""
     v, bits, terms = u / (1 + u.abs()), u.shape[1], []
     for i, j in pairs(len(u), exclude_self):
@@ -127,7 +122,7 @@ def idhn(
     return torch.stack(terms).mean() + quantization * (v.abs() - 1).abs().mean()
 
 
-def dsh(u: Tensor, y: Tensor, *, margin: float, alpha: float, exclude_self: bool) -> Tensor:
+def dsh(u, y, *, margin, alpha, exclude_self):
     """1/2 (1 - y) D + 1/2 y max(m - D, 0) + alpha (| |b_i| - 1 |_1 + | |b_j| - 1 |_1), y = 1 dissimilar."""
     terms = []
     for i, j in pairs(len(u), exclude_self):
@@ -137,9 +132,7 @@ def dsh(u: Tensor, y: Tensor, *, margin: float, alpha: float, exclude_self: bool
     return torch.stack(terms).mean() + pull
 
 
-def dch(
-    u: Tensor, y: Tensor, *, gamma: float, quantization: float, max_cosine: float, exclude_self: bool
-) -> Tensor:
+def dch(u, y, *, gamma, quantization, max_cosine, exclude_self):
     """w_ij [s log(d/gamma) + log(1 + gamma/d)] + lambda log(1 + d(|h|, 1)/gamma), d = K/2 (1 - cos)."""
     bits, terms = u.shape[1], {}
     for i, j in pairs(len(u), exclude_self):
@@ -154,7 +147,7 @@ def dch(
     )
 
 
-def literal_centroid(centers: Tensor, row: Tensor, tie_bits: Tensor) -> list[float]:
+def literal_centroid(centers, row, tie_bits):
     """The majority of the centers of a row's labels, bit by bit."""
     bits = []
     for k in range(centers.shape[1]):
@@ -163,6 +156,6 @@ def literal_centroid(centers: Tensor, row: Tensor, tie_bits: Tensor) -> list[flo
     return bits
 
 
-def cosine(u: Tensor, v: Tensor) -> Tensor:
+def cosine(u, v):
     """The cosine of two codes."""
     return (u * v).sum() / (u.square().sum().sqrt() * v.square().sum().sqrt())

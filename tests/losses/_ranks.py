@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _worker(rank: int, world: int, folder: str, function: Callable[[int, Any], Any], argument: Any) -> None:
+def _worker(rank, world, folder, function, argument):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
@@ -21,7 +19,7 @@ def _worker(rank: int, world: int, folder: str, function: Callable[[int, Any], A
         dist.destroy_process_group()
 
 
-def run_on_ranks(function: Callable[[int, Any], Any], argument: Any = None, *, world: int = 2) -> list[Any]:
+def run_on_ranks(function, argument=None, *, world=2):
     """``function(rank, argument)`` in ``world`` processes; their results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (world, folder, function, argument), nprocs=world)

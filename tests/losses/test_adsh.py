@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hybridhash.losses import ADSHLoss
 from tests.losses._invariants import random_codes, value_and_grad
@@ -20,22 +17,22 @@ MULTI_HOT = torch.tensor(
 ROWS = torch.tensor([4, 0, 7, 6])
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def alike(labels: Tensor, i: int, j: int) -> bool:
+def alike(labels, i, j):
     if labels.ndim == 2:
         return bool((labels[i] * labels[j]).sum())
     return bool(labels[i] == labels[j] and labels[i] >= 0)
 
 
-def ratio(labels: Tensor, rows: list[int]) -> float:
+def ratio(labels, rows):
     pairs = [alike(labels, i, j) for i in rows for j in range(len(labels))]
     return sum(pairs) / (len(pairs) - sum(pairs))
 
 
-def adsh(u: Tensor, rows: Tensor, v: Tensor, labels: Tensor, r: float, gamma: float) -> Tensor:
+def adsh(u, rows, v, labels, r, gamma):
     """J / (m n) by a double loop."""
     total = torch.zeros((), dtype=u.dtype)
     bits = u.shape[1]
@@ -49,7 +46,7 @@ def adsh(u: Tensor, rows: Tensor, v: Tensor, labels: Tensor, r: float, gamma: fl
 
 @pytest.mark.parametrize("labels", [IDS, MULTI_HOT], ids=["ids", "multi-hot"])
 @pytest.mark.parametrize("dissimilarity", ["database", "batch", 1.0, 0.0])
-def test_loss_is_the_literal_objective(labels: Tensor, dissimilarity: str | float) -> None:
+def test_loss_is_the_literal_objective(labels, dissimilarity):
     loss = ADSHLoss(labels, 5, gamma=3.0, dissimilarity=dissimilarity, generator=seeded())
     codes = random_codes(4, 5)
     r = dissimilarity
@@ -63,7 +60,7 @@ def test_loss_is_the_literal_objective(labels: Tensor, dissimilarity: str | floa
 
 
 @pytest.mark.parametrize("labels", [IDS, MULTI_HOT], ids=["ids", "multi-hot"])
-def test_update_is_the_published_column_rule(labels: Tensor) -> None:
+def test_update_is_the_published_column_rule(labels):
     loss = ADSHLoss(labels, 5, generator=seeded())
     u, gamma, n = random_codes(4, 5), 200.0, 9
     v = loss.database_codes.double()
@@ -88,9 +85,7 @@ def test_update_is_the_published_column_rule(labels: Tensor) -> None:
     multi=st.booleans(),
     sample=st.integers(1, 9),
 )
-def test_no_update_makes_the_objective_larger(
-    seed: int, bits: int, gamma: float, dissimilarity: str, multi: bool, sample: int
-) -> None:
+def test_no_update_makes_the_objective_larger(seed, bits, gamma, dissimilarity, multi, sample):
     labels = MULTI_HOT if multi else IDS
     loss = ADSHLoss(labels, bits, gamma=gamma, dissimilarity=dissimilarity, generator=seeded(seed))
     codes, rows = random_codes(sample, bits, seed), torch.randperm(9, generator=seeded(seed))[:sample]
@@ -103,7 +98,7 @@ def test_no_update_makes_the_objective_larger(
         before = after
 
 
-def test_update_finds_the_best_column_of_all() -> None:
+def test_update_finds_the_best_column_of_all():
     loss = ADSHLoss(IDS, 1, generator=seeded(1))
     codes = random_codes(4, 1)
     loss.update_database_codes(codes, ROWS)
@@ -116,14 +111,14 @@ def test_update_finds_the_best_column_of_all() -> None:
     assert bool((start.abs() == 1).all())
 
 
-def test_an_entry_without_preference_keeps_its_value() -> None:
+def test_an_entry_without_preference_keeps_its_value():
     loss = ADSHLoss(IDS, 3, generator=seeded())
     before = loss.database_codes.clone()
     loss.update_database_codes(torch.zeros(4, 3), ROWS)
     assert torch.equal(loss.database_codes, before)
 
 
-def test_sweeps_repeat_the_update_and_epoch_end_is_one() -> None:
+def test_sweeps_repeat_the_update_and_epoch_end_is_one():
     codes = random_codes(4, 5, dtype=torch.float32)
     twice, by_hand, hook = (ADSHLoss(IDS, 5, generator=seeded()) for _ in range(3))
     twice.update_database_codes(codes, ROWS, sweeps=2)
@@ -145,7 +140,7 @@ def test_sweeps_repeat_the_update_and_epoch_end_is_one() -> None:
     assert hook.requires == {"indices", "epoch_hook"}
 
 
-def test_alternating_separates_the_classes() -> None:
+def test_alternating_separates_the_classes():
     labels = torch.arange(30) % 3
     loss = ADSHLoss(labels, 8, gamma=1, generator=seeded())
     codes = torch.nn.Parameter(0.1 * random_codes(30, 8, dtype=torch.float32))
@@ -165,7 +160,7 @@ def test_alternating_separates_the_classes() -> None:
     assert products[~same].mean() < 0
 
 
-def test_state_dict_restores_the_loss() -> None:
+def test_state_dict_restores_the_loss():
     loss, codes = ADSHLoss(IDS, 5, generator=seeded()), random_codes(4, 5)
     loss.update_database_codes(codes, ROWS)
     other = ADSHLoss(torch.zeros(9, dtype=torch.int64), 5, generator=seeded(9))
@@ -173,7 +168,7 @@ def test_state_dict_restores_the_loss() -> None:
     assert torch.equal(other(codes, IDS[ROWS], indices=ROWS), loss(codes, IDS[ROWS], indices=ROWS))
 
 
-def test_numerics() -> None:
+def test_numerics():
     loss = ADSHLoss(IDS, 4, generator=seeded())
     signs = random_codes(4, 4, dtype=torch.float32).sign()
     for codes in (torch.zeros(4, 4), signs, 1e4 * signs, signs.half(), signs.bfloat16()):
@@ -194,7 +189,7 @@ def test_numerics() -> None:
     torch.testing.assert_close(cast, loss(codes.float(), IDS[ROWS], indices=ROWS))
 
 
-def test_labels_of_the_other_form_are_the_same_labels() -> None:
+def test_labels_of_the_other_form_are_the_same_labels():
     codes = random_codes(4, 4)
     one_hot = IDS[:, None] == torch.arange(3)
     by_ids, by_hot = (ADSHLoss(given, 4, generator=seeded()) for given in (IDS, one_hot))
@@ -206,7 +201,7 @@ def test_labels_of_the_other_form_are_the_same_labels() -> None:
 
 
 @pytest.mark.parametrize("labels", [IDS, MULTI_HOT], ids=["ids", "multi-hot"])
-def test_inputs_stay(labels: Tensor) -> None:
+def test_inputs_stay(labels):
     codes, rows, given = random_codes(4, 4), ROWS.clone(), labels.clone()
     loss = ADSHLoss(given, 4, generator=seeded())
     before = codes.clone()
@@ -256,8 +251,6 @@ def test_inputs_stay(labels: Tensor) -> None:
         ),
     ],
 )
-def test_bad_input_is_refused(
-    call: Callable[[ADSHLoss, Tensor], object], error: type[Exception], message: str
-) -> None:
+def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(ADSHLoss(IDS, 4, generator=seeded()), torch.zeros(4, 4))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import (
     CodeBank,
@@ -26,7 +24,7 @@ from tests.losses._ranks import run_on_ranks
 WITH_BANK = [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss]
 
 
-def test_rows_are_written_detached_and_marked_as_seen() -> None:
+def test_rows_are_written_detached_and_marked_as_seen():
     bank = CodeBank(5, 3)
     codes = torch.arange(6.0).view(2, 3).requires_grad_()
     bank.update(torch.tensor([4, 1]), codes, torch.tensor([7, 8]))
@@ -36,7 +34,7 @@ def test_rows_are_written_detached_and_marked_as_seen() -> None:
     assert not bank.codes.requires_grad
 
 
-def test_the_last_of_duplicate_indices_counts() -> None:
+def test_the_last_of_duplicate_indices_counts():
     bank = CodeBank(3, 1)
     bank.update(
         torch.tensor([2, 0, 2, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([1, 2, 3, 4])
@@ -45,14 +43,14 @@ def test_the_last_of_duplicate_indices_counts() -> None:
     assert bank.labels.tolist() == [2, -1, 4]
 
 
-def test_class_ids_enter_a_multi_hot_bank_as_one_hot() -> None:
+def test_class_ids_enter_a_multi_hot_bank_as_one_hot():
     bank = CodeBank(3, 2, num_classes=4)
     bank.update(torch.tensor([0, 2]), torch.zeros(2, 2), torch.tensor([3, -1]))
     assert bank.labels.long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert bank.seen.tolist() == [True, False, True]
 
 
-def test_state_dict_resumes_a_run() -> None:
+def test_state_dict_resumes_a_run():
     generator = torch.Generator().manual_seed(0)
     batches = [
         (torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)) for _ in "ab"
@@ -66,7 +64,7 @@ def test_state_dict_resumes_a_run() -> None:
     assert torch.equal(first(codes, labels, indices=indices), second(codes, labels, indices=indices))
 
 
-def test_half_precision_storage_rounds_codes_but_not_the_loss() -> None:
+def test_half_precision_storage_rounds_codes_but_not_the_loss():
     loss = WMLLoss(bank=CodeBank(4, 8, dtype=torch.float16))
     value = loss(torch.linspace(-1, 1, 32).view(4, 8), torch.tensor([0, 1, 0, 1]), indices=torch.arange(4))
     assert loss.bank.codes.dtype == torch.float16
@@ -82,7 +80,7 @@ def test_half_precision_storage_rounds_codes_but_not_the_loss() -> None:
         (TypeError, "floating-point", lambda: CodeBank(5, 4, dtype=torch.int64)),
     ],
 )
-def test_bad_sizes_are_named(error: type[Exception], message: str, make) -> None:
+def test_bad_sizes_are_named(error, message, make):
     with pytest.raises(error, match=message):
         make()
 
@@ -98,7 +96,7 @@ def test_bad_sizes_are_named(error: type[Exception], message: str, make) -> None
         (ValueError, "1 rows, expected 2", ([0, 1], (2, 4), [[1, 0]])),
     ],
 )
-def test_bad_updates_are_named_and_write_nothing(error: type[Exception], message: str, arguments) -> None:
+def test_bad_updates_are_named_and_write_nothing(error, message, arguments):
     indices, shape, labels = arguments
     bank = CodeBank(5, 4, 2)
     with pytest.raises(error, match=message):
@@ -110,7 +108,7 @@ def test_bad_updates_are_named_and_write_nothing(error: type[Exception], message
     ("dtype", "value"),
     [(torch.float32, torch.inf), (torch.float32, torch.nan), (torch.float16, 7e4), (torch.float16, -7e4)],
 )
-def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype: torch.dtype, value: float) -> None:
+def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype, value):
     loss = WMLLoss(bank=CodeBank(20, 4, dtype=dtype))
     codes = torch.ones(2, 4)
     codes[0, 0] = value
@@ -122,7 +120,7 @@ def test_codes_that_would_not_be_finite_in_the_bank_are_refused(dtype: torch.dty
 
 
 @pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(5, 4, bank=bank)])
-def test_a_batch_without_gradients_is_not_written(make) -> None:
+def test_a_batch_without_gradients_is_not_written(make):
     bank = CodeBank(20, 4)
     loss, labels = make(bank), torch.tensor([0, 1])
     loss(torch.ones(2, 4), labels, indices=torch.tensor([3, 4]))
@@ -134,7 +132,7 @@ def test_a_batch_without_gradients_is_not_written(make) -> None:
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 @pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(3, 4, bank=bank)])
-def test_a_label_that_contradicts_the_stored_one_is_refused(make, num_classes: int | None) -> None:
+def test_a_label_that_contradicts_the_stored_one_is_refused(make, num_classes):
     bank = CodeBank(20, 4, num_classes)
     loss, codes = make(bank), torch.ones(2, 4, requires_grad=True)
     loss(codes, torch.tensor([0, -1]), indices=torch.tensor([3, 4]))
@@ -149,7 +147,7 @@ def test_a_label_that_contradicts_the_stored_one_is_refused(make, num_classes: i
 
 
 @pytest.mark.parametrize("other", [DFHLoss(3, 4), *(make() for make in WITH_BANK)])
-def test_losses_that_share_a_bank_may_be_called_in_any_order(other: Any) -> None:
+def test_losses_that_share_a_bank_may_be_called_in_any_order(other):
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(6, 4, generator=generator) for _ in range(3)]
     labels, values = torch.arange(6) % 3, []
@@ -163,7 +161,7 @@ def test_losses_that_share_a_bank_may_be_called_in_any_order(other: Any) -> None
     assert torch.equal(*values)
 
 
-def test_losses_that_store_different_codes_cannot_share_a_bank() -> None:
+def test_losses_that_store_different_codes_cannot_share_a_bank():
     bank, rows, labels = CodeBank(6, 4), torch.arange(2), torch.tensor([0, 1])
     codes = torch.ones(2, 4, requires_grad=True)
     MDSHCLoss(3, 4, bank=bank)(codes, labels, indices=rows, ref_codes=codes / 2)
@@ -171,14 +169,14 @@ def test_losses_that_store_different_codes_cannot_share_a_bank() -> None:
         WMLLoss(bank=bank)(codes, labels, indices=rows)
 
 
-def _update_from_ranks(rank: int, argument: None) -> dict[str, Tensor]:
+def _update_from_ranks(rank, argument):
     bank = CodeBank(6, 2)
     indices = torch.tensor([[0, 3, 4], [3]][rank])
     bank.update(indices, torch.full((len(indices), 2), rank + 1.0), torch.full((len(indices),), rank))
     return bank.state_dict()
 
 
-def test_banks_of_all_ranks_hold_the_rows_of_all_ranks() -> None:
+def test_banks_of_all_ranks_hold_the_rows_of_all_ranks():
     for state in run_on_ranks(_update_from_ranks):
         assert state["codes"][:, 0].tolist() == [1, 0, 0, 2, 1, 0]
         assert state["labels"].tolist() == [0, -1, -1, 1, 0, -1]

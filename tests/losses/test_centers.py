@@ -28,18 +28,18 @@ TARGETS = {
 }
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("classes", TARGETS)
-def test_targets_are_those_of_the_published_table(classes: int) -> None:
+def test_targets_are_those_of_the_published_table(classes):
     assert tuple(target_distance(classes, bits) for bits in BITS) == TARGETS[classes]
 
 
 @pytest.mark.parametrize("classes", TARGETS)
 @pytest.mark.parametrize("method", ["gilbert-varshamov", "mds"])
-def test_searched_centers_reach_the_target(classes: int, method: str) -> None:
+def test_searched_centers_reach_the_target(classes, method):
     for bits, target in zip(BITS, TARGETS[classes], strict=True):
         assert minimum_distance(hash_centers(classes, bits, method, seeded())) >= target
 
@@ -48,12 +48,12 @@ def test_searched_centers_reach_the_target(classes: int, method: str) -> None:
     ("classes", "bits", "distance"),
     [(1000, 64, 28), (200, 64, 28), (1000, 32, 12), (100, 16, 6), (96, 48, 24), (10, 30, 14), (14, 128, 64)],
 )
-def test_mds_reaches_the_distance_of_the_known_codes(classes: int, bits: int, distance: int) -> None:
+def test_mds_reaches_the_distance_of_the_known_codes(classes, bits, distance):
     assert minimum_distance(hash_centers(classes, bits, "mds", seeded())) >= distance
 
 
 @pytest.mark.parametrize("order", [n for n in range(1, 131) if n < 3 or n % 4 == 0])
-def test_hadamard_matrices_are_orthogonal(order: int) -> None:
+def test_hadamard_matrices_are_orthogonal(order):
     missing = {52: 56, 92: 96, 100: 104, 116: 120}
     assert hadamard_order(order) == missing.get(order, order)
     matrix = hadamard_matrix(hadamard_order(order))
@@ -62,13 +62,13 @@ def test_hadamard_matrices_are_orthogonal(order: int) -> None:
     assert torch.equal(matrix.abs(), torch.ones(size, size))
 
 
-def test_hadamard_of_a_power_of_two_is_sylvesters() -> None:
+def test_hadamard_of_a_power_of_two_is_sylvesters():
     expected = [[(-1) ** (i & j).bit_count() for j in range(16)] for i in range(16)]
     assert hadamard_matrix(16).tolist() == expected
 
 
 @pytest.mark.parametrize("bits", [2, 4, 12, 16, 20, 24, 36, 48, 64])
-def test_hadamard_rows_are_half_or_all_of_the_bits_apart(bits: int) -> None:
+def test_hadamard_rows_are_half_or_all_of_the_bits_apart(bits):
     centers = hash_centers(2 * bits, bits)
     products = centers @ centers.T
     distances = {int(bits - products[i, j]) // 2 for i, j in itertools.combinations(range(2 * bits), 2)}
@@ -76,15 +76,13 @@ def test_hadamard_rows_are_half_or_all_of_the_bits_apart(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("bits", "least"), [(47, 23), (46, 22), (52, 24), (100, 48), (5, 1)])
-def test_cut_hadamard_rows_lose_a_bit_of_distance_for_each_column(bits: int, least: int) -> None:
+def test_cut_hadamard_rows_lose_a_bit_of_distance_for_each_column(bits, least):
     assert minimum_distance(hash_centers(2 * bits, bits)) >= least
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(METHODS), st.integers(1, 40), st.integers(1, 150), st.integers(0, 10))
-def test_centers_are_distinct_words_of_ones_and_minus_ones(
-    method: str, bits: int, count: int, seed: int
-) -> None:
+def test_centers_are_distinct_words_of_ones_and_minus_ones(method, bits, count, seed):
     count = min(count, 2**bits)
     centers = hash_centers(count, bits, method, seeded(seed))
     assert centers.shape == (count, bits)
@@ -94,7 +92,7 @@ def test_centers_are_distinct_words_of_ones_and_minus_ones(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_all_words_can_be_taken(method: str) -> None:
+def test_all_words_can_be_taken(method):
     for bits in range(1, 8):
         assert torch.unique(hash_centers(2**bits, bits, method, seeded()), dim=0).shape == (2**bits, bits)
 
@@ -102,13 +100,13 @@ def test_all_words_can_be_taken(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "classes"), [("hadamard", 2000), ("gilbert-varshamov", 2000), ("mds", 10_000)]
 )
-def test_thousands_of_classes_get_different_centers(method: str, classes: int) -> None:
+def test_thousands_of_classes_get_different_centers(method, classes):
     assert minimum_distance(hash_centers(classes, 24, method, seeded())) >= 1
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(2, 60), st.integers(0, 5))
-def test_every_word_is_tried_so_the_gilbert_varshamov_bound_holds(bits: int, count: int, seed: int) -> None:
+def test_every_word_is_tried_so_the_gilbert_varshamov_bound_holds(bits, count, seed):
     count = min(count, 2**bits)
     centers = hash_centers(count, bits, "gilbert-varshamov", seeded(seed))
     assert minimum_distance(centers) >= target_distance(count, bits) - 1
@@ -116,11 +114,11 @@ def test_every_word_is_tried_so_the_gilbert_varshamov_bound_holds(bits: int, cou
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 64), st.integers(1, 500))
-def test_target_is_the_first_ball_that_is_large_enough(bits: int, count: int) -> None:
+def test_target_is_the_first_ball_that_is_large_enough(bits, count):
     count = min(count, 2**bits)
     target = target_distance(count, bits)
 
-    def ball(distance: int) -> int:
+    def ball(distance):
         return sum(math.comb(bits, i) for i in range(distance))
 
     assert ball(target - 1) * count < 2**bits
@@ -128,19 +126,19 @@ def test_target_is_the_first_ball_that_is_large_enough(bits: int, count: int) ->
 
 
 @pytest.mark.parametrize("bits", [16, 31, 64])
-def test_bernoulli_rows_have_half_of_the_bits_at_minus_one(bits: int) -> None:
+def test_bernoulli_rows_have_half_of_the_bits_at_minus_one(bits):
     centers = hash_centers(300, bits, "bernoulli", seeded())
     assert (centers == -1).sum(1).unique().tolist() == [bits // 2]
 
 
-def test_more_classes_than_hadamard_rows_take_random_rows() -> None:
+def test_more_classes_than_hadamard_rows_take_random_rows():
     assert torch.equal(
         hash_centers(200, 64, "hadamard", seeded(3)), hash_centers(200, 64, "bernoulli", seeded(3))
     )
 
 
 @pytest.mark.parametrize("method", ["bernoulli", "gilbert-varshamov", "mds"])
-def test_generator_decides_and_leaves_the_global_one_alone(method: str) -> None:
+def test_generator_decides_and_leaves_the_global_one_alone(method):
     state = torch.get_rng_state()
     first, again, other = (hash_centers(150, 40, method, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -148,7 +146,7 @@ def test_generator_decides_and_leaves_the_global_one_alone(method: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_minimum_distance_is_that_of_the_nearest_pair() -> None:
+def test_minimum_distance_is_that_of_the_nearest_pair():
     words = torch.randint(0, 2, (40, 30), generator=seeded()).float() * 2 - 1
     pairs = itertools.combinations(range(40), 2)
     assert minimum_distance(words) == min(int((words[i] != words[j]).sum()) for i, j in pairs)
@@ -166,14 +164,14 @@ def test_minimum_distance_is_that_of_the_nearest_pair() -> None:
         (ValueError, "unknown method 'paley': use one of 'hadamard', 'bernoulli'", (2, 4, "paley")),
     ],
 )
-def test_impossible_requests_are_refused(error: type[Exception], message: str, arguments: tuple) -> None:
+def test_impossible_requests_are_refused(error, message, arguments):
     with pytest.raises(error, match=message):
         hash_centers(*arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("classes", "bits"), [(10, 16), (40, 12), (30, 20), (5, 64)])
-def test_torchs_default_dtype_and_device_change_nothing(method: str, classes: int, bits: int) -> None:
+def test_torchs_default_dtype_and_device_change_nothing(method, classes, bits):
     expected = hash_centers(classes, bits, method, seeded())
     torch.set_default_dtype(torch.float64)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridhash.losses import (
     CodeBank,
@@ -23,7 +23,7 @@ from tests.losses._ranks import run_on_ranks
 CLASSES, BITS = 5, 12
 
 
-def build(name: str) -> nn.Module:
+def build(name):
     generator = torch.Generator().manual_seed(4)
     builders: dict[str, Callable[[], nn.Module]] = {
         "csq": lambda: CSQLoss(CLASSES, BITS, generator=generator),
@@ -46,7 +46,7 @@ ALL = [*MULTI_LABEL, "dlbhc", "greedyhash"]
 SMOOTH = [name for name in ALL if name != "greedyhash"]
 
 
-def batch(rows: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def batch(rows=8, seed=0, dtype=torch.float32):
     """Codes in (-1, 1) and class ids, one of them -1."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(rows, BITS, generator=generator, dtype=dtype).mul(0.7).tanh()
@@ -55,17 +55,17 @@ def batch(rows: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
     return codes.requires_grad_(), labels
 
 
-def one_hot(ids: Tensor) -> Tensor:
+def one_hot(ids):
     return (ids[:, None] == torch.arange(CLASSES)).float()
 
 
-def value_and_grad(loss: nn.Module, codes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_grad(loss, codes, labels):
     value = loss(codes, labels, indices=torch.arange(codes.shape[0]))
     return value.detach(), torch.autograd.grad(value, codes)[0]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_gradcheck(name: str) -> None:
+def test_gradcheck(name):
     codes, labels = batch(4, dtype=torch.float64)
     loss = build(name).double()
     if name == "mdshc bank":
@@ -77,7 +77,7 @@ def test_gradcheck(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_extreme_codes_give_a_finite_value_and_gradient(name: str, size: float, dtype: torch.dtype) -> None:
+def test_extreme_codes_give_a_finite_value_and_gradient(name, size, dtype):
     codes, labels = batch()
     size = min(size, 1.0) if name == "csq" else size  # it refuses codes outside [-1, 1]
     codes = (codes.detach().sign() * size).to(dtype).requires_grad_()
@@ -94,7 +94,7 @@ def test_extreme_codes_give_a_finite_value_and_gradient(name: str, size: float, 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
+def test_autocast_changes_nothing(name, dtype):
     codes, labels = batch()
     expected = value_and_grad(build(name), codes, labels)
     loss = build(name)
@@ -105,7 +105,7 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_unlabelled_rows_contribute_nothing(name: str) -> None:
+def test_unlabelled_rows_contribute_nothing(name):
     codes, labels = batch()
     keep = labels >= 0
     value, grad = value_and_grad(build(name), codes, labels)
@@ -117,7 +117,7 @@ def test_unlabelled_rows_contribute_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("name", [name for name in ALL if name != "mdshc bank"])
-def test_without_any_label_the_loss_is_zero(name: str, rows: int) -> None:
+def test_without_any_label_the_loss_is_zero(name, rows):
     codes = torch.rand(rows, BITS, requires_grad=True)
     value, grad = value_and_grad(build(name), codes, torch.full((rows,), -1))
     assert value == 0
@@ -125,7 +125,7 @@ def test_without_any_label_the_loss_is_zero(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_batch_of_one_has_a_finite_loss_and_gradient(name: str) -> None:
+def test_a_batch_of_one_has_a_finite_loss_and_gradient(name):
     value, grad = value_and_grad(build(name), torch.rand(1, BITS, requires_grad=True), torch.tensor([3]))
     assert value > 0
     assert grad.isfinite().all()
@@ -133,7 +133,7 @@ def test_a_batch_of_one_has_a_finite_loss_and_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_order_of_the_batch_does_not_matter(name: str) -> None:
+def test_order_of_the_batch_does_not_matter(name):
     codes, labels = batch()
     value, grad = value_and_grad(build(name), codes, labels)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
@@ -143,14 +143,14 @@ def test_order_of_the_batch_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_class_ids_equal_their_one_hot_rows(name: str) -> None:
+def test_class_ids_equal_their_one_hot_rows(name):
     codes, labels = batch()
     by_ids = value_and_grad(build(name), codes, labels)
     torch.testing.assert_close(value_and_grad(build(name), codes, one_hot(labels)), by_ids)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_callers_tensors_are_unchanged(name: str) -> None:
+def test_the_callers_tensors_are_unchanged(name):
     codes, labels = batch()
     copies = codes.detach().clone(), labels.clone()
     value_and_grad(build(name), codes, labels)
@@ -159,7 +159,7 @@ def test_the_callers_tensors_are_unchanged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["csq tanh", "mdshc", "dpn", "orthohash", "dlbhc", "greedyhash"])
-def test_works_inside_a_compiled_function_and_as_a_pickled_copy(name: str) -> None:
+def test_works_inside_a_compiled_function_and_as_a_pickled_copy(name):
     codes, labels = batch()
     expected = value_and_grad(build(name), codes, labels)
     loss = pickle.loads(pickle.dumps(build(name)))
@@ -168,7 +168,7 @@ def test_works_inside_a_compiled_function_and_as_a_pickled_copy(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_state_dict_carries_everything(name: str) -> None:
+def test_state_dict_carries_everything(name):
     codes, labels = batch()
     loss = build(name)
     other = type(loss)(CLASSES, BITS, generator=torch.Generator().manual_seed(77))
@@ -198,15 +198,13 @@ def test_state_dict_carries_everything(name: str) -> None:
         (TypeError, "must be integers, got torch.float32", torch.ones(2, BITS), torch.tensor([0.0, 1.0])),
     ],
 )
-def test_bad_input_is_named(
-    name: str, error: type[Exception], message: str, codes: Tensor, labels: Tensor
-) -> None:
+def test_bad_input_is_named(name, error, message, codes, labels):
     with pytest.raises(error, match=message):
         build(name)(codes, labels, indices=torch.arange(2))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_reference_codes_and_unknown_settings_are_refused(name: str) -> None:
+def test_reference_codes_and_unknown_settings_are_refused(name):
     codes, labels = batch()
     with pytest.raises(ValueError, match="ref_codes"):
         build(name)(codes, labels, ref_codes=codes, ref_labels=labels)
@@ -214,7 +212,7 @@ def test_reference_codes_and_unknown_settings_are_refused(name: str) -> None:
         type(build(name))(CLASSES, BITS, alpah=1)
 
 
-def _steps(rank: int, argument: tuple[Tensor, Tensor, list[slice]]) -> dict[str, list[Tensor]]:
+def _steps(rank, argument):
     """Loss, gradients of codes and parameters, and buffers of every loss, on this rank's rows."""
     codes, labels, parts = argument
     results = {}
@@ -231,7 +229,7 @@ def _steps(rank: int, argument: tuple[Tensor, Tensor, list[slice]]) -> dict[str,
     return results
 
 
-def test_two_processes_equal_one_on_the_joined_batch() -> None:
+def test_two_processes_equal_one_on_the_joined_batch():
     codes, labels = batch(9)
     codes = codes.detach()
     parts = [slice(0, 6), slice(6, 9)]
@@ -253,7 +251,7 @@ def test_two_processes_equal_one_on_the_joined_batch() -> None:
 
 
 @pytest.mark.parametrize("name", ["csq tanh", "mdshc", "dpn", "orthohash", "dlbhc", "greedyhash"])
-def test_gradient_descent_on_the_codes_separates_the_classes(name: str) -> None:
+def test_gradient_descent_on_the_codes_separates_the_classes(name):
     labels = torch.arange(CLASSES).repeat(4)
     codes = (0.1 * torch.randn(20, BITS, generator=torch.Generator().manual_seed(2))).requires_grad_()
     loss = build(name)
@@ -269,7 +267,7 @@ def test_gradient_descent_on_the_codes_separates_the_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["csq", "mdshc", "dpn", "orthohash"])
-def test_torchs_default_dtype_and_device_change_nothing(name: str) -> None:
+def test_torchs_default_dtype_and_device_change_nothing(name):
     codes, labels = batch()
     expected = value_and_grad(build(name), codes, labels)
     torch.set_default_dtype(torch.float64)

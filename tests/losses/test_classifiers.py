@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import DLBHCLoss, GreedyHashLoss
 from hybridhash.losses.functional import dlbhc_loss, greedyhash_loss
@@ -15,7 +14,7 @@ WEIGHT = torch.tensor([[0.5, -1.0, 0.2, 0.1], [0.3, 0.4, -0.7, 0.9], [-0.2, 0.6,
 BIAS = torch.tensor([0.1, -0.2, 0.3])
 
 
-def literal_cross_entropy(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def literal_cross_entropy(inputs, weight, bias):
     terms = []
     for a, y in zip(inputs, IDS.tolist(), strict=True):
         if y >= 0:
@@ -24,7 +23,7 @@ def literal_cross_entropy(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return torch.stack(terms).mean()
 
 
-def test_dlbhc_equals_the_literal_formula() -> None:
+def test_dlbhc_equals_the_literal_formula():
     codes = U.clone().requires_grad_()
     got = dlbhc_loss(codes, IDS, weight=WEIGHT, bias=BIAS)
     expected = literal_cross_entropy(1 / (1 + torch.exp(-codes)), WEIGHT, BIAS)
@@ -32,26 +31,26 @@ def test_dlbhc_equals_the_literal_formula() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 
 
-def test_dlbhc_takes_tanh_outputs_as_the_same_latent_units() -> None:
+def test_dlbhc_takes_tanh_outputs_as_the_same_latent_units():
     expected = dlbhc_loss(U, IDS, weight=WEIGHT, bias=BIAS)
     got = dlbhc_loss((U / 2).tanh(), IDS, weight=WEIGHT, bias=BIAS, latent="tanh")
     torch.testing.assert_close(got, expected)
 
 
-def test_greedyhash_equals_the_literal_formula() -> None:
+def test_greedyhash_equals_the_literal_formula():
     penalty = torch.stack([(u.abs() - 1).abs() ** 3 for i in (0, 2, 3) for u in U[i]]).mean()
     expected = literal_cross_entropy(U.sign(), WEIGHT, torch.zeros(3)) + 0.4 * penalty
     torch.testing.assert_close(greedyhash_loss(U, IDS, weight=WEIGHT, alpha=0.4), expected)
 
 
-def test_greedyhash_passes_the_gradient_of_the_signs_to_the_codes() -> None:
+def test_greedyhash_passes_the_gradient_of_the_signs_to_the_codes():
     codes, signs = U.clone().requires_grad_(), U.sign().requires_grad_()
     (got,) = torch.autograd.grad(greedyhash_loss(codes, IDS, weight=WEIGHT, alpha=0.0), codes)
     (expected,) = torch.autograd.grad(literal_cross_entropy(signs, WEIGHT, torch.zeros(3)), signs)
     torch.testing.assert_close(got, expected)
 
 
-def test_greedyhash_takes_zero_for_minus_one() -> None:
+def test_greedyhash_takes_zero_for_minus_one():
     zero, minus = (
         greedyhash_loss(torch.full((1, 4), value), torch.tensor([1]), weight=WEIGHT, alpha=0.0)
         for value in (0.0, -1.0)
@@ -60,7 +59,7 @@ def test_greedyhash_takes_zero_for_minus_one() -> None:
 
 
 @pytest.mark.parametrize("build", [DLBHCLoss, GreedyHashLoss])
-def test_several_labels_are_refused_with_the_reason(build) -> None:
+def test_several_labels_are_refused_with_the_reason(build):
     loss = build(3, 4)
     assert loss(U, torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]])).isfinite()
     with pytest.raises(
@@ -70,7 +69,7 @@ def test_several_labels_are_refused_with_the_reason(build) -> None:
 
 
 @pytest.mark.parametrize("build", [DLBHCLoss, GreedyHashLoss])
-def test_classifier_is_a_parameter_that_learns_and_starts_from_the_generator(build) -> None:
+def test_classifier_is_a_parameter_that_learns_and_starts_from_the_generator(build):
     state = torch.get_rng_state()
     loss, again = (build(3, 4, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -92,6 +91,6 @@ def test_classifier_is_a_parameter_that_learns_and_starts_from_the_generator(bui
         ("alpha must be 0 or a positive number, got -0.1", lambda: GreedyHashLoss(3, 4, alpha=-0.1)),
     ],
 )
-def test_bad_settings_are_named(message: str, call) -> None:
+def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hybridhash.losses import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.cnnh import _improve_row
@@ -19,23 +16,23 @@ IDS = torch.tensor([0, 0, 1, 2, 1, 0, -1, 2, 2, 1])
 MULTI_HOT = (torch.arange(30).reshape(10, 3) * 7 % 5 < 2).long()
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def matrix(labels: Tensor) -> Tensor:
+def matrix(labels):
     """S by a double loop."""
     hot = labels if labels.ndim == 2 else (labels[:, None] == torch.arange(5)).long()
     return torch.tensor([[1.0 if int((a * b).sum()) else -1.0 for b in hot] for a in hot]).double()
 
 
-def objective(codes: Tensor, similarity: Tensor) -> float:
+def objective(codes, similarity):
     codes = codes.double()
     return (similarity - codes @ codes.T / codes.shape[1]).square().sum().item()
 
 
 @pytest.mark.parametrize("labels", [IDS, MULTI_HOT], ids=["ids", "multi-hot"])
-def test_objective_is_the_written_out_one(labels: Tensor) -> None:
+def test_objective_is_the_written_out_one(labels):
     codes = random_codes(10, 6)
     expected = objective(codes, matrix(labels))
     assert cnnh_objective(codes, labels) == pytest.approx(expected)
@@ -45,7 +42,7 @@ def test_objective_is_the_written_out_one(labels: Tensor) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), bits=st.integers(1, 7), multi=st.booleans(), at_bounds=st.booleans())
-def test_no_sweep_makes_the_objective_larger(seed: int, bits: int, multi: bool, at_bounds: bool) -> None:
+def test_no_sweep_makes_the_objective_larger(seed, bits, multi, at_bounds):
     labels, generator = MULTI_HOT if multi else IDS, seeded(seed)
     start = 2 * torch.rand(10, bits, generator=generator, dtype=torch.float64) - 1
     codes = start.sign() if at_bounds else start
@@ -60,13 +57,13 @@ def test_no_sweep_makes_the_objective_larger(seed: int, bits: int, multi: bool, 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), small=st.booleans())
-def test_an_entry_takes_the_newton_step_or_the_better_bound(seed: int, small: bool) -> None:
+def test_an_entry_takes_the_newton_step_or_the_better_bound(seed, small):
     """One entry, against derivatives of the written-out objective and its values at the bounds."""
     bits, generator = 4, seeded(seed)
     codes = (2 * torch.rand(10, bits, generator=generator, dtype=torch.float64) - 1) * (0.05 if small else 1)
     similarity, i, j = matrix(IDS), seed % 10, seed % bits
 
-    def along(entry: Tensor) -> Tensor:
+    def along(entry):
         moved = codes.clone()
         moved[i, j] = entry
         return (bits * similarity - moved @ moved.T).square().sum()
@@ -93,7 +90,7 @@ def test_an_entry_takes_the_newton_step_or_the_better_bound(seed: int, small: bo
     assert np.array_equal(np.delete(new, j), np.delete(old, j))
 
 
-def test_second_derivative_can_be_negative() -> None:
+def test_second_derivative_can_be_negative():
     """The case that a plain Newton step gets wrong occurs: small codes of items that should be alike."""
     old = np.full(4, 0.1)
     new = _improve_row(old, np.zeros((4, 4)), np.zeros(4), 4.0, [0])
@@ -102,20 +99,20 @@ def test_second_derivative_can_be_negative() -> None:
 
 
 @pytest.mark.parametrize("labels", [IDS, MULTI_HOT], ids=["ids", "multi-hot"])
-def test_labels_and_their_matrix_give_the_same_codes(labels: Tensor) -> None:
+def test_labels_and_their_matrix_give_the_same_codes(labels):
     by_labels = cnnh_codes(labels, 6, seeded(), relaxed=True)
     by_matrix = cnnh_codes(None, 6, seeded(), similarity=matrix(labels), relaxed=True)
     torch.testing.assert_close(by_labels, by_matrix)
 
 
-def test_ids_and_one_hot_give_the_same_codes() -> None:
+def test_ids_and_one_hot_give_the_same_codes():
     one_hot = IDS[:, None] == torch.arange(3)
     torch.testing.assert_close(
         cnnh_codes(IDS, 6, seeded(), relaxed=True), cnnh_codes(one_hot, 6, seeded(), relaxed=True)
     )
 
 
-def test_classes_get_codes_of_their_own() -> None:
+def test_classes_get_codes_of_their_own():
     labels = torch.arange(60) % 4
     codes = cnnh_codes(labels, 12, seeded())
     assert codes.dtype == torch.float32
@@ -126,7 +123,7 @@ def test_classes_get_codes_of_their_own() -> None:
     assert cnnh_objective(codes, labels) < cnnh_objective(random, labels) / 2
 
 
-def test_a_seed_repeats_the_codes_and_labels_stay() -> None:
+def test_a_seed_repeats_the_codes_and_labels_stay():
     labels = MULTI_HOT.clone()
     first = cnnh_codes(labels, 5, seeded(4))
     assert torch.equal(first, cnnh_codes(labels, 5, seeded(4)))
@@ -138,13 +135,13 @@ def test_a_seed_repeats_the_codes_and_labels_stay() -> None:
     assert torch.equal(start, before)
 
 
-def test_no_sweep_is_the_rounded_start_with_zero_to_minus_one() -> None:
+def test_no_sweep_is_the_rounded_start_with_zero_to_minus_one():
     start = torch.tensor([[0.3, 0.0], [-0.2, 1.0]])
     codes = cnnh_codes(torch.tensor([0, 1]), 2, sweeps=0, start=start)
     assert codes.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
 
 
-def test_degenerate_sets() -> None:
+def test_degenerate_sets():
     assert cnnh_codes(torch.zeros(0, dtype=torch.int64), 3, seeded()).shape == (0, 3)
     for labels in (
         torch.tensor([0]),
@@ -157,7 +154,7 @@ def test_degenerate_sets() -> None:
         assert bool((codes.abs() == 1).all())
 
 
-def test_no_matrix_over_all_pairs_is_made_from_labels() -> None:
+def test_no_matrix_over_all_pairs_is_made_from_labels():
     # 200,000 items: their matrix would take 320 GB.
     labels = torch.arange(200_000) % 10
     codes = cnnh_codes(labels, 8, seeded(), sweeps=0)
@@ -165,7 +162,7 @@ def test_no_matrix_over_all_pairs_is_made_from_labels() -> None:
 
 
 @pytest.mark.parametrize("target", ["squared", "cross_entropy"])
-def test_loss_regresses_the_target_codes(target: str) -> None:
+def test_loss_regresses_the_target_codes(target):
     targets = cnnh_codes(IDS, 4, seeded())
     loss, rows, codes = CNNHLoss(targets, target=target), torch.tensor([3, 0, 9]), random_codes(3, 4)
     total = torch.zeros((), dtype=torch.float64)
@@ -178,7 +175,7 @@ def test_loss_regresses_the_target_codes(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["squared", "cross_entropy"])
-def test_numerics(target: str) -> None:
+def test_numerics(target):
     loss = CNNHLoss(cnnh_codes(IDS, 4, seeded()), target=target)
     signs = random_codes(3, 4, dtype=torch.float32).sign()
     rows = torch.tensor([3, 0, 9])
@@ -193,7 +190,7 @@ def test_numerics(target: str) -> None:
     assert loss(torch.zeros(0, 4), indices=rows[:0]) == 0
 
 
-def test_state_dict_restores_the_targets() -> None:
+def test_state_dict_restores_the_targets():
     loss = CNNHLoss(cnnh_codes(IDS, 4, seeded()))
     other = CNNHLoss(torch.ones(10, 4))
     other.load_state_dict(loss.state_dict())
@@ -235,6 +232,6 @@ def test_state_dict_restores_the_targets() -> None:
         ),
     ],
 )
-def test_bad_input_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import CSQLoss
 from hybridhash.losses._hadamard import hadamard_matrix
@@ -17,7 +16,7 @@ H4 = hadamard_matrix(4)
 IDS = torch.tensor([0, 0, 2, 1])
 
 
-def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(seed):
     generator = torch.Generator().manual_seed(seed)
     codes = (2 * torch.rand(7, 6, generator=generator, dtype=torch.float64) - 1).requires_grad_()
     labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
@@ -26,7 +25,7 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, labels, centers
 
 
-def literal_csq(codes: Tensor, labels: Tensor, centers: Tensor, tie_bits: Tensor, weight: float) -> Tensor:
+def literal_csq(codes, labels, centers, tie_bits, weight):
     terms = []
     for u, row in zip(codes, labels, strict=True):
         if not row.any():
@@ -38,13 +37,13 @@ def literal_csq(codes: Tensor, labels: Tensor, centers: Tensor, tie_bits: Tensor
     return torch.stack(terms).mean()
 
 
-def test_csq_center_term_of_a_worked_example() -> None:
+def test_csq_center_term_of_a_worked_example():
     for codes, tanh in ((U.tanh(), False), (U, True)):
         loss = csq_loss(codes, IDS, centers=H4[:3], tanh=tanh, quantization=0.0)
         assert loss.item() == pytest.approx(0.9972759794, abs=1e-10)
 
 
-def test_csq_quantiser_of_a_worked_example() -> None:
+def test_csq_quantiser_of_a_worked_example():
     for codes, tanh, expected in ((U.tanh(), False, 0.3499064273), (U, True, 0.3499064273), (U, False, 0.31)):
         with_term, without = (
             csq_loss(codes, IDS, centers=H4[:3], tanh=tanh, quantization=weight) for weight in (1.0, 0.0)
@@ -52,7 +51,7 @@ def test_csq_quantiser_of_a_worked_example() -> None:
         assert (with_term - without).item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_csq_centroids_of_a_worked_example_take_the_tie_bits_where_undecided() -> None:
+def test_csq_centroids_of_a_worked_example_take_the_tie_bits_where_undecided():
     # The sums of the centers are [1,1,1,1], [2,0,2,0], [1,1,-1,-1], [1,-1,1,-1].
     tie_bits = torch.tensor([-1.0, 1.0, -1.0, -1.0])
     centroids = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1], [1, -1, 1, -1]])
@@ -62,7 +61,7 @@ def test_csq_centroids_of_a_worked_example_take_the_tie_bits_where_undecided() -
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_csq_equals_the_literal_formula(seed: int) -> None:
+def test_csq_equals_the_literal_formula(seed):
     codes, labels, centers = random_batch(seed)
     tie_bits = torch.tensor([1.0, -1, 1, -1, -1, 1])
     loss = CSQLoss(5, 6, quantization=0.3)
@@ -74,7 +73,7 @@ def test_csq_equals_the_literal_formula(seed: int) -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(expected, codes)[0])
 
 
-def test_csq_of_saturated_half_precision_codes_stays_finite_in_half_precision() -> None:
+def test_csq_of_saturated_half_precision_codes_stays_finite_in_half_precision():
     for dtype in (torch.float16, torch.bfloat16):
         before = torch.full((1, 4), 30.0, dtype=dtype, requires_grad=True)
         loss = csq_loss(before.tanh(), torch.tensor([0]), centers=-torch.ones(1, 4))
@@ -84,13 +83,13 @@ def test_csq_of_saturated_half_precision_codes_stays_finite_in_half_precision() 
         assert grad.isfinite().all()
 
 
-def test_csq_takes_the_exact_logarithm_up_to_the_last_code_below_one() -> None:
+def test_csq_takes_the_exact_logarithm_up_to_the_last_code_below_one():
     codes = torch.tensor([[-0.99999994]])
     got = csq_loss(codes, torch.tensor([0]), centers=torch.ones(1, 1), quantization=0.0)
     assert got.item() == pytest.approx(-math.log(2**-25), rel=1e-6)
 
 
-def test_csq_refuses_codes_of_an_unbounded_head() -> None:
+def test_csq_refuses_codes_of_an_unbounded_head():
     codes, ids = torch.tensor([[-3.0, 0.5]]), torch.tensor([0])
     with pytest.raises(ValueError, match=r"codes must be in \[-1, 1\].* size 3: set tanh=True"):
         CSQLoss(2, 2)(codes, ids)
@@ -112,6 +111,6 @@ def test_csq_refuses_codes_of_an_unbounded_head() -> None:
         ("two centers are equal", lambda: CSQLoss(3, 4, centers=H4[[0, 1, 1]])),
     ],
 )
-def test_bad_settings_are_named(message: str, call) -> None:
+def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridhash.losses import DHLoss, SupervisedDHLoss
 from hybridhash.losses.functional import dh_loss, supervised_dh_loss
@@ -14,13 +12,13 @@ from tests.losses import _invariants
 from tests.losses._invariants import LABELS, random_codes
 
 
-def dh(h: Tensor, _: Tensor | None = None, variance: float = 2.0) -> Tensor:
+def dh(h, _=None, variance=2.0):
     number = len(h)
     b = h.detach().sign()
     return (b - h).square().sum() / (2 * number) - variance * torch.trace(h @ h.T) / (2 * number)
 
 
-def supervised_dh(h: Tensor, labels: Tensor, variance: float = 2.0, alpha: float = 0.7) -> Tensor:
+def supervised_dh(h, labels, variance=2.0, alpha=0.7):
     hot = labels if labels.ndim == 2 else (labels[:, None] == torch.arange(6)).long()
     bits = h.shape[1]
     scatter = {True: [], False: []}
@@ -36,7 +34,7 @@ def supervised_dh(h: Tensor, labels: Tensor, variance: float = 2.0, alpha: float
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_loss_is_the_literal_formula(labels: str) -> None:
+def test_loss_is_the_literal_formula(labels):
     codes, given = random_codes(), LABELS[labels]
     got = _invariants.value_and_grad(lambda u, y: dh_loss(u, quantization=1.0, variance=2.0), codes, given)
     torch.testing.assert_close(got, _invariants.value_and_grad(dh, codes, given))
@@ -47,7 +45,7 @@ def test_loss_is_the_literal_formula(labels: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_weights_are_kept_orthogonal_and_small(bias: bool) -> None:
+def test_weights_are_kept_orthogonal_and_small(bias):
     network = nn.Sequential(nn.Linear(5, 4, bias=bias), nn.Tanh(), nn.Linear(4, 3, bias=bias)).double()
     codes = network(random_codes(6, 5))
     with_layers = DHLoss(layers=network, orthogonality=0.3, weight_decay=0.2)
@@ -64,7 +62,7 @@ def test_weights_are_kept_orthogonal_and_small(bias: bool) -> None:
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(network.parameters())))
 
 
-def test_supervised_loss_takes_layers_too() -> None:
+def test_supervised_loss_takes_layers_too():
     layer = nn.Linear(5, 4)
     codes, labels = torch.tanh(layer(random_codes(6, 5, dtype=torch.float32))), LABELS["two classes"]
     difference = SupervisedDHLoss(layers=[layer])(codes, labels) - SupervisedDHLoss()(codes, labels)
@@ -73,19 +71,19 @@ def test_supervised_loss_takes_layers_too() -> None:
     )
 
 
-def test_layers_stay_the_networks_own() -> None:
+def test_layers_stay_the_networks_own():
     loss = DHLoss(layers=nn.Linear(3, 2))
     assert list(loss.parameters()) == []
     assert loss.state_dict() == {}
 
 
-def test_labels_may_be_given_to_the_unsupervised_loss() -> None:
+def test_labels_may_be_given_to_the_unsupervised_loss():
     codes = random_codes()
     assert torch.equal(DHLoss()(codes, LABELS["two classes"], indices=torch.arange(6)), DHLoss()(codes))
 
 
 @pytest.mark.parametrize("loss", [DHLoss(), SupervisedDHLoss()], ids=["dh", "supervised"])
-def test_invariants(loss: nn.Module) -> None:
+def test_invariants(loss):
     _invariants.assert_finite_everywhere(loss)
     _invariants.assert_autocast_changes_nothing(loss)
     _invariants.assert_order_does_not_matter(loss)
@@ -105,6 +103,6 @@ def test_invariants(loss: nn.Module) -> None:
         (lambda u: SupervisedDHLoss()(u, LABELS["two classes"][:3]), "labels has 3 rows, expected 6"),
     ],
 )
-def test_bad_input_is_refused(call: Callable[[Tensor], object], message: str) -> None:
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_codes())

@@ -7,20 +7,19 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from hybridhash.losses import CodeBank, DFHLoss, DSDHLoss
 from hybridhash.losses.dfh import fisher_centers
 from hybridhash.shallow.discrete import dsdh_codes, ridge_classifier
 
 
-def example(seed: int = 0, n: int = 6, bits: int = 4, classes: int = 3) -> tuple[Tensor, Tensor]:
+def example(seed=0, n=6, bits=4, classes=3):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(n, bits, generator=generator, dtype=torch.float64)
     return codes, (torch.rand(n, classes, generator=generator) < 0.4).long()
 
 
-def test_ridge_classifier_is_the_minimum() -> None:
+def test_ridge_classifier_is_the_minimum():
     codes, labels = example()
     signs, hot = codes.sign(), labels.double()
     classifier = ridge_classifier(signs, hot, 0.3).requires_grad_()
@@ -29,12 +28,12 @@ def test_ridge_classifier_is_the_minimum() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_coordinate_descent_lowers_the_objective_and_no_single_bit_can_lower_it_further(seed: int) -> None:
+def test_coordinate_descent_lowers_the_objective_and_no_single_bit_can_lower_it_further(seed):
     codes, labels = example(seed)
     hot = labels.double()
     classifier = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
-    def objective(signs: Tensor) -> Tensor:
+    def objective(signs):
         return (hot - signs @ classifier).square().sum(1) + 0.7 * (signs - codes).square().sum(1)
 
     found = dsdh_codes(codes, hot, classifier, 0.7, iterations=50)
@@ -45,7 +44,7 @@ def test_coordinate_descent_lowers_the_objective_and_no_single_bit_can_lower_it_
         assert bool((objective(found) <= objective(flipped) + 1e-12).all())
 
 
-def pair_mean(codes: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
+def pair_mean(codes, labels, margin=0.0):
     terms = []
     for i, j in itertools.product(range(len(codes)), repeat=2):
         theta = 0.5 * codes[i] @ codes[j]
@@ -53,7 +52,7 @@ def pair_mean(codes: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def test_dsdh_in_a_batch_is_likelihood_plus_distance_to_the_alternated_codes() -> None:
+def test_dsdh_in_a_batch_is_likelihood_plus_distance_to_the_alternated_codes():
     codes, labels = example()
     hot, signs = labels.double(), codes.sign()
     for _ in range(10):
@@ -66,7 +65,7 @@ def test_dsdh_in_a_batch_is_likelihood_plus_distance_to_the_alternated_codes() -
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 
 
-def test_dsdh_fits_its_classifier_to_the_bank_and_keeps_it_in_the_state_dict() -> None:
+def test_dsdh_fits_its_classifier_to_the_bank_and_keeps_it_in_the_state_dict():
     codes, labels = example(n=8)
     loss, resumed = (DSDHLoss(0.1, bank=CodeBank(8, 4, 3, dtype=torch.float64)) for _ in "ab")
     loss(codes, labels, indices=torch.arange(8))
@@ -78,7 +77,7 @@ def test_dsdh_fits_its_classifier_to_the_bank_and_keeps_it_in_the_state_dict() -
     assert torch.equal(*values)
 
 
-def test_dfh_equals_the_literal_formula() -> None:
+def test_dfh_equals_the_literal_formula():
     codes, labels = example()
     loss = DFHLoss(3, 4, margin=1.5, mu=0.3, eta=0.7, generator=torch.Generator().manual_seed(1))
     codes.requires_grad_()
@@ -92,7 +91,7 @@ def test_dfh_equals_the_literal_formula() -> None:
 
 
 @pytest.mark.parametrize(("classes", "bits"), [(1, 8), (10, 16), (100, 48)])
-def test_fisher_centers_of_different_classes_point_away_from_each_other(classes: int, bits: int) -> None:
+def test_fisher_centers_of_different_classes_point_away_from_each_other(classes, bits):
     centers = fisher_centers(classes, bits, generator=torch.Generator().manual_seed(0))
     products = centers @ centers.T
     off = products[~torch.eye(classes, dtype=torch.bool)]
@@ -114,6 +113,6 @@ def test_fisher_centers_of_different_classes_point_away_from_each_other(classes:
         (lambda: DFHLoss(3, 4)(torch.zeros(2, 4), torch.tensor([0, 3])), "class id 3 does not fit"),
     ],
 )
-def test_bad_input_is_named(make, message: str) -> None:
+def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import DPNLoss
 from hybridhash.losses._hadamard import hadamard_matrix
@@ -15,7 +14,7 @@ H4 = hadamard_matrix(4)
 IDS = torch.tensor([0, 0, 2, 1])
 
 
-def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(seed):
     generator = torch.Generator().manual_seed(seed)
     codes = (2 * torch.rand(7, 6, generator=generator, dtype=torch.float64) - 1).requires_grad_()
     labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
@@ -24,7 +23,7 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, labels, centers
 
 
-def literal_dpn(codes: Tensor, labels: Tensor, targets: Tensor, margin: float) -> Tensor:
+def literal_dpn(codes, labels, targets, margin):
     images = []
     for v, row in zip(codes, labels, strict=True):
         terms = [
@@ -38,14 +37,14 @@ def literal_dpn(codes: Tensor, labels: Tensor, targets: Tensor, margin: float) -
     return torch.stack(images).mean()
 
 
-def test_dpn_of_a_worked_example() -> None:
+def test_dpn_of_a_worked_example():
     for reduction, expected in (("sum", 4.6), ("mean", 1.15)):
         loss = dpn_loss(U, IDS, centers=H4[:3], reduction=reduction)
         assert loss.item() == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_dpn_equals_the_literal_formula(seed: int) -> None:
+def test_dpn_equals_the_literal_formula(seed):
     codes, labels, centers = random_batch(seed)
     expected = literal_dpn(codes, labels, centers, 0.7)
     got = dpn_loss(codes, labels, centers=centers, margin=0.7)
@@ -54,7 +53,7 @@ def test_dpn_equals_the_literal_formula(seed: int) -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_dpn_with_centroids_equals_the_literal_formula() -> None:
+def test_dpn_with_centroids_equals_the_literal_formula():
     codes, labels, centers = random_batch(5)
     tie_bits = torch.tensor([1.0, -1, 1, -1, -1, 1])
     targets = torch.tensor([literal_centroid(centers, row, tie_bits) for row in labels])
@@ -67,7 +66,7 @@ def test_dpn_with_centroids_equals_the_literal_formula() -> None:
     torch.testing.assert_close(got, torch.stack(images).mean())
 
 
-def test_adaptive_targets_become_the_majority_of_the_epochs_codes() -> None:
+def test_adaptive_targets_become_the_majority_of_the_epochs_codes():
     loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     codes = torch.tensor([[-3.0, -1, 2, 1], [-1, 0, -1, 2], [1, -1, -2, -2], [4, 4, 4, 4]])
     for part in (slice(0, 1), slice(1, 4)):
@@ -80,21 +79,21 @@ def test_adaptive_targets_become_the_majority_of_the_epochs_codes() -> None:
     assert not loss.class_sums.any()
 
 
-def test_tied_bits_keep_the_target_and_an_image_counts_for_all_its_labels() -> None:
+def test_tied_bits_keep_the_target_and_an_image_counts_for_all_its_labels():
     loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     loss(torch.tensor([[-1.0, 1, -1, 1], [-1, -1, 1, -1]]), torch.tensor([[1, 1, 0], [1, 0, 0]]))
     loss.epoch_end()
     assert loss.centers.tolist() == [[-1.0, 1, 1, 1], [-1, 1, -1, 1], H4[2].tolist()]
 
 
-def test_targets_that_are_not_adaptive_stay() -> None:
+def test_targets_that_are_not_adaptive_stay():
     loss = DPNLoss(3, 4, centers=H4[:3])
     loss(-torch.ones(1, 4), torch.tensor([0]))
     loss.epoch_end()
     assert torch.equal(loss.centers, H4[:3])
 
 
-def test_an_interrupted_adaptive_epoch_resumes_from_the_state_dict() -> None:
+def test_an_interrupted_adaptive_epoch_resumes_from_the_state_dict():
     first = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     first(-torch.ones(1, 4), torch.tensor([0]))
     resumed = DPNLoss(3, 4, adaptive=True, update_every=1, generator=torch.Generator().manual_seed(9))
@@ -106,7 +105,7 @@ def test_an_interrupted_adaptive_epoch_resumes_from_the_state_dict() -> None:
     assert first.centers[0].tolist() == [-1.0] * 4
 
 
-def test_adaptive_targets_wait_for_their_epochs_and_see_only_the_last_one() -> None:
+def test_adaptive_targets_wait_for_their_epochs_and_see_only_the_last_one():
     loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=2)
     loss(-torch.ones(1, 4), torch.tensor([0]))
     loss.epoch_end()
@@ -119,7 +118,7 @@ def test_adaptive_targets_wait_for_their_epochs_and_see_only_the_last_one() -> N
         assert each.centers.tolist() == [[1.0, 1, 1, -1], *H4[1:3].tolist()]
 
 
-def test_targets_of_two_classes_never_become_equal() -> None:
+def test_targets_of_two_classes_never_become_equal():
     loss = DPNLoss(3, 4, centers=H4[:3], adaptive=True, update_every=1)
     loss(-torch.ones(2, 4), torch.tensor([0, 1]))
     with pytest.warns(UserWarning, match="two classes have the same majority: the targets stay"):
@@ -140,6 +139,6 @@ def test_targets_of_two_classes_never_become_equal() -> None:
         ("multi_label must be one of 'sum', 'centroid'", lambda: DPNLoss(3, 8, multi_label="max")),
     ],
 )
-def test_bad_settings_are_named(message: str, call) -> None:
+def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()

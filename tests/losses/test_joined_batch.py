@@ -28,10 +28,10 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 0, 1])
 class WithRows:
     """A loss that needs indices: the first bit of a code of the test batch finds its row."""
 
-    def __init__(self, loss: ADSHLoss | CNNHLoss) -> None:
+    def __init__(self, loss):
         self.loss = loss
 
-    def __call__(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, codes, labels):
         rows = (codes[:, :1].detach() == random_codes(rows=7)[None, :, 0]).nonzero()[:, 1]
         # The processes share the memory of the tensors they were given.
         loss = copy.deepcopy(self.loss)
@@ -43,7 +43,7 @@ class WithRows:
         return value
 
 
-def test_two_processes_equal_one_on_the_joined_batch() -> None:
+def test_two_processes_equal_one_on_the_joined_batch():
     generator = torch.Generator().manual_seed(0)
     _invariants.assert_two_processes_equal_one(
         [

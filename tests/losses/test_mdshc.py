@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import CodeBank, MDSHCLoss
 from hybridhash.losses._hadamard import hadamard_matrix
@@ -16,7 +15,7 @@ from tests.losses._oracles import U, cosine
 H4 = hadamard_matrix(4)
 
 
-def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(seed):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(7, 6, generator=generator, dtype=torch.float64).requires_grad_()
     labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
@@ -25,12 +24,12 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, labels, centers
 
 
-def assert_same_value_and_gradient(got: Tensor, expected: Tensor, codes: Tensor) -> None:
+def assert_same_value_and_gradient(got, expected, codes):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 
 
-def literal_mdshc(codes: Tensor, labels: Tensor, centers: Tensor, weight: float) -> Tensor:
+def literal_mdshc(codes, labels, centers, weight):
     centers, bits = centers.to(codes.dtype), codes.shape[1]
     terms, penalties = [], []
     for u, row in zip(codes, labels, strict=True):
@@ -42,13 +41,13 @@ def literal_mdshc(codes: Tensor, labels: Tensor, centers: Tensor, weight: float)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mdshc_equals_the_literal_formula(seed: int) -> None:
+def test_mdshc_equals_the_literal_formula(seed):
     codes, labels, centers = random_batch(seed)
     got = mdshc_loss(codes, labels, centers=centers, quantization=0.2)
     assert_same_value_and_gradient(got, literal_mdshc(codes, labels, centers, 0.2), codes)
 
 
-def test_mdshc_is_accurate_where_the_softmax_saturates() -> None:
+def test_mdshc_is_accurate_where_the_softmax_saturates():
     # One class at cosine 1, the other at -1: 1 - p = sigmoid(-2 sqrt(bits)), 5e-20, is lost in 1 - p.
     codes = torch.ones(1, 500, requires_grad=True)
     centers = torch.stack((torch.ones(500), -torch.ones(500)))
@@ -60,7 +59,7 @@ def test_mdshc_is_accurate_where_the_softmax_saturates() -> None:
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_pair_term_is_the_mean_over_similar_pairs_with_the_bank(multi: bool) -> None:
+def test_pair_term_is_the_mean_over_similar_pairs_with_the_bank(multi):
     codes, labels, centers = random_batch(0)
     bank = CodeBank(20, 6, num_classes=5 if multi else None)
     labels = labels if multi else torch.tensor([0, 1, -1, 4, 4, 0, 2])
@@ -83,7 +82,7 @@ def test_pair_term_is_the_mean_over_similar_pairs_with_the_bank(multi: bool) -> 
     assert_same_value_and_gradient(got, expected, codes)
 
 
-def test_pair_term_begins_after_the_given_epochs_and_the_count_is_saved() -> None:
+def test_pair_term_begins_after_the_given_epochs_and_the_count_is_saved():
     codes, labels, _ = random_batch(1)
     loss = MDSHCLoss(5, 6, bank=CodeBank(7, 6, num_classes=5), pair_from=2)
     without = mdshc_loss(codes, labels, centers=loss.centers)
@@ -98,12 +97,12 @@ def test_pair_term_begins_after_the_given_epochs_and_the_count_is_saved() -> Non
     torch.testing.assert_close(resumed.eval()(codes, labels), late)
 
 
-def test_a_bank_is_among_what_the_loss_requires() -> None:
+def test_a_bank_is_among_what_the_loss_requires():
     assert MDSHCLoss(5, 6).requires == {"epoch_hook"}
     assert MDSHCLoss(5, 6, bank=CodeBank(7, 6)).requires == {"epoch_hook", "bank", "indices"}
 
 
-def test_mdshc_does_not_depend_on_the_length_of_the_codes() -> None:
+def test_mdshc_does_not_depend_on_the_length_of_the_codes():
     codes, labels, centers = random_batch(2)
     scale = torch.rand(7, 1, dtype=torch.float64) + 0.5
     one, other = (mdshc_loss(u, labels, centers=centers, quantization=0.0) for u in (codes * scale, codes))
@@ -124,6 +123,6 @@ def test_mdshc_does_not_depend_on_the_length_of_the_codes() -> None:
         ),
     ],
 )
-def test_bad_settings_are_named(message: str, call) -> None:
+def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hybridhash.losses import OrthoHashLoss
 from hybridhash.losses._hadamard import hadamard_matrix
@@ -14,7 +13,7 @@ from tests.losses._oracles import U, cosine
 H4 = hadamard_matrix(4)
 
 
-def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(seed):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(7, 6, generator=generator, dtype=torch.float64).requires_grad_()
     labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
@@ -23,12 +22,12 @@ def random_batch(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, labels, centers
 
 
-def assert_same_value_and_gradient(got: Tensor, expected: Tensor, codes: Tensor) -> None:
+def assert_same_value_and_gradient(got, expected, codes):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 
 
-def literal_orthohash(codes: Tensor, labels: Tensor, centers: Tensor, s: float, m: float, q: float) -> Tensor:
+def literal_orthohash(codes, labels, centers, s, m, q):
     images = []
     for v, row in zip(codes, labels, strict=True):
         if row.any():
@@ -41,19 +40,19 @@ def literal_orthohash(codes: Tensor, labels: Tensor, centers: Tensor, s: float, 
     return torch.stack(images).mean()
 
 
-def test_orthohash_of_a_worked_example() -> None:
+def test_orthohash_of_a_worked_example():
     loss = orthohash_loss(U, torch.tensor([0, 0, 2, 1]), centers=H4[:3])
     assert loss.item() == pytest.approx(8.5972179777, abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_orthohash_equals_the_literal_formula(seed: int) -> None:
+def test_orthohash_equals_the_literal_formula(seed):
     codes, labels, centers = random_batch(seed)
     got = orthohash_loss(codes, labels, centers=centers, scale=5, margin=0.3, quantization=0.7)
     assert_same_value_and_gradient(got, literal_orthohash(codes, labels, centers, 5, 0.3, 0.7), codes)
 
 
-def test_orthohash_does_not_depend_on_the_length_of_the_codes() -> None:
+def test_orthohash_does_not_depend_on_the_length_of_the_codes():
     codes, labels, centers = random_batch(2)
     scale = torch.rand(7, 1, dtype=torch.float64) + 0.5
     torch.testing.assert_close(
@@ -68,6 +67,6 @@ def test_orthohash_does_not_depend_on_the_length_of_the_codes() -> None:
         ("margin must be 0 or a positive number, got -1", lambda: OrthoHashLoss(3, 8, margin=-1)),
     ],
 )
-def test_bad_settings_are_named(message: str, call) -> None:
+def test_bad_settings_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call()

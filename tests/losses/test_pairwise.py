@@ -33,7 +33,7 @@ from tests.losses import _oracles as oracle
 from tests.losses._oracles import U, Y
 
 
-def random_codes(rows: int, bits: int, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Tensor:
+def random_codes(rows, bits, dtype=torch.float64, *, seed=0):
     return torch.randn(rows, bits, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -90,9 +90,7 @@ IDS = [f"{case[0].__name__}-{case[3]}" for case in CASES]
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @settings(max_examples=8, deadline=None)
 @given(n=st.integers(2, 6), seed=st.integers(0, 1000), exclude_self=st.booleans())
-def test_value_and_gradient_equal_the_literal_formula(
-    case: Any, n: int, seed: int, exclude_self: bool
-) -> None:
+def test_value_and_gradient_equal_the_literal_formula(case, n, seed, exclude_self):
     loss_class, function, literal, settings_of_loss, more_of_oracle = case
     exclude_self = exclude_self or (literal is oracle.dch and settings_of_loss == {})
     generator = torch.Generator().manual_seed(seed)
@@ -121,11 +119,11 @@ def test_value_and_gradient_equal_the_literal_formula(
     ],
     ids=str,
 )
-def test_worked_examples(loss: torch.nn.Module, expected: float) -> None:
+def test_worked_examples(loss, expected):
     assert loss(U, Y).item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_quantisers_of_the_worked_example() -> None:
+def test_quantisers_of_the_worked_example():
     from hybridhash.losses import quantizers
 
     assert quantizers.squared(U).mean().item() == pytest.approx(0.31)
@@ -135,7 +133,7 @@ def test_quantisers_of_the_worked_example() -> None:
     torch.testing.assert_close(quantizers.absolute_sum(U), 4 * quantizers.absolute(U))
 
 
-def official_dch(codes: Tensor, labels: Tensor) -> Tensor:
+def official_dch(codes, labels):
     """The authors' code: the balance is that of the whole matrix, of which the diagonal is then masked."""
     codes, labels = codes.double(), labels.double()
     similar = (labels @ labels.T).clamp(0, 1)
@@ -150,7 +148,7 @@ def official_dch(codes: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("labels", [Y, torch.eye(4)[[0, 0, 1, 2]], torch.eye(4)[[3, 3, 3, 3]]])
-def test_official_form_of_dch(labels: Tensor) -> None:
+def test_official_form_of_dch(labels):
     got = DCHLoss(form="official", quantization=0.5)(U, labels)
     torch.testing.assert_close(got, official_dch(U, labels) + 0.5 * ((U.abs() - 1) ** 2).mean())
     with_bank = DCHLoss(
@@ -164,7 +162,7 @@ def test_official_form_of_dch(labels: Tensor) -> None:
 
 @pytest.mark.parametrize("loss_class", [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss])
 @pytest.mark.parametrize("multi", [True, False])
-def test_bank_and_reference_codes_give_the_same_loss(loss_class: Any, multi: bool) -> None:
+def test_bank_and_reference_codes_give_the_same_loss(loss_class, multi):
     generator = torch.Generator().manual_seed(3)
     ref_codes = torch.randn(9, 6, generator=generator, dtype=torch.float64)
     ref_labels = (torch.rand(9, 4, generator=generator) < 0.4).long() if multi else torch.randint(3, (9,))
@@ -207,7 +205,7 @@ SIX_LABELS = {
 
 @pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
 @pytest.mark.parametrize("name", FORMS)
-def test_second_derivatives(name: str, labels: Tensor) -> None:
+def test_second_derivatives(name, labels):
     codes = random_codes(6, 4).requires_grad_()
     loss = FORMS[name]()
     assert torch.autograd.gradgradcheck(lambda u: loss(u, labels), codes)
@@ -215,7 +213,7 @@ def test_second_derivatives(name: str, labels: Tensor) -> None:
 
 @pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
 @pytest.mark.parametrize("name", FORMS)
-def test_compiles_to_one_graph_forward_and_backward(name: str, labels: Tensor) -> None:
+def test_compiles_to_one_graph_forward_and_backward(name, labels):
     codes = random_codes(6, 4, torch.float32)
     loss = FORMS[name]()
     torch._dynamo.reset()
@@ -229,7 +227,7 @@ def test_compiles_to_one_graph_forward_and_backward(name: str, labels: Tensor) -
 class NoHostReads(TorchDispatchMode):
     """Refuse the operations that copy a value, or a size that depends on values, to the host."""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         assert name not in ("_local_scalar_dense", "equal", "nonzero", "_unique2", "masked_select"), name
         return function(*args, **(kwargs or {}))
@@ -238,22 +236,20 @@ class NoHostReads(TorchDispatchMode):
 @pytest.mark.parametrize("labels", SIX_LABELS.values(), ids=SIX_LABELS)
 # The solver of DSDH's discrete codes stops when no bit changes any more, and looks at values for that.
 @pytest.mark.parametrize("name", sorted(set(FORMS) - {"dsdh"}))
-def test_as_compiled_a_step_reads_nothing_back(
-    name: str, labels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_compiled_a_step_reads_nothing_back(name, labels, monkeypatch):
     loss, codes = FORMS[name](), random_codes(6, 4).requires_grad_()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # leaves out the checks of values
     with NoHostReads():
         loss(codes, labels).backward()
 
 
-def graph_breaks(step: Callable[[Tensor], Any]) -> int:
+def graph_breaks(step):
     torch._dynamo.reset()
     return torch._dynamo.explain(step)(random_codes(6, 4, torch.float32)).graph_break_count
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_bank_breaks_a_compiled_graph_no_more_often_than_its_own_update(name: str) -> None:
+def test_a_bank_breaks_a_compiled_graph_no_more_often_than_its_own_update(name):
     labels, indices, loss = SIX_LABELS["multi-hot"], torch.arange(6), FORMS[name]()
     loss.bank = CodeBank(9, 4, 3)
     of_update = graph_breaks(lambda u: CodeBank(9, 4, 3).update(indices, torch.tanh(u), labels))
@@ -261,7 +257,7 @@ def test_a_bank_breaks_a_compiled_graph_no_more_often_than_its_own_update(name: 
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMS) - {"mdshc"}))
-def test_in_chunks_value_and_gradient_are_the_same_and_a_second_derivative_is_refused(name: str) -> None:
+def test_in_chunks_value_and_gradient_are_the_same_and_a_second_derivative_is_refused(name):
     loss = FORMS[name]()
     codes = random_codes(6, 4).requires_grad_()
     labels = SIX_LABELS["multi-hot"].bool()
@@ -278,14 +274,14 @@ def test_in_chunks_value_and_gradient_are_the_same_and_a_second_derivative_is_re
         torch.autograd.grad(in_chunks, codes, create_graph=True)
 
 
-def test_many_pairs_with_given_codes_are_computed_in_chunks() -> None:
+def test_many_pairs_with_given_codes_are_computed_in_chunks():
     codes = random_codes(64, 4, torch.float32).requires_grad_()
     ref_codes = random_codes(20_000, 4, torch.float32, seed=1)
     labels, ref_labels = torch.arange(64) % 3, torch.arange(20_000) % 3
     largest = 0
 
     class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
             if isinstance(result, Tensor):
@@ -301,7 +297,7 @@ def test_many_pairs_with_given_codes_are_computed_in_chunks() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [20, 300_000])
-def test_steps_may_be_added_up_before_the_backward_pass(num_samples: int) -> None:
+def test_steps_may_be_added_up_before_the_backward_pass(num_samples):
     labels, codes = torch.tensor([0, 0, 1, 2]), random_codes(8, 4, torch.float32)
     losses = [WMLLoss(bank=CodeBank(num_samples, 4)) for _ in range(2)]
     leaves = [codes.clone().requires_grad_() for _ in range(2)]
@@ -320,19 +316,19 @@ class AgreementLoss(PairwiseLoss):
     weights = staticmethod(balanced)
     affinity = "jaccard"
 
-    def __init__(self, pull: float, **more: Any) -> None:
+    def __init__(self, pull, **more):
         super().__init__(**more)
         self.pull = pull
 
-    def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
+    def pair_losses(self, codes, ref_codes, s):
         return (codes @ ref_codes.T / codes.shape[1] - s).square()
 
-    def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, codes, labels):
         return self.pull * (codes.abs() - 1).square().sum(1)
 
 
 @pytest.mark.parametrize("kind", ["batch", "ref_codes", "bank"])
-def test_a_loss_of_ones_own_states_its_formula_and_works_in_all_forms(kind: str) -> None:
+def test_a_loss_of_ones_own_states_its_formula_and_works_in_all_forms(kind):
     codes, labels = random_codes(6, 4).requires_grad_(), SIX_LABELS["multi-hot"]
     ref_codes, ref_labels = codes.detach(), labels
     if kind == "batch":
@@ -353,7 +349,7 @@ def test_a_loss_of_ones_own_states_its_formula_and_works_in_all_forms(kind: str)
     torch.testing.assert_close(*(torch.autograd.grad(value, codes)[0] for value in (got, expected)))
 
 
-def test_the_base_cannot_be_made_and_is_no_registered_loss() -> None:
+def test_the_base_cannot_be_made_and_is_no_registered_loss():
     with pytest.raises(TypeError, match="abstract"):
         PairwiseLoss()
     assert "pairwise" not in list_losses()
@@ -377,6 +373,6 @@ def test_the_base_cannot_be_made_and_is_no_registered_loss() -> None:
         (lambda: IDHNLoss(gamma=0), "gamma must be a positive number"),
     ],
 )
-def test_bad_settings_are_named(make: Any, message: str) -> None:
+def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -6,13 +6,12 @@ import copy
 import inspect
 import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hybridhash.losses as losses
 from hybridhash.losses import CodeBank, create_loss, list_losses
@@ -30,7 +29,7 @@ SIZES = {
 }
 
 
-def loss_class_of(name: str) -> type[nn.Module]:
+def loss_class_of(name):
     return next(getattr(losses, c) for c in losses.__all__ if c.lower() == f"{name}loss")
 
 
@@ -52,7 +51,7 @@ FORMULAS = [(name, more) for name in NAMES for more in [{}, *VARIANTS.get(name, 
 PAIRWISE = [name for name in list_losses() if issubclass(loss_class_of(name), PairwiseLoss)]
 
 
-def make(name: str, **more: Any) -> Any:
+def make(name, **more):
     """A loss with the sizes that its class asks for; the random choices are seeded."""
     parameters = inspect.signature(loss_class_of(name)).parameters
     sizes = {
@@ -63,24 +62,24 @@ def make(name: str, **more: Any) -> Any:
     return create_loss(name, **sizes, **more)
 
 
-def batch(seed: int = 0, n: int = ROWS, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def batch(seed=0, n=ROWS, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(n, BITS, generator=generator, dtype=torch.float64).to(dtype)
     return codes, torch.arange(n) % CLASSES
 
 
-def test_names_are_sorted_and_the_documented_ones_exist() -> None:
+def test_names_are_sorted_and_the_documented_ones_exist():
     names = list_losses()
     assert names == sorted(names)
     assert {"wml", "hashnet", "dpsh", "dhn", "dsh", "dch", "dsdh", "idhn", "dfh"} <= set(names)
 
 
-def test_a_name_may_be_written_as_in_the_paper() -> None:
+def test_a_name_may_be_written_as_in_the_paper():
     assert type(create_loss("HashNet")) is losses.HashNetLoss
     assert type(create_loss("hash-net", alpha=1.0)) is losses.HashNetLoss
 
 
-def test_unknown_names_and_arguments_say_what_is_near() -> None:
+def test_unknown_names_and_arguments_say_what_is_near():
     with pytest.raises(ValueError, match="no loss is called 'hashnt'; nearest: hashnet"):
         create_loss("hashnt")
     with pytest.raises(TypeError, match="WMLLoss takes no argument 'alhpa', only alpha, bank"):
@@ -90,7 +89,7 @@ def test_unknown_names_and_arguments_say_what_is_near() -> None:
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_every_class_says_what_it_requires(name: str) -> None:
+def test_every_class_says_what_it_requires(name):
     loss = make(name)
     assert isinstance(loss, nn.Module)
     assert loss.requires <= {"bank", "indices", "parameters", "epoch_hook"}
@@ -100,7 +99,7 @@ def test_every_class_says_what_it_requires(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_losses())
-def test_every_loss_has_the_same_call(name: str) -> None:
+def test_every_loss_has_the_same_call(name):
     codes, labels = batch(dtype=torch.float32)
     codes = torch.sigmoid(codes).requires_grad_()
     value = make(name)(codes, labels, indices=torch.arange(ROWS))
@@ -110,14 +109,14 @@ def test_every_loss_has_the_same_call(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(list_losses()) - {"cnnh", "dh"}))  # these two look at no label
-def test_a_loss_that_needs_labels_says_so(name: str) -> None:
+def test_a_loss_that_needs_labels_says_so(name):
     codes, _ = batch(dtype=torch.float32)
     with pytest.raises((TypeError, ValueError), match=r"labels (must be a tensor, got NoneType|are needed)"):
         make(name)(torch.sigmoid(codes), None, indices=torch.arange(ROWS))
 
 
 @pytest.mark.parametrize(("name", "more"), FORMULAS)
-def test_labels_that_cannot_be_meant_are_refused(name: str, more: dict[str, Any]) -> None:
+def test_labels_that_cannot_be_meant_are_refused(name, more):
     codes, labels = batch(dtype=torch.float32)
     loss, codes = make(name, **more), torch.sigmoid(codes)
     for given, message in (
@@ -131,7 +130,7 @@ def test_labels_that_cannot_be_meant_are_refused(name: str, more: dict[str, Any]
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
 @pytest.mark.parametrize(("name", "more"), FORMULAS)
-def test_defaults_of_torch_change_nothing(name: str, more: dict[str, Any], default: Any) -> None:
+def test_defaults_of_torch_change_nothing(name, more, default):
     codes, labels = batch(dtype=torch.float32)
     expected = make(name, **more)
     before = torch.get_default_dtype()
@@ -155,7 +154,7 @@ def test_defaults_of_torch_change_nothing(name: str, more: dict[str, Any], defau
 
 
 @pytest.mark.parametrize(("name", "more"), FORMULAS)
-def test_a_loss_in_half_precision_still_ends_its_epochs(name: str, more: dict[str, Any]) -> None:
+def test_a_loss_in_half_precision_still_ends_its_epochs(name, more):
     codes, labels = batch(dtype=torch.float32)
     parameters = inspect.signature(loss_class_of(name)).parameters
     bank = {"bank": CodeBank(ROWS, BITS, CLASSES)} if "bank" in parameters else {}
@@ -167,26 +166,26 @@ def test_a_loss_in_half_precision_still_ends_its_epochs(name: str, more: dict[st
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_a_bank_is_among_what_a_loss_requires(name: str) -> None:
+def test_a_bank_is_among_what_a_loss_requires(name):
     assert {"bank", "indices"} <= make(name, bank=CodeBank(5, BITS, CLASSES)).requires
     assert not {"bank", "indices"} & make(name).requires
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_gradcheck(name: str) -> None:
+def test_gradcheck(name):
     codes, labels = batch()
     assert torch.autograd.gradcheck(lambda u: make(name)(u, labels), codes.requires_grad_())
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_class_ids_equal_their_one_hot_form(name: str) -> None:
+def test_class_ids_equal_their_one_hot_form(name):
     codes, labels = batch()
     one_hot = nn.functional.one_hot(labels, CLASSES)
     torch.testing.assert_close(make(name)(codes, labels), make(name)(codes, one_hot))
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_order_of_the_batch_does_not_matter(name: str) -> None:
+def test_order_of_the_batch_does_not_matter(name):
     codes, labels = batch()
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     torch.testing.assert_close(make(name)(codes, labels), make(name)(codes[order], labels[order]))
@@ -195,7 +194,7 @@ def test_order_of_the_batch_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 @pytest.mark.parametrize("size", [0.0, 1.0, -1.0, 1e4, -1e4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_value_and_gradient_are_finite(name: str, size: float, dtype: torch.dtype) -> None:
+def test_value_and_gradient_are_finite(name, size, dtype):
     loss = make(name)
     for labels in ([0, 0, 1, -1], [-1, -1, -1, -1], [0, 0, 0, 0], [0, 1, 2, -1], [1]):
         codes = torch.full((len(labels), BITS), size, dtype=dtype, requires_grad=True)
@@ -212,7 +211,7 @@ def test_value_and_gradient_are_finite(name: str, size: float, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_callers_tensors_are_unchanged(name: str) -> None:
+def test_callers_tensors_are_unchanged(name):
     codes, labels = batch()
     copies = codes.clone(), labels.clone()
     make(name)(codes.requires_grad_(), labels).backward()
@@ -221,7 +220,7 @@ def test_callers_tensors_are_unchanged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_losses_can_be_copied_and_pickled(name: str) -> None:
+def test_losses_can_be_copied_and_pickled(name):
     codes, labels = batch()
     loss = make(name)
     expected = loss(codes, labels)
@@ -230,7 +229,7 @@ def test_losses_can_be_copied_and_pickled(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_works_inside_a_compiled_function(name: str) -> None:
+def test_works_inside_a_compiled_function(name):
     codes, labels = batch(dtype=torch.float32)
     loss = make(name)
     step = torch.compile(lambda u: loss(torch.tanh(u), labels), backend="eager")
@@ -243,14 +242,14 @@ def test_works_inside_a_compiled_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_indices_outside_the_bank_name_both_numbers(name: str) -> None:
+def test_indices_outside_the_bank_name_both_numbers(name):
     loss = make(name, bank=CodeBank(5, BITS, CLASSES))
     codes, labels = batch()
     with pytest.raises(IndexError, match="index 9 is outside the bank of 5 rows"):
         loss(codes, labels, indices=torch.tensor([0, 1, 2, 3, 4, 9]))
 
 
-def _on_rank(rank: int, case: tuple[Tensor, Tensor, list[Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+def _on_rank(rank, case):
     """Each loss on this rank's rows, in the batch and with a bank, and the gradient of all ranks' rows."""
     codes, labels, rows = case
     mine, results = rows[rank], {}
@@ -264,7 +263,7 @@ def _on_rank(rank: int, case: tuple[Tensor, Tensor, list[Tensor]]) -> dict[str, 
     return results
 
 
-def test_two_processes_equal_one_on_the_joined_batch() -> None:
+def test_two_processes_equal_one_on_the_joined_batch():
     codes, _ = batch(seed=1, n=7)
     # Uneven batches; the second rank has no similar pair of its own.
     labels = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
@@ -279,7 +278,7 @@ def test_two_processes_equal_one_on_the_joined_batch() -> None:
         torch.testing.assert_close(joined, grad, msg=name)
 
 
-def test_the_table_for_choosing_a_loss_is_true() -> None:
+def test_the_table_for_choosing_a_loss_is_true():
     page = (ROOT / "docs" / "losses.md").read_text()
     choosing = page.split("## Choosing")[1].split("\n## ")[0]
     rows = {}
@@ -313,11 +312,11 @@ def test_the_table_for_choosing_a_loss_is_true() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_stands_in_the_file_of_its_name(name: str) -> None:
+def test_a_loss_stands_in_the_file_of_its_name(name):
     assert Path(inspect.getfile(loss_class_of(name))).stem == name
 
 
-def host_reads(step: Callable[[], object]) -> set[str]:
+def host_reads(step):
     """Operations of a step that wait for a value, or for the size of a result, and so for the device."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
@@ -326,7 +325,7 @@ def host_reads(step: Callable[[], object]) -> set[str]:
     return waits & {event.key for event in profile.key_averages()}
 
 
-def test_host_reads_are_found() -> None:
+def test_host_reads_are_found():
     values = torch.arange(3)
     assert host_reads(lambda: int(values.max())) == {"aten::item", "aten::_local_scalar_dense"}
     assert host_reads(lambda: values[values > 0]) == {"aten::nonzero"}
@@ -335,7 +334,7 @@ def test_host_reads_are_found() -> None:
 
 @pytest.mark.parametrize("labels", ["class ids", "multi-hot"])
 @pytest.mark.parametrize(("name", "more"), FORMULAS)
-def test_one_graph_without_host_reads_gives_the_same(name: str, more: dict[str, Any], labels: str) -> None:
+def test_one_graph_without_host_reads_gives_the_same(name, more, labels):
     codes, given = batch(dtype=torch.float32)
     codes = codes.tanh()
     given = nn.functional.one_hot(given, CLASSES) if labels == "multi-hot" else given
@@ -360,7 +359,7 @@ def test_one_graph_without_host_reads_gives_the_same(name: str, more: dict[str, 
 
 
 @pytest.mark.parametrize(("name", "more"), FORMULAS)
-def test_the_second_derivative_is_right_or_refused(name: str, more: dict[str, Any]) -> None:
+def test_the_second_derivative_is_right_or_refused(name, more):
     if name == "greedyhash":
         pytest.skip("its gradient is not the derivative of its value, by definition")
     codes, labels = batch()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from hybridhash.losses import DNNHLoss, DRSDHLoss, DSRHLoss, DTSHLoss
 from hybridhash.losses._triplets import triplet_sums
@@ -21,29 +20,29 @@ FUNCTIONS = [dnnh_loss, dtsh_loss, drsdh_loss, dsrh_loss]
 CLASSES = [DNNHLoss, DTSHLoss, lambda: DRSDHLoss(4), DSRHLoss]
 
 
-def shares(labels: Tensor) -> list[list[int]]:
+def shares(labels):
     """Labels that each pair shares, by a double loop."""
     hot = labels if labels.ndim == 2 else (labels[:, None] == torch.arange(6)).long()
     return [[int((a * b).sum()) for b in hot] for a in hot]
 
 
-def triplets(labels: Tensor) -> list[tuple[int, int, int]]:
+def triplets(labels):
     """All (q, i, j) of different q, i and q, j in which i shares more labels with q than j does."""
     r, rows = shares(labels), range(labels.shape[0])
     return [(q, i, j) for q in rows for i in rows for j in rows if q not in (i, j) and r[q][i] > r[q][j]]
 
 
-def binary_triplets(labels: Tensor) -> list[tuple[int, int, int]]:
+def binary_triplets(labels):
     r = shares(labels)
     return [(q, i, j) for q, i, j in triplets(labels) if r[q][j] == 0]
 
 
-def mean_by_anchor(terms: list[tuple[int, Tensor]]) -> Tensor:
+def mean_by_anchor(terms):
     anchors = sorted({q for q, _ in terms})
     return torch.stack([torch.stack([t for q, t in terms if q == a]).mean() for a in anchors]).mean()
 
 
-def dnnh(u: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
+def dnnh(u, labels, margin=1.0):
     terms = [
         F.relu(margin + (u[q] - u[i]).square().sum() - (u[q] - u[j]).square().sum())
         for q, i, j in binary_triplets(labels)
@@ -51,7 +50,7 @@ def dnnh(u: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def dtsh(u: Tensor, labels: Tensor) -> Tensor:
+def dtsh(u, labels):
     terms = []
     for q, i, j in binary_triplets(labels):
         x = u[q] @ u[i] / 2 - u[q] @ u[j] / 2 - u.shape[1] / 2
@@ -60,7 +59,7 @@ def dtsh(u: Tensor, labels: Tensor) -> Tensor:
     return mean_by_anchor(terms) + 100 / 22500 * penalty
 
 
-def drsdh(u: Tensor, labels: Tensor, margin: float = 5.0, weights: Tensor | None = None) -> Tensor:
+def drsdh(u, labels, margin=5.0, weights=None):
     v = u if weights is None else u * weights
     found = binary_triplets(labels)
     total = sum(
@@ -73,7 +72,7 @@ def drsdh(u: Tensor, labels: Tensor, margin: float = 5.0, weights: Tensor | None
     return (total + 0.001 * torch.trace(v.T @ laplacian @ v)) / len(found)
 
 
-def dsrh(u: Tensor, labels: Tensor, margin: float = 5.0, top_k: int | None = None) -> Tensor:
+def dsrh(u, labels, margin=5.0, top_k=None):
     r, terms = shares(labels), []
     for q, i, j in triplets(labels):
         ranked = sorted((r[q][k] for k in range(len(u)) if k != q), reverse=True)[:top_k]
@@ -87,28 +86,26 @@ def dsrh(u: Tensor, labels: Tensor, margin: float = 5.0, top_k: int | None = Non
     ("function", "oracle"), [(dnnh_loss, dnnh), (dtsh_loss, dtsh), (drsdh_loss, drsdh), (dsrh_loss, dsrh)]
 )
 @pytest.mark.parametrize("labels", ["two classes", "some unlabelled", "multi-hot"])
-def test_loss_is_the_literal_formula(
-    function: Callable[..., Tensor], oracle: Callable[..., Tensor], labels: str
-) -> None:
+def test_loss_is_the_literal_formula(function, oracle, labels):
     got = _invariants.value_and_grad(function, random_codes(), LABELS[labels])
     expected = _invariants.value_and_grad(oracle, random_codes(), LABELS[labels])
     torch.testing.assert_close(got, expected)
 
 
-def test_dnnh_vector() -> None:
+def test_dnnh_vector():
     assert dnnh_loss(U, Y).item() == pytest.approx(0.3916666667, abs=1e-10)
 
 
-def test_dtsh_vector() -> None:
+def test_dtsh_vector():
     assert dtsh_loss(U, Y, quantization=0).item() == pytest.approx(1.5235173566, abs=1e-10)
 
 
-def test_dtsh_quantization_is_the_squared_distance_to_the_signs() -> None:
+def test_dtsh_quantization_is_the_squared_distance_to_the_signs():
     without, unit = dtsh_loss(U, Y, quantization=0), dtsh_loss(U, Y, quantization=1)
     assert (unit - without).item() == pytest.approx(0.31 * 4)
 
 
-def test_dtsh_with_the_settings_of_deephash_pytorch() -> None:
+def test_dtsh_with_the_settings_of_deephash_pytorch():
     products, similar = U @ U.T, Y @ Y.T > 0
     anchors = []
     for q in range(4):
@@ -121,17 +118,17 @@ def test_dtsh_with_the_settings_of_deephash_pytorch() -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_margin_of_dnnh_scales_by_four_from_unit_to_signed_codes() -> None:
+def test_margin_of_dnnh_scales_by_four_from_unit_to_signed_codes():
     torch.testing.assert_close(dnnh_loss(U, Y, margin=4), 4 * dnnh_loss((U + 1) / 2, Y, margin=1))
 
 
-def test_dsrh_normalizer_counts_top_k_positions() -> None:
+def test_dsrh_normalizer_counts_top_k_positions():
     labels = LABELS["multi-hot"]
     torch.testing.assert_close(dsrh_loss(U[:4], labels[:4], top_k=2), dsrh(U, labels[:4], top_k=2))
     assert dsrh_loss(U[:4], labels[:4], top_k=1) > dsrh_loss(U[:4], labels[:4])
 
 
-def test_dsrh_stays_finite_with_hundreds_of_shared_labels() -> None:
+def test_dsrh_stays_finite_with_hundreds_of_shared_labels():
     labels = torch.ones(4, 400, dtype=torch.int64)
     labels[1:, 200:] = 0
     labels[2:, 100:] = 0
@@ -141,7 +138,7 @@ def test_dsrh_stays_finite_with_hundreds_of_shared_labels() -> None:
     assert grad.abs().sum() > 0
 
 
-def test_dsrh_and_its_layers() -> None:
+def test_dsrh_and_its_layers():
     layer = nn.Linear(3, 4).double()
     with_layer, without = DSRHLoss(layers=layer, weight_decay=0.5), DSRHLoss()
     difference = with_layer(U, Y) - without(U, Y)
@@ -152,7 +149,7 @@ def test_dsrh_and_its_layers() -> None:
     assert with_layer.state_dict() == {}
 
 
-def test_drsdh_learns_bit_weights_and_widens_its_margin() -> None:
+def test_drsdh_learns_bit_weights_and_widens_its_margin():
     loss = DRSDHLoss(4, margin=0.5, margin_step=0.25).double()
     with torch.no_grad():
         loss.bit_weights.copy_(torch.tensor([1.5, 0.5, -1.0, 2.0]))
@@ -172,7 +169,7 @@ def test_drsdh_learns_bit_weights_and_widens_its_margin() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_reference_codes_equal_the_items_of_a_joined_list(function: Callable[..., Tensor]) -> None:
+def test_reference_codes_equal_the_items_of_a_joined_list(function):
     settings = {"balance": 0.0} if function is dsrh_loss else {}
     codes, labels = random_codes(), LABELS["multi-hot"]
     # Anchors against a second set: the same as rows of a loop over that set only.
@@ -197,7 +194,7 @@ def test_reference_codes_equal_the_items_of_a_joined_list(function: Callable[...
 
 
 @pytest.mark.parametrize("max_triplets", [1, 7, 10**6])
-def test_chunks_of_anchors_do_not_change_the_sums(max_triplets: int) -> None:
+def test_chunks_of_anchors_do_not_change_the_sums(max_triplets):
     x = random_codes(6, 6)
     gains = torch.tensor(shares(LABELS["multi-hot"])).double()
     valid = ~torch.eye(6, dtype=torch.bool)
@@ -211,11 +208,11 @@ def test_chunks_of_anchors_do_not_change_the_sums(max_triplets: int) -> None:
     assert counts.tolist() == [sum(1 for t in found if t[0] == q) for q in range(6)]
 
 
-def test_chunks_of_anchors_have_right_first_and_second_derivatives() -> None:
+def test_chunks_of_anchors_have_right_first_and_second_derivatives():
     gains = torch.tensor(shares(LABELS["multi-hot"])).double()
     valid = ~torch.eye(6, dtype=torch.bool)
 
-    def total(x: Tensor) -> Tensor:
+    def total(x):
         sums, _ = triplet_sums(x, gains, valid, lambda difference: F.softplus(1 - difference), max_triplets=1)
         return sums.sum()
 
@@ -225,7 +222,7 @@ def test_chunks_of_anchors_have_right_first_and_second_derivatives() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_triplet_gives_only_what_is_not_a_triplet(function: Callable[..., Tensor]) -> None:
+def test_no_triplet_gives_only_what_is_not_a_triplet(function):
     settings = {"balance": 0.0} if function is dsrh_loss else {}
     settings = {"quantization": 0.0} if function is dtsh_loss else settings
     for labels in ("one class", "no two alike", "all unlabelled"):
@@ -238,7 +235,7 @@ def test_no_triplet_gives_only_what_is_not_a_triplet(function: Callable[..., Ten
 
 
 @pytest.mark.parametrize("make", CLASSES)
-def test_invariants(make: Callable[[], nn.Module]) -> None:
+def test_invariants(make):
     loss = make()
     _invariants.assert_finite_everywhere(loss)
     _invariants.assert_autocast_changes_nothing(loss)
@@ -267,11 +264,11 @@ def test_invariants(make: Callable[[], nn.Module]) -> None:
         (lambda: DNNHLoss()(U, Y, ref_codes=U[:, :2], ref_labels=Y), "ref_codes have 2 bits, expected 4"),
     ],
 )
-def test_bad_input_is_refused(make: Callable[[], object], message: str) -> None:
+def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_layers_that_are_no_modules_are_refused() -> None:
+def test_layers_that_are_no_modules_are_refused():
     with pytest.raises(TypeError, match=r"layers must be modules .* got int"):
         DSRHLoss(layers=[3])

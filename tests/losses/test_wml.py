@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from torch import Tensor
 
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.losses.functional import wml_loss
@@ -20,11 +19,11 @@ GOLDEN_FILE = GOLDEN / "wml.safetensors"
 CASES = {"single": (40, 16, 5, 0.5, 5), "multi": (48, 32, 7, 0.5, 5), "alpha1": (40, 48, 4, 1.0, 3)}
 
 
-def value_and_grad(loss: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_grad(loss, codes):
     return loss.detach(), torch.autograd.grad(loss, codes)[0]
 
 
-def random_batch(n: int, bits: int, classes: int, seed: int, multi: bool = True) -> tuple[Tensor, Tensor]:
+def random_batch(n, bits, classes, seed, multi=True):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(n, bits, generator=generator, dtype=torch.float64)
     if multi:
@@ -33,7 +32,7 @@ def random_batch(n: int, bits: int, classes: int, seed: int, multi: bool = True)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_sequence_of_steps_on_one_bank(case: str) -> None:
+def test_golden_sequence_of_steps_on_one_bank(case):
     num_train, bits, classes, alpha, steps = CASES[case]
     loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, classes, count_unseen=True))
     with safe_open(GOLDEN_FILE, "pt") as golden:
@@ -49,7 +48,7 @@ def test_golden_sequence_of_steps_on_one_bank(case: str) -> None:
             torch.testing.assert_close(grad, part["grad"], rtol=0, atol=1e-5)
 
 
-def test_golden_sequence_with_class_ids() -> None:
+def test_golden_sequence_with_class_ids():
     num_train, bits, _, alpha, steps = CASES["single"]
     loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, count_unseen=True))
     with safe_open(GOLDEN_FILE, "pt") as golden:
@@ -75,7 +74,7 @@ def test_golden_sequence_with_class_ids() -> None:
         ({"quantization": 2.0}, 1.0149314142 + 2 * 0.31),
     ],
 )
-def test_values_of_a_worked_example(options: dict[str, float], expected: float) -> None:
+def test_values_of_a_worked_example(options, expected):
     assert wml_loss(U, Y, **options).item() == pytest.approx(expected, abs=1e-9)
     assert WMLLoss(**options)(U, Y).item() == pytest.approx(expected, abs=1e-9)
 
@@ -89,9 +88,7 @@ def test_values_of_a_worked_example(options: dict[str, float], expected: float) 
     jaccard=st.booleans(),
     exclude_self=st.booleans(),
 )
-def test_batch_equals_the_literal_formula(
-    n: int, bits: int, seed: int, multi: bool, jaccard: bool, exclude_self: bool
-) -> None:
+def test_batch_equals_the_literal_formula(n, bits, seed, multi, jaccard, exclude_self):
     codes, labels = random_batch(n, bits, 3, seed, multi)
     skip = {(i, i) for i in range(n)} if exclude_self else None
     codes.requires_grad_()
@@ -112,9 +109,7 @@ def test_batch_equals_the_literal_formula(
     seed=st.integers(0, 1000),
     partly=st.booleans(),
 )
-def test_sum_in_chunks_equals_plain_autograd_for_any_chunk_size(
-    batch: int, total: int, classes: int, chunk: int, seed: int, partly: bool
-) -> None:
+def test_sum_in_chunks_equals_plain_autograd_for_any_chunk_size(batch, total, classes, chunk, seed, partly):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(batch, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     ref = torch.randn(total, 5, generator=generator, dtype=torch.float64)
@@ -131,7 +126,7 @@ def test_sum_in_chunks_equals_plain_autograd_for_any_chunk_size(
         torch.testing.assert_close(value_and_grad(loss, codes), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_own_pairs_of_a_bank_are_left_out_on_request() -> None:
+def test_own_pairs_of_a_bank_are_left_out_on_request():
     codes, labels = random_batch(4, 6, 3, 5)
     bank_codes, bank_labels = random_batch(9, 6, 3, 6)
     indices = torch.tensor([7, 0, 3, 8])
@@ -147,7 +142,7 @@ def test_own_pairs_of_a_bank_are_left_out_on_request() -> None:
 
 
 @pytest.mark.parametrize("reference", ["batch", "bank", "bank_ids", "ref_codes"])
-def test_gradcheck(reference: str) -> None:
+def test_gradcheck(reference):
     codes, labels = random_batch(5, 4, 3, 1, multi=reference != "bank_ids")
     ref_codes, ref_labels = random_batch(11, 4, 3, 2, multi=reference != "bank_ids")
     if reference == "bank_ids":
@@ -161,7 +156,7 @@ def test_gradcheck(reference: str) -> None:
     assert torch.autograd.gradcheck(lambda u: loss(u, labels, **more), codes.requires_grad_())
 
 
-def test_reference_codes_get_no_gradient() -> None:
+def test_reference_codes_get_no_gradient():
     codes, labels = random_batch(3, 4, 2, 3)
     ref_codes = codes.clone().requires_grad_()
     wml_loss(codes.requires_grad_(), labels, ref_codes=ref_codes, ref_labels=labels).backward()
@@ -169,7 +164,7 @@ def test_reference_codes_get_no_gradient() -> None:
     assert ref_codes.grad is None
 
 
-def test_unseen_rows_are_left_out_and_count_as_dissimilar_zeros_on_request() -> None:
+def test_unseen_rows_are_left_out_and_count_as_dissimilar_zeros_on_request():
     codes, labels = random_batch(4, 6, 3, 8)
     indices = torch.tensor([5, 1, 2, 9])
     left_out = WMLLoss(bank=CodeBank(10, 6, 3, dtype=torch.float64))(codes, labels, indices=indices)
@@ -180,7 +175,7 @@ def test_unseen_rows_are_left_out_and_count_as_dissimilar_zeros_on_request() -> 
     torch.testing.assert_close(counted(codes, labels, indices=indices), expected)
 
 
-def test_evaluation_mode_reads_the_bank_and_does_not_write_it() -> None:
+def test_evaluation_mode_reads_the_bank_and_does_not_write_it():
     codes, labels = random_batch(4, 6, 3, 8)
     loss = WMLLoss(bank=CodeBank(10, 6, 3, dtype=torch.float64))
     loss(codes, labels, indices=torch.arange(4))
@@ -193,7 +188,7 @@ def test_evaluation_mode_reads_the_bank_and_does_not_write_it() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [0.0, 1.0, -1.0, 1e4])
-def test_extreme_codes_give_finite_float32(dtype: torch.dtype, size: float) -> None:
+def test_extreme_codes_give_finite_float32(dtype, size):
     codes = torch.full((4, 8), size, dtype=dtype, requires_grad=True)
     for labels in (
         torch.tensor([0, 0, 1, -1]),
@@ -208,7 +203,7 @@ def test_extreme_codes_give_finite_float32(dtype: torch.dtype, size: float) -> N
         assert bool(grad.isfinite().all())
 
 
-def test_batch_of_one_and_unlabelled_rows() -> None:
+def test_batch_of_one_and_unlabelled_rows():
     codes = torch.tensor([[0.5, -0.5]], requires_grad=True)
     assert wml_loss(codes, torch.tensor([3])).item() == pytest.approx(F.softplus(torch.tensor(-0.25)).item())
     assert wml_loss(codes, torch.tensor([3]), exclude_self=True).item() == 0
@@ -217,7 +212,7 @@ def test_batch_of_one_and_unlabelled_rows() -> None:
     )
 
 
-def test_callers_tensors_are_unchanged() -> None:
+def test_callers_tensors_are_unchanged():
     codes, labels = random_batch(4, 6, 3, 8)
     copies = codes.clone(), labels.clone()
     WMLLoss(bank=CodeBank(10, 6, 3))(codes, labels, indices=torch.arange(4))
@@ -226,7 +221,7 @@ def test_callers_tensors_are_unchanged() -> None:
     assert torch.equal(labels, copies[1])
 
 
-def test_saturated_pairs_keep_their_linear_loss() -> None:
+def test_saturated_pairs_keep_their_linear_loss():
     codes = torch.tensor([[1e3], [-1e3]])
     assert wml_loss(codes, torch.tensor([0, 0]), exclude_self=True).item() == pytest.approx(0.5e6)
 
@@ -258,7 +253,7 @@ def test_saturated_pairs_keep_their_linear_loss() -> None:
         (ValueError, "quantization", lambda loss: WMLLoss(quantization=-1)),
     ],
 )
-def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
+def test_bad_input_is_named(error, message, call):
     with pytest.raises(error, match=message):
         call(WMLLoss())
 
@@ -289,12 +284,12 @@ def test_bad_input_is_named(error: type[Exception], message: str, call) -> None:
         (ValueError, "NaN", lambda loss, u, y: loss(u * torch.nan, y, indices=torch.tensor([0, 1]))),
     ],
 )
-def test_bad_input_to_a_bank_is_named(error: type[Exception], message: str, call) -> None:
+def test_bad_input_to_a_bank_is_named(error, message, call):
     with pytest.raises(error, match=message):
         call(WMLLoss(bank=CodeBank(10, 4)), torch.zeros(2, 4), torch.tensor([0, 1]))
 
 
-def _joined_training(rank: int, argument: tuple[Tensor, Tensor, list[Tensor], bool]) -> tuple[Tensor, Tensor]:
+def _joined_training(rank, argument):
     """A linear network under DDP; each rank has its own rows, and the gradient is what DDP makes of it."""
     inputs, labels, rows, with_bank = argument
     network = torch.nn.Linear(3, 4, bias=False).double()
@@ -309,7 +304,7 @@ def _joined_training(rank: int, argument: tuple[Tensor, Tensor, list[Tensor], bo
 
 
 @pytest.mark.parametrize("with_bank", [False, True])
-def test_two_processes_equal_one_on_the_joined_batch(with_bank: bool) -> None:
+def test_two_processes_equal_one_on_the_joined_batch(with_bank):
     inputs = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # The second rank has fewer rows, and without the first rank's no similar pair.
     labels = torch.tensor(
