@@ -162,7 +162,7 @@ def rank_results(
     ties: Ties,
     empty: Empty,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Return the means over the queries of the forms, by name, and of precision and recall at each of many ranks."""
+    """Return the means of the forms by name, and of precision and recall at each of many ranks."""
     both = [
         partial(functional.precision, top_k=ranks, ties=ties),
         partial(functional.recall, top_k=ranks, ties=ties),
