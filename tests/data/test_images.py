@@ -361,5 +361,5 @@ def test_a_folder_of_photos_is_encoded_in_one_call(folder):
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_in_place_of_images_is_named(folder, kind):
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
-    with pytest.raises(TypeError, match=r"got the path '.*': encode_dataset takes .*ImageFiles\(path\)"):
+    with pytest.raises(TypeError, match=r"got the path '.*': .*ImageFiles\(path\)"):
         encode(model, kind(folder))
