@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -25,17 +24,17 @@ __all__ = ["check_local", "remove_stale", "replacing", "replacing_files", "resol
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write one file: yield a temporary path beside it that takes its place at the end.
+    """Write one file: yield a temporary path whose file takes its place at the end.
 
     Links are followed. If the block raises, the temporary file is removed and ``path`` stays as it was.
     Readers see the old file or the new one, never a part of it. The mode of the new file is what the umask
-    allows, whatever mode the block gives it. Temporary files that killed processes left are removed.
+    allows, whatever mode the block gives it. What killed processes left of the same file is removed.
 
     Args:
         path: The file to write or replace. Its folder must exist.
 
     Yields:
-        Where to write: a path in the same folder.
+        Where to write: a file of the same name, in a hidden folder beside it.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -51,13 +50,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ['notes.txt']
     """
     file = resolved_path(path)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         with ExitStack() as stack:
             with _locked(file.parent):
                 _remove_stale(file.parent, f".{glob.escape(file.name)}.*.tmp")
-                mode = _mode_of_new(temporary)
-                stack.enter_context(_locked(temporary))
+                # A folder of its own is locked, since some writers replace the file that they are given, and
+                # a lock on that would go with it.
+                made = tempfile.TemporaryDirectory(
+                    prefix=f".{file.name}.", suffix=".tmp", dir=file.parent, ignore_cleanup_errors=True
+                )
+                folder = Path(stack.enter_context(made))
+                stack.enter_context(_locked(folder))
+            temporary = folder / file.name
+            mode = _mode_of_new(temporary)
             yield temporary
             _finish(temporary, mode)
             os.replace(temporary, file)
@@ -65,8 +70,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.filename is None and error.errno is not None:
             error.filename = str(file)  # that of a write has none
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,17 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from hybridhash._files import replacing
-from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
+from hybridhash._files import remove_stale, replacing
+from hybridhash.search.manifest import MANIFEST, check_replaceable, read_manifest, write_manifest
 
 __all__ = ["Write", "open_files", "save_files"]
 
 Write: TypeAlias = Callable[[bytes], int]
 
 _KEYS = ("files", "count", "bits", "kind", "model_id", "options")
-_OURS = r"index-[0-9a-f]{16}\.(faiss|nodes|names)"
 # The files of saved indexes, and what is left of them and of the manifest if a save is killed.
-_REPLACED = re.compile(rf"{_OURS}|\.({_OURS}|manifest\.json)\.[0-9a-f]{{16}}\.tmp")
+_OURS = re.compile(r"index-[0-9a-f]{16}\.(faiss|nodes|names)")
+_UNFINISHED = (f".index-{'[0-9a-f]' * 16}.*.tmp", f".{MANIFEST}.*.tmp")
 
 
 def save_files(
@@ -53,8 +53,10 @@ def save_files(
             file.unlink(missing_ok=True)
         raise
     for other in folder.iterdir():
-        if other not in files.values() and _REPLACED.fullmatch(other.name):
+        if other not in files.values() and _OURS.fullmatch(other.name):
             other.unlink(missing_ok=True)
+    for pattern in _UNFINISHED:
+        remove_stale(folder, pattern)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def test_what_is_wrong_is_named():
         create_loss_for("triplet", IDS, BITS)
     with pytest.raises(TypeError, match="name must be a str such as 'wml', got NoneType"):
         create_loss_for(None, IDS, BITS)
-    with pytest.raises(ValueError, match=r"labels have shape \(12, 1\), a column: give class ids as labels"):
+    with pytest.raises(ValueError, match=r"labels of shape \(N, 1\) may be class ids or one class"):
         create_loss_for("wml", IDS[:, None], BITS)
     with pytest.raises(ValueError, match="no loss is called 'hashnt'; nearest: hashnet"):
         create_loss_for("hashnt", IDS, BITS)

@@ -120,7 +120,7 @@ def test_labels_that_cannot_be_meant_are_refused(name, more):
     codes, labels = batch(dtype=torch.float32)
     loss, codes = make(name, **more), torch.sigmoid(codes)
     for given, message in (
-        (labels[:, None], r"labels have shape \(6, 1\), a column: give class ids as labels"),
+        (labels[:, None], r"labels of shape \(N, 1\) may be class ids or one class .*give labels\[:, 0\]"),
         (labels[:4], "labels has 4 rows, expected 6"),
         (labels.to("meta"), "labels are on the meta device"),
     ):
