@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash._code_checks import from_numpy
-from hybridhash._hamming import in_threads, machine_words, packed_counts, packed_distances, unpack_bits
+from hybridhash._hamming import machine_words, packed_counts, packed_distances, unpack_bits
 from hybridhash.codes import HashCodes, as_packed_pair
 from hybridhash.labels import as_labels, most_labels, same_form, shared_labels
 
@@ -42,8 +41,6 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 # Database items counted at a time on the CPU: their distances stay in the cache.
 _SPAN = 1 << 15
-# Queries that a thread counts at a time, and pairs below which threads take longer to start than to count.
-_ROWS, _PAIRS = 16, 1 << 20
 # Bytes of the labels of such a span, one for each item and class.
 _LABEL_BYTES = 32 << 20
 # Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.
@@ -274,19 +271,15 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
     if data.query.device.type == "cpu":
         counts = torch.zeros((len(data.query), data.bits + 1, grades), dtype=torch.int64)
         query = machine_words(data.query.numpy())
-        queries = range(0, len(data.query), _ROWS)
-        groups = [slice(first, min(first + _ROWS, len(data.query))) for first in queries]
         span = min(data.chunk_size or _SPAN, _SPAN)
         if data.query_labels.ndim == 2:
             span = max(1, min(span, _LABEL_BYTES // data.query_labels.shape[1]))
-        threads = torch.get_num_threads() if len(data.query) * span >= _PAIRS else 1
         starts = range(0, len(data.database), span)
         for start in tqdm(starts, desc="compare", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
             part = slice(start, start + span)
             items = machine_words(data.database[part].numpy())
             grade_of = _grade_rows(data.query_labels, data.database_labels[part], grades, graded)
-            count = partial(packed_counts, query, items, data.bits, grade_of, counts.numpy())
-            in_threads(count, groups, threads)
+            packed_counts(query, items, data.bits, grade_of, counts.numpy())
     else:
         counts = _count_on_device(data, grades, graded)
     if data.self_rows is not None:
