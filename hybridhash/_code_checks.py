@@ -103,7 +103,7 @@ def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int, name: str
     Raises:
         TypeError: ``factors`` is not a floating-point tensor.
         ValueError: The shape is wrong, or a number is NaN or infinite, a norm negative, or an alignment not
-            in (0, 1].
+            above 0.
 
     Example:
         >>> as_factors(torch.tensor([[5.0, 0.8]]), length=1)
@@ -122,9 +122,9 @@ def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int, name: str
     if length and not factors.is_meta:
         # One pass without temporary tensors; NaN is the least and the largest of a column that has one.
         least, most = (values.tolist() for values in factors.aminmax(dim=0))
-        if not (0 <= least[0] <= most[0] < float("inf") and 0 < least[1] <= most[1] <= 1):
+        if not (0 <= least[0] <= most[0] < float("inf") and 0 < least[1] <= most[1] < float("inf")):
             raise ValueError(
-                f"{name} must be norms of 0 or more and alignments in (0, 1], got norms {least[0]:.4g} to "
+                f"{name} must be norms of 0 or more and alignments above 0, got norms {least[0]:.4g} to "
                 f"{most[0]:.4g} and alignments {least[1]:.4g} to {most[1]:.4g}: compute them with "
                 "HashCodes.from_codes(codes, factors=True)"
             )

@@ -143,7 +143,7 @@ def pack_codes(codes: Tensor | Array, *, name: str = "codes") -> Tensor:
     return pack_bits(codes > 0)
 
 
-def correction_factors(codes: Tensor | Array) -> Tensor:
+def correction_factors(codes: Tensor | Array, norms: Tensor | Array | None = None) -> Tensor:
     """Compute what signs lose of real-valued codes: the norm of each, and its alignment with its signs.
 
     The alignment of z with its signs is the cosine
@@ -153,16 +153,24 @@ def correction_factors(codes: Tensor | Array) -> Tensor:
     estimate has no bias, and with a = alignment its error is about
     ``||z|| ||q|| sqrt(1 - a^2) / (a sqrt(bits - 1))``.
 
+    If z is the projection of a longer vector x, ``norms`` are those of x. The norm is that of x then, and the
+    alignment is ``||x|| / ||z||`` times that of z. So estimated inner products are still those of the
+    projections, but distances count what lies outside of them: ``||x||^2 + ||q||^2 - 2 <z, q>``, with the
+    norm of the whole query.
+
     Args:
         codes: Real-valued codes ``(N, bits)``, floating or signed integers; a tensor or a NumPy array.
+        norms: The norms of the vectors that the codes are orthogonal projections of, ``(N,)``. None takes
+            those of the codes.
 
     Returns:
-        float32 ``(N, 2)`` on the device of ``codes``: norm ``||z|| >= 0``, and alignment in (0, 1]. A vector
-        of zeros has norm 0 and alignment 1.
+        float32 ``(N, 2)`` on the device of ``codes``: norm >= 0, and alignment in (0, 1], above 1 only with
+        ``norms``. A vector of zeros has norm 0 and alignment 1.
 
     Raises:
         TypeError: ``codes`` are no real numbers, or bools, which have no norm.
-        ValueError: The shape is not ``(N, bits)``, or a code is NaN, infinite or too large for float32.
+        ValueError: The shape is not ``(N, bits)``; a code or norm is NaN, infinite or too large for float32;
+            or norms have another shape or are smaller than those of the codes.
 
     Source: Gao, Long, RaBitQ, SIGMOD 2024, sections 3.1 and 3.2.
 
@@ -183,7 +191,33 @@ def correction_factors(codes: Tensor | Array) -> Tensor:
             f"codes are infinite, or their norm is too large for float32, in {bad} of {len(codes)} rows: "
             "factors need finite codes"
         )
-    return factors
+    return factors if norms is None else _with_norms(factors, norms)
+
+
+def _with_norms(factors: Tensor, norms: Tensor | Array) -> Tensor:
+    """Return the factors of projections with the norms of the vectors themselves."""
+    if isinstance(norms, np.ndarray):
+        norms = from_numpy(norms, "norms")
+    if not isinstance(norms, Tensor) or not norms.dtype.is_floating_point:
+        got = norms.dtype if isinstance(norms, Tensor) else type(norms).__name__
+        raise TypeError(f"norms must be a floating-point tensor (N,), got {got}")
+    if norms.shape != factors.shape[:1] or norms.device != factors.device:
+        raise ValueError(
+            f"norms must be ({len(factors)},) on {factors.device}, one for each code, got shape "
+            f"{tuple(norms.shape)} on {norms.device}"
+        )
+    norm, alignment = factors.T
+    whole = norms.detach().to(torch.float32)
+    if not bool((whole.isfinite() & (whole >= 0.99 * norm)).all()):
+        raise ValueError(
+            "norms must be finite and at least those of the codes, which are projections: are they of the "
+            "centred features, as head.norms(features) gives them?"
+        )
+    whole = torch.maximum(whole, norm)
+    # A projection of 0 has the inner product 0: its alignment is as large as can be.
+    most = torch.finfo(torch.float32).max
+    alignment = (alignment * (whole / norm)).clamp(max=most)
+    return torch.stack([whole, alignment.where(whole != 0, 1.0)], dim=1)
 
 
 def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
@@ -471,6 +505,7 @@ class HashCodes:
         ids: Tensor | Array | None = None,
         *,
         factors: bool = False,
+        norms: Tensor | Array | None = None,
     ) -> HashCodes:
         """Pack real-valued or ±1 codes.
 
@@ -480,6 +515,8 @@ class HashCodes:
             ids: The id of each image, integers ``(N,)``, or None.
             factors: Whether to keep the :func:`correction_factors` of the codes, 8 more bytes each. With them
                 real-valued queries estimate inner products and distances of the real-valued codes.
+            norms: With factors, the norms ``(N,)`` of the vectors that the codes are projections of, see
+                :func:`correction_factors`.
 
         Raises:
             TypeError, ValueError: As :func:`pack_codes`, :func:`correction_factors` and the class.
@@ -491,7 +528,9 @@ class HashCodes:
             tensor([[5.0000, 0.9899]])
         """
         packed = pack_codes(codes)
-        kept = correction_factors(codes) if factors else None
+        if norms is not None and not factors:
+            raise ValueError("norms are kept as factors: give factors=True, or leave norms out")
+        kept = correction_factors(codes, norms) if factors else None
         labels = labels if labels is None else as_labels(labels, length=len(packed))
         ids = ids if ids is None else as_ids(ids, length=len(packed))
         return cls(packed, codes.shape[1], labels, ids, kept)
@@ -587,7 +626,8 @@ class HashCodes:
         estimates stay right in the mean where the bits are in random order, as after a random rotation
         (method ``"rabitq"`` of :func:`hybridhash.models.fit_hash_head`, ``rotation="random"``). Where the
         first bits carry more of the norm than the others, as those of a PCA, the new norm is too small; pack
-        ``z[:, :bits]`` anew then.
+        ``z[:, :bits]`` anew then. With ``norms`` of longer vectors, all estimates of distances shrink by
+        the same ``bits / self.bits``, and their order stays right in the mean.
 
         Args:
             bits: The new code length, 1 to that of the codes.
