@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from timm import create_model
 
 from hybridhash import models
+from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import (
     HashCodes,
     binarize,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HashCodes",
+    "asymmetric_topk",
     "binarize",
     "create_hash_model",
     "create_model",
