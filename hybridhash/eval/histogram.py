@@ -44,7 +44,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 Scoring = Literal["hamming", "asymmetric"]
 
 # Database items counted at a time on the CPU: their distances stay in the cache.
-_SPAN = 1 << 15
+_SPAN = 1 << 16
 # Bytes of the labels of such a span, one for each item and class.
 _LABEL_BYTES = 32 << 20
 # Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.
@@ -334,12 +334,12 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
 
 
 def _grade_rows(query_labels: Tensor, labels: Tensor, grades: int, graded: bool) -> Callable[[int], Array]:
-    """Return a function from the row of a query to the grade of each item: unsigned or bool ``(n,)``."""
+    """Return a function from the row of a query to the grade of each item: unsigned ``(n,)``."""
     if query_labels.ndim == 1:
         query = query_labels.tolist()
         small = np.min_scalar_type(-2 - max(0, int(labels.max())))  # few bytes an item are compared faster
         ids = labels.masked_fill(labels < 0, -2).numpy().astype(small)  # two times -1 is no common label
-        return lambda row: np.equal(ids, query[row])
+        return lambda row: np.equal(ids, query[row]).view(np.uint8)
 
     # One row of bytes for each class: the rows of the query's own classes are joined.
     hot = query_labels.numpy()
