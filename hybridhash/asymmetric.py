@@ -130,7 +130,7 @@ def as_real_queries(
 
 def factors_of(database: Tensor | Array | HashCodes) -> Tensor | None:
     """Return norm and alignment of each code, float32 ``(Nd, 2)``, or None if the database has none."""
-    return vars(database).get("factors") if isinstance(database, HashCodes) else None
+    return database.factors if isinstance(database, HashCodes) else None
 
 
 class RealQueries:
