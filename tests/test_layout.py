@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hybridhash"
 FLOORS = [
     {"labels"},
     {"codes"},
-    {"data", "shallow"},
+    {"data", "pairs", "shallow"},
     {"eval", "losses", "search"},
     {"models"},
     {"encoding"},
