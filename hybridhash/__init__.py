@@ -26,6 +26,7 @@ from hybridhash.codes import (
 )
 from hybridhash.encoding import encode, encode_dataset, open_codes
 from hybridhash.models import create_hash_model, fit_hash_layer
+from hybridhash.pairs import pairs_within, pairs_within_chunks
 
 if TYPE_CHECKING:
     from hybridhash import data, eval, export, hub, losses, search, shallow
@@ -51,6 +52,8 @@ __all__ = [
     "models",
     "open_codes",
     "pack_codes",
+    "pairs_within",
+    "pairs_within_chunks",
     "search",
     "shallow",
     "unpack_codes",
