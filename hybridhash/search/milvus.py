@@ -24,6 +24,8 @@ from hybridhash.search.interface import (
     nearest_first,
     new_rows,
     query_rows,
+    real_queries,
+    rescored,
     result_count,
 )
 from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
@@ -211,39 +213,38 @@ class MilvusIndex:
         codes: Tensor | HashCodes,
         top_k: int | None,
         *,
+        rescore: int = 1,
         among: Ids | None = None,
         model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
+        With ``rescore`` above 1, the codes of the candidates are fetched in a second request.
+
         Raises:
             ConnectionError: The server stayed down or refused.
-            TypeError, ValueError: ``top_k`` is below 1 or asks for more than 16,384 results, the collection
-                is empty, there is no query, or the codes have other bits or another model.
+            TypeError, ValueError: ``top_k`` or ``rescore`` is below 1, they ask for more than 16,384 results,
+                the collection is empty, there is no query, the codes have other bits or another model, or
+                ``rescore`` is above 1 and the queries are packed or not finite.
         """
+        check_integer("rescore", rescore, 1)
         size = len(self)
         query = query_rows(codes, self.bits, size, self.model_id, model_id)
+        values = real_queries(codes, rescore) if rescore > 1 else None
         chosen = None if among is None else as_numbers(among)[0]
         if chosen is not None:
             size = sum(1 for _ in self._rows(chosen, "id"))
         count = result_count(top_k, size)
-        if count > _LIMIT:
+        reach = min(rescore * count, size)
+        if reach > _LIMIT:
+            asked = f"top_k={top_k}" + (f" with rescore={rescore}" if rescore > 1 else "")
             raise ValueError(
-                f"top_k={top_k} asks for {count:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
+                f"{asked} asks for {reach:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
             )
-        conditions = [""] if chosen is None else self._conditions(chosen)
-        parts = [(np.zeros((len(query), count)), np.full((len(query), count), -1))]
-        for condition in conditions if count else []:
-            distances = np.zeros((len(query), count))
-            ids = np.full((len(query), count), -1)
-            for row, (query_distances, query_ids) in enumerate(self._hits(query, count, None, condition)):
-                distances[row, : len(query_ids)] = query_distances
-                ids[row, : len(query_ids)] = query_ids
-            parts.append((distances, ids))
-        distances = np.concatenate([part_distances for part_distances, _ in parts], axis=1)
-        ids = np.concatenate([part_ids for _, part_ids in parts], axis=1)
-        best_distances, best_ids = nearest_first(distances, ids, self.bits)
-        return best_distances[:, :count].contiguous(), best_ids[:, :count].contiguous()
+        distances, ids = self._nearest(query, reach, chosen)
+        if values is None:
+            return distances, ids
+        return rescored(values, *self._candidates(ids.numpy()), count)
 
     @renamed_arguments(model="model_id")
     def range_search(
@@ -513,6 +514,34 @@ class MilvusIndex:
         """Return the number of codes that fulfil a condition; an empty one means all."""
         rows = self._request("query", self.collection, filter=condition, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
+
+    def _nearest(self, query: Array, count: int, chosen: Array | None) -> tuple[Tensor, Tensor]:
+        """Return distances and ids of the nearest codes of each query, all or those of chosen ids."""
+        conditions = [""] if chosen is None else self._conditions(chosen)
+        parts = [(np.zeros((len(query), count)), np.full((len(query), count), -1))]
+        for condition in conditions if count else []:
+            distances = np.zeros((len(query), count))
+            ids = np.full((len(query), count), -1)
+            for row, (query_distances, query_ids) in enumerate(self._hits(query, count, None, condition)):
+                distances[row, : len(query_ids)] = query_distances
+                ids[row, : len(query_ids)] = query_ids
+            parts.append((distances, ids))
+        distances = np.concatenate([part_distances for part_distances, _ in parts], axis=1)
+        ids = np.concatenate([part_ids for _, part_ids in parts], axis=1)
+        best_distances, best_ids = nearest_first(distances, ids, self.bits)
+        return best_distances[:, :count].contiguous(), best_ids[:, :count].contiguous()
+
+    def _candidates(self, ids: Array) -> tuple[Array, Array]:
+        """Return the codes of ids ``(Nq, candidates)``, and the ids, -1 where one was removed meanwhile."""
+        distinct, places = np.unique(ids, return_inverse=True)
+        packed = np.zeros((len(distinct), -(-self.bits // 8)), np.uint8)
+        found = np.zeros(len(distinct), bool)
+        for row in self._rows(distinct[distinct >= 0], "code"):
+            place = np.searchsorted(distinct, row["id"])
+            packed[place] = np.frombuffer(row["code"][0], np.uint8)
+            found[place] = True
+        places = places.reshape(ids.shape)
+        return packed[places], np.where(found[places], ids, -1)
 
     def _hits(
         self, query: Array, limit: int, radius: int | None = None, condition: str = ""
