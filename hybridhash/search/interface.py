@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import from_numpy
 from hybridhash.codes import HashCodes, as_packed
 from hybridhash.search.ids import Ids, as_numbers, check_distinct
 from hybridhash.search.sorted_pairs import Array
@@ -186,7 +187,7 @@ def query_rows(
     return np.ascontiguousarray(packed)
 
 
-def real_queries(codes: Tensor | HashCodes, rescore: int) -> Array:
+def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
     """Return queries for :func:`rescored`: float64 ``(Nq, bits)``, rounded so that sums of them are exact.
 
     They are whole multiples of a power of two, which is 2^-40 of the largest or less. So equal codes have
@@ -194,7 +195,7 @@ def real_queries(codes: Tensor | HashCodes, rescore: int) -> Array:
 
     Raises:
         TypeError: The queries are packed, or HashCodes.
-        ValueError: A query is not finite.
+        ValueError: A query is not finite, or too large for scores in float32.
 
     Example:
         >>> real_queries(torch.tensor([[0.5, -2.0]]), rescore=4)
@@ -206,9 +207,15 @@ def real_queries(codes: Tensor | HashCodes, rescore: int) -> Array:
             f"rescore={rescore} ranks by the real values of the queries, but {kind} have only their signs: "
             "give the outputs of the model, or leave rescore out"
         )
-    values = torch.as_tensor(codes).detach().double().cpu().numpy()
-    if not np.isfinite(values).all():
-        raise ValueError(f"rescore={rescore} needs finite queries: check them, and what made them")
+    if isinstance(codes, np.ndarray):
+        codes = from_numpy(codes, "codes")
+    values = codes.detach().double().cpu().numpy()
+    largest = np.abs(values).sum(axis=1).max()
+    if not largest < np.finfo(np.float32).max:
+        raise ValueError(
+            f"rescore={rescore} needs finite queries whose absolute values add up to less than 3.4e38, got "
+            f"{largest:g}: check them, and what made them"
+        )
     _, exponent = np.frexp(np.abs(values).max(axis=-1, keepdims=True, initial=0.0))
     rounded: Array = np.ldexp(np.round(np.ldexp(values, _PRECISION - exponent)), exponent - _PRECISION)
     return rounded

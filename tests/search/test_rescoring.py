@@ -157,7 +157,8 @@ def test_without_it_the_values_of_a_query_do_not_count(make):
         (pack_codes(codes(2)), 4, TypeError, "rescore=4 ranks by the real values.*packed codes have only"),
         (pack_codes(codes(2)).numpy(), 4, TypeError, "packed codes have only their signs"),
         (HashCodes.from_codes(codes(2)), 2, TypeError, "HashCodes have only their signs: give the outputs"),
-        (codes(2) / 0, 2, ValueError, "rescore=2 needs finite queries"),
+        (codes(2) / 0, 2, ValueError, "rescore=2 needs finite queries.* got inf"),
+        (codes(2).double() * 1e40, 2, ValueError, r"less than 3.4e38, got \d.*e\+41: check"),
         (codes(2), 0, ValueError, "rescore must be >= 1, got 0"),
         (codes(2), 2.5, TypeError, "rescore must be an int"),
         (codes(2, 16), 2, ValueError, "codes have 16 bits, but the index holds codes of 24"),
@@ -175,7 +176,9 @@ def test_arrays_and_other_dtypes_are_queries_too():
     index = FaissIndex(24)
     index.add(database)
     scores, ids = index.search(query, 5, rescore=16)
-    for same in (query.numpy(), query.double(), query.clone().requires_grad_()):
+    frozen = query.numpy().copy()
+    frozen.flags.writeable = False
+    for same in (frozen, query.double(), query.clone().requires_grad_(), query * 1e-30, query * 1e30):
         assert torch.equal(index.search(same, 5, rescore=16)[1], ids)
     signs = torch.where(query > 0, 1, -1)
     scores, ids = index.search(signs, 80, rescore=2)
