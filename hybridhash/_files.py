@@ -67,8 +67,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _finish(temporary, mode)
             os.replace(temporary, file)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(file)  # that of a write has none
+        # A write has no file name, and that of the temporary folder says nothing to the caller.
+        hidden = str(error.filename).startswith(str(file.parent / f".{file.name}."))
+        if error.errno is not None and (error.filename is None or hidden):
+            error.filename = str(file)
         raise
 
 

@@ -93,8 +93,8 @@ class CodeBank(nn.Module):
         """Write the codes and labels of a batch; nothing is differentiated.
 
         Args:
-            indices: integers ``(B,)``, rows to write. If a row occurs several times, its last occurrence
-                counts (under ``torch.distributed``: in the order of the processes).
+            indices: integers ``(B,)``, rows to write. If a row occurs several times, with one label, its last
+                occurrence counts (under ``torch.distributed``: in the order of the processes).
             codes: ``(B, bits)``, any floating-point type.
             labels: ``(B,)`` class ids, or ``(B, num_classes)`` multi-hot if the bank was made for them.
 
@@ -103,7 +103,7 @@ class CodeBank(nn.Module):
             TypeError: indices that are not integers, codes that are not floating-point.
             ValueError: shapes that do not fit the bank or each other, codes that are not finite in the
                 bank's dtype (they would stay in the bank), a label that contradicts the one that the bank
-                holds for the row, tensors on another device.
+                holds for the row, a row that occurs with two labels, tensors on another device.
         """
         labels = as_labels(labels, length=check_codes(codes).shape[0])
         rows, labels = self.check(indices, codes, labels)
@@ -182,13 +182,14 @@ class CodeBank(nn.Module):
 
         Raises:
             ValueError: codes of another kind than the bank holds, a label that contradicts the one that the
-                bank holds for the row.
+                bank holds for the row, a row that occurs with two labels. Nothing is written then.
         """
         if self.kind not in (None, kind):
             raise ValueError(
                 f"the bank holds {self.kind}, and this loss would store {kind}: make a bank for each loss"
             )
-        self.kind = kind
+        if world_size() > 1:
+            rows, codes, labels = gather_rows(rows), gather_rows(codes.detach()), gather_rows(labels)
         stored = self.labels[rows]
         contradicts = (stored >= 0) & (labels != stored)
         if stored.ndim == 2:
@@ -199,12 +200,20 @@ class CodeBank(nn.Module):
                 "must be row numbers of the training set; for images of another set, such as the validation "
                 "set, call loss.eval() or use torch.no_grad(), and the bank is not written"
             )
-        if world_size() > 1:
-            rows, codes, labels = gather_rows(rows), gather_rows(codes.detach()), gather_rows(labels)
         # Of a row that occurs several times, the last occurrence counts.
         ordered, order = torch.sort(rows, stable=True)
         last = torch.ones_like(ordered, dtype=torch.bool)
         last[:-1] = ordered[1:] != ordered[:-1]
+        differs = labels[order][1:] != labels[order][:-1]
+        if differs.ndim == 2:
+            differs = differs.any(1)
+        relabelled = ordered[:-1][differs & ~last[:-1]]
+        if len(relabelled):
+            raise ValueError(
+                f"row {int(relabelled[0])} occurs twice in the batch, with two labels: indices "
+                "must be row numbers of the training set, whose items have one label each"
+            )
+        self.kind = kind
         rows, source = ordered[last], order[last]
         self.codes[rows] = codes[source].to(self.codes.dtype)
         self.labels[rows] = labels[source]
