@@ -24,7 +24,7 @@ from hybridhash.codes import (
     unpack_codes,
 )
 from hybridhash.encoding import encode, encode_dataset, open_codes
-from hybridhash.models import create_hash_model, fit_hash_layer
+from hybridhash.models import create_hash_model, fit_hash_layer, reestimate_batch_norm
 
 if TYPE_CHECKING:
     from hybridhash import data, eval, export, hub, losses, search, shallow
@@ -49,6 +49,7 @@ __all__ = [
     "models",
     "open_codes",
     "pack_codes",
+    "reestimate_batch_norm",
     "search",
     "shallow",
     "unpack_codes",
