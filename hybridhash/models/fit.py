@@ -186,7 +186,8 @@ def fit_hash_head(
         features: Real-valued ``(N, D)``, or an iterable of such batches.
         method: One of the methods above.
         bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
-            directions in which the features vary; the others have no limit.
+            directions in which the features vary; the others as many as codes can have,
+            :data:`hybridhash.codes.MAX_BITS`.
         generator: Source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
         sample_size: Rows of the sample, more than ``bits``.
@@ -271,8 +272,8 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
 
 def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
-        f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods without a "
-        "limit are 'lsh', 'sh' and 'sph'"
+        f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods without "
+        "this limit are 'lsh', 'sh' and 'sph'"
     )
 
 

@@ -363,12 +363,12 @@ def test_wrappers_are_looked_through():
 def test_more_bits_than_the_width_names_the_limit_and_methods_without_one(method):
     with pytest.raises(ValueError, match=rf"'{method}' gives at most 20 bits here, the width .* got bits=21"):
         fit_hash_head(features(), method, bits=21)
-    with pytest.raises(ValueError, match="without a limit are 'lsh', 'sh' and 'sph'"):
+    with pytest.raises(ValueError, match="without this limit are 'lsh', 'sh' and 'sph'"):
         fit_hash_head(features(), method, bits=21)
 
 
 @pytest.mark.parametrize("method", ["lsh", "sh", "sph"])
-def test_methods_without_a_limit_have_none(method):
+def test_methods_without_this_limit_give_more(method):
     head = fit_hash_head(features(), method, bits=64)
     assert head(features()).shape == (150, 64)
 
