@@ -25,7 +25,7 @@ from hybridhash.codes import (
     unpack_codes,
 )
 from hybridhash.encoding import encode, encode_dataset, open_codes
-from hybridhash.models import create_hash_model, fit_hash_layer
+from hybridhash.models import create_hash_model, fit_hash_layer, reestimate_batch_norm
 from hybridhash.pairs import pairs_within, pairs_within_chunks
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "pack_codes",
     "pairs_within",
     "pairs_within_chunks",
+    "reestimate_batch_norm",
     "search",
     "shallow",
     "unpack_codes",
