@@ -7,6 +7,7 @@ from hybridhash.losses.bank import CodeBank
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.csq import CSQLoss
+from hybridhash.losses.dbdh import DBDHLoss
 from hybridhash.losses.dch import DCHLoss
 from hybridhash.losses.dfh import DFHLoss
 from hybridhash.losses.dh import DHLoss
@@ -18,11 +19,14 @@ from hybridhash.losses.dpsh import DPSHLoss
 from hybridhash.losses.drsdh import DRSDHLoss
 from hybridhash.losses.dsdh import DSDHLoss
 from hybridhash.losses.dsh import DSHLoss
+from hybridhash.losses.dshsd import DSHSDLoss
 from hybridhash.losses.dsrh import DSRHLoss
 from hybridhash.losses.dtsh import DTSHLoss
 from hybridhash.losses.greedyhash import GreedyHashLoss
 from hybridhash.losses.hashnet import HashNetLoss
+from hybridhash.losses.hyp2 import HyP2Loss
 from hybridhash.losses.idhn import IDHNLoss
+from hybridhash.losses.lcdsh import LCDSHLoss
 from hybridhash.losses.mdshc import MDSHCLoss
 from hybridhash.losses.orthohash import OrthoHashLoss
 from hybridhash.losses.pairwise import (
@@ -44,6 +48,7 @@ __all__ = [
     "CNNHLoss",
     "CSQLoss",
     "CodeBank",
+    "DBDHLoss",
     "DCHLoss",
     "DFHLoss",
     "DHLoss",
@@ -55,11 +60,14 @@ __all__ = [
     "DRSDHLoss",
     "DSDHLoss",
     "DSHLoss",
+    "DSHSDLoss",
     "DSRHLoss",
     "DTSHLoss",
     "GreedyHashLoss",
     "HashNetLoss",
+    "HyP2Loss",
     "IDHNLoss",
+    "LCDSHLoss",
     "MDSHCLoss",
     "OrthoHashLoss",
     "PairwiseLoss",
