@@ -3,7 +3,7 @@
 from hybridhash._moved import moved
 from hybridhash.losses import functional
 from hybridhash.losses.adsh import ADSHLoss
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeBank, CodeQueue
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.csq import CSQLoss
@@ -38,6 +38,7 @@ from hybridhash.losses.pairwise import (
     uniform,
 )
 from hybridhash.losses.registry import create_loss, create_loss_for, list_losses
+from hybridhash.losses.sum_of_losses import SumOfLosses
 from hybridhash.losses.superviseddh import SupervisedDHLoss
 from hybridhash.losses.tieawareap import TieAwareAPLoss
 from hybridhash.losses.tieawarendcg import TieAwareNDCGLoss
@@ -48,6 +49,7 @@ __all__ = [
     "CNNHLoss",
     "CSQLoss",
     "CodeBank",
+    "CodeQueue",
     "DBDHLoss",
     "DCHLoss",
     "DFHLoss",
@@ -71,6 +73,7 @@ __all__ = [
     "MDSHCLoss",
     "OrthoHashLoss",
     "PairwiseLoss",
+    "SumOfLosses",
     "SupervisedDHLoss",
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",

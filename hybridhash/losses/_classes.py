@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
-from hybridhash.losses._inputs import check_codes
+from hybridhash.losses._inputs import HasParts, check_codes
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
 __all__ = ["CenterLoss", "ClassifierLoss", "linear_classifier"]
 
 
-class CenterLoss(nn.Module):
+class CenterLoss(HasParts):
     """A loss that keeps the hash centers of the classes in a buffer.
 
     Args:
@@ -85,7 +85,7 @@ def linear_classifier(
     return classifier
 
 
-class ClassifierLoss(nn.Module):
+class ClassifierLoss(HasParts):
     """A loss with a linear classifier on the codes, which is a parameter of the loss.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["DBDHLoss", "dbdh_loss"]
@@ -72,7 +72,7 @@ class DBDHLoss(PairwiseLoss):
         balance: float = 0.1,
         *,
         power: DBDHPower = 2,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative, check_positive
-from hybridhash.labels import to_multi_hot
+from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._classes import linear_classifier
-from hybridhash.losses._inputs import class_batch
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses._inputs import Reduction, class_batch, class_entropy
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, squared_distances
 
 __all__ = ["DSHSDLoss", "dshsd_loss"]
@@ -129,7 +129,7 @@ class DSHSDLoss(PairwiseLoss):
         alpha: float = 0.05,
         classification: DSHSDClassification = "softmax",
         tanh: bool = False,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -149,11 +149,19 @@ class DSHSDLoss(PairwiseLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch; arguments, result and errors are those of :class:`PairwiseLoss`."""
         classes, bits = self.classifier.weight.shape
         class_batch(codes, labels, num_classes=classes, bits=bits)
-        return super().forward(codes, labels, indices=indices, ref_codes=ref_codes, ref_labels=ref_labels)
+        return super().forward(
+            codes,
+            labels,
+            indices=indices,
+            ref_codes=ref_codes,
+            ref_labels=ref_labels,
+            reduction=reduction,
+        )
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         if self.tanh:
@@ -166,10 +174,8 @@ class DSHSDLoss(PairwiseLoss):
     def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         weight = self.classifier.weight.to(codes.dtype)
         logits = F.linear(codes.tanh() if self.tanh else codes, weight)
-        targets = to_multi_hot(labels, weight.shape[0]).to(codes.dtype)
-        number = targets.sum(1)
         if self.classification == "softmax":
-            share = targets / number.clamp(min=1)[:, None]
-            return -(share * logits.log_softmax(1)).sum(1)
+            return class_entropy(logits, labels)
+        targets = to_multi_hot(labels, weight.shape[0]).to(codes.dtype)
         entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
-        return entropy * (number > 0)
+        return entropy * labelled(labels)

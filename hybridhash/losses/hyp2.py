@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hybridhash._checks import check_integer, check_not_negative
 from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._distributed import gather_rows
-from hybridhash.losses._inputs import class_batch, refuse_reference
+from hybridhash.losses._inputs import HasParts, add_up, class_batch, refuse_reference
 from hybridhash.losses.pairwise import cosines
 
 __all__ = ["HyP2Loss", "hyp2_loss", "hyp2_threshold"]
@@ -41,6 +41,7 @@ def hyp2_loss(
     proxies: Tensor,
     threshold: float | None = None,
     beta: float = 0.5,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the hybrid proxy and pair loss of a batch; see :class:`HyP2Loss`.
 
@@ -50,6 +51,7 @@ def hyp2_loss(
         proxies: ``(C, bits)``.
         threshold: zeta, see :class:`HyP2Loss`.
         beta: weight of the pairs.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -74,13 +76,15 @@ def hyp2_loss(
         y = to_multi_hot(labels, num_classes).to(codes.dtype)
         to_proxies = cosines(codes, proxies.to(codes.dtype))
         own, other = y, (1 - y) * labelled(labels)[:, None]
-        positive = _mean(1 - to_proxies, own)
-        negative = _mean((to_proxies - threshold).clamp(min=0), other)
+        terms = {
+            "positive": _mean(1 - to_proxies, own),
+            "negative": _mean((to_proxies - threshold).clamp(min=0), other),
+        }
         # Proxies alone let images of several labels that share none come close to each other.
         several = (y.sum(1) > 1).to(codes.dtype)
         irrelevant = (y @ y.T == 0) * several[:, None] * several
-        pairs = _mean((cosines(codes, codes) - threshold).clamp(min=0), irrelevant)
-        return positive + negative + beta * pairs
+        terms["pairs"] = beta * _mean((cosines(codes, codes) - threshold).clamp(min=0), irrelevant)
+        return add_up(terms, parts)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def _check(threshold: float, beta: float) -> None:
         raise ValueError(f"threshold is a cosine and must be in [-1, 1], got {threshold}")
 
 
-class HyP2Loss(nn.Module):
+class HyP2Loss(HasParts):
     r"""HyP^2: proxies of the classes that are learned, and irrelevant pairs of multi-label images.
 
     .. math::
@@ -132,7 +136,7 @@ class HyP2Loss(nn.Module):
         >>> loss = HyP2Loss(num_classes=10, bits=48, generator=torch.Generator().manual_seed(0))
         >>> codes = torch.zeros(2, 48, requires_grad=True)
         >>> loss(codes, torch.tensor([3, 5])), loss.threshold, [tuple(p.shape) for p in loss.parameters()]
-        (tensor(1., grad_fn=<AddBackward0>), 0.0, [(10, 48)])
+        (tensor(1., grad_fn=<SumBackward0>), 0.0, [(10, 48)])
     """
 
     requires: frozenset[str] = frozenset({"parameters"})
@@ -166,10 +170,12 @@ class HyP2Loss(nn.Module):
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """Compute the loss of a batch; arguments, result and errors as :meth:`CSQLoss.forward`."""
+        """Compute the loss of a batch; see :meth:`CSQLoss.forward`, without soft labels and ``reduction``."""
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("HyP2Loss")
-        return hyp2_loss(codes, labels, proxies=self.proxies, threshold=self.threshold, beta=self.beta)
+        self._parts = {}
+        settings = {"proxies": self.proxies, "threshold": self.threshold, "beta": self.beta}
+        return hyp2_loss(codes, labels, **settings, parts=self._parts)
 
     def extra_repr(self) -> str:
         classes, bits = self.proxies.shape

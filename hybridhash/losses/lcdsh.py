@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative
 from hybridhash.codes import sign
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["LCDSHLoss", "lcdsh_loss"]
@@ -64,7 +64,7 @@ class LCDSHLoss(PairwiseLoss):
     """
 
     def __init__(
-        self, locality: float = 3.0, *, bank: CodeBank | None = None, exclude_self: bool = False
+        self, locality: float = 3.0, *, bank: CodeMemory | None = None, exclude_self: bool = False
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
         check_not_negative(locality=locality)
