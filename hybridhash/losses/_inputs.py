@@ -6,7 +6,7 @@ At the other end, how the terms of a loss become the loss: :func:`add_up` and :f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -85,7 +85,12 @@ def upcast(codes: Tensor) -> Tensor:
 
 
 def class_batch(
-    codes: Tensor, labels: Tensor, *, num_classes: int, bits: int, soft: bool = False
+    codes: Tensor,
+    labels: Tensor | np.ndarray[Any, Any],
+    *,
+    num_classes: int,
+    bits: int,
+    soft: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Check a batch for a loss that knows the classes.
 

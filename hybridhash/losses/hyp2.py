@@ -174,8 +174,14 @@ class HyP2Loss(HasParts):
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("HyP2Loss")
         self._parts = {}
-        settings = {"proxies": self.proxies, "threshold": self.threshold, "beta": self.beta}
-        return hyp2_loss(codes, labels, **settings, parts=self._parts)
+        return hyp2_loss(
+            codes,
+            labels,
+            proxies=self.proxies,
+            threshold=self.threshold,
+            beta=self.beta,
+            parts=self._parts,
+        )
 
     def extra_repr(self) -> str:
         classes, bits = self.proxies.shape

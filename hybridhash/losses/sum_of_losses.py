@@ -101,17 +101,19 @@ class SumOfLosses(nn.Module):
         Raises:
             RuntimeError: the loss was not called yet.
         """
-        return {
-            f"{name}/{term}": self.weights[name] * value
-            for name, loss in self.losses.items()
-            for term, value in loss.parts().items()
-        }
+        parts = {}
+        for name, loss in self.losses.items():
+            of_loss: Any = loss
+            for term, value in of_loss.parts().items():
+                parts[f"{name}/{term}"] = self.weights[name] * value
+        return parts
 
     def epoch_end(self) -> None:
         """Call ``epoch_end()`` of every loss that has one."""
         for loss in self.losses.values():
-            if hasattr(loss, "epoch_end"):
-                loss.epoch_end()
+            epoch_end: Any = getattr(loss, "epoch_end", None)
+            if epoch_end is not None:
+                epoch_end()
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
