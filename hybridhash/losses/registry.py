@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeBank, CodeMemory
 from hybridhash.losses.cnnh import cnnh_codes
 
 __all__ = ["create_loss", "create_loss_for", "list_losses"]
@@ -89,7 +89,7 @@ def create_loss_for(
     *,
     num_classes: int | None = None,
     model: nn.Module | None = None,
-    bank: CodeBank | bool = False,
+    bank: CodeMemory | bool = False,
     count_unseen: bool = False,
     generator: torch.Generator | None = None,
     **kwargs: Any,
@@ -109,8 +109,8 @@ def create_loss_for(
         bits: code length.
         num_classes: number of classes. None takes the number of columns, or one more than the largest id.
         model: the network, for losses that regularise its last layer.
-        bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A bank of
-            your own works too.
+        bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A
+            bank of your own works too, and so does a :class:`CodeQueue`.
         count_unseen: whether the bank made here counts rows that were never visited.
         generator: source of the random choices.
         **kwargs: other arguments of the class; they win over those above.
@@ -150,7 +150,7 @@ def create_loss_for(
     get_classifier: Any = getattr(model, "get_classifier", None)
     if "layers" in takes and get_classifier is not None:
         known["layers"] = get_classifier()
-    if isinstance(bank, CodeBank):
+    if isinstance(bank, CodeMemory):
         known["bank"] = bank
     elif bank:
         # Class ids compare faster, but these two fit a classifier to one-hot rows.
