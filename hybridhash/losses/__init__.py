@@ -24,6 +24,7 @@ from hybridhash.losses.greedyhash import GreedyHashLoss
 from hybridhash.losses.hashnet import HashNetLoss
 from hybridhash.losses.idhn import IDHNLoss
 from hybridhash.losses.mdshc import MDSHCLoss
+from hybridhash.losses.nested import NestedLoss
 from hybridhash.losses.orthohash import OrthoHashLoss
 from hybridhash.losses.pairwise import (
     PairwiseLoss,
@@ -61,6 +62,7 @@ __all__ = [
     "HashNetLoss",
     "IDHNLoss",
     "MDSHCLoss",
+    "NestedLoss",
     "OrthoHashLoss",
     "PairwiseLoss",
     "SupervisedDHLoss",
