@@ -28,6 +28,7 @@ from hybridhash.losses.hyp2 import HyP2Loss
 from hybridhash.losses.idhn import IDHNLoss
 from hybridhash.losses.lcdsh import LCDSHLoss
 from hybridhash.losses.mdshc import MDSHCLoss
+from hybridhash.losses.nested import NestedLoss
 from hybridhash.losses.orthohash import OrthoHashLoss
 from hybridhash.losses.pairwise import (
     PairwiseLoss,
@@ -71,6 +72,7 @@ __all__ = [
     "IDHNLoss",
     "LCDSHLoss",
     "MDSHCLoss",
+    "NestedLoss",
     "OrthoHashLoss",
     "PairwiseLoss",
     "SumOfLosses",
