@@ -24,6 +24,9 @@ class NestedLoss(nn.Module):
     of their own, and with centers whose prefixes are centers (``hash_centers(..., "nested")``). Losses with
     unrelated centers at each length pull the same bits to different sides.
 
+    With centers (CSQ, OrthoHash) every length was as good as its own training, within 0.005 mAP from 16 bits
+    on; pairwise losses (WML, DPSH) lost up to 0.036 on small photos: see docs/training.md.
+
     Args:
         losses: the loss of each length, lengths ascending.
         weights: the weight of each length. None weighs them by the square root of the length: long codes have
