@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from timm import create_model
 
 from hybridhash import models
+from hybridhash.binarization import BinarizationReport, binarization_report
 from hybridhash.codes import (
     HashCodes,
     binarize,
@@ -23,6 +24,7 @@ from hybridhash.codes import (
     pack_codes,
     unpack_codes,
 )
+from hybridhash.embeddings import hash_embeddings
 from hybridhash.encoding import encode, encode_dataset, open_codes
 from hybridhash.models import create_hash_model, fit_hash_layer
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from hybridhash.hub import load
 
 __all__ = [
+    "BinarizationReport",
     "HashCodes",
+    "binarization_report",
     "binarize",
     "create_hash_model",
     "create_model",
@@ -43,6 +47,7 @@ __all__ = [
     "fit_hash_layer",
     "hamming_distance",
     "hamming_topk",
+    "hash_embeddings",
     "hub",
     "load",
     "losses",

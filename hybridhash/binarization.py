@@ -16,6 +16,7 @@ from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
 from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
+from hybridhash._inference import eval_mode
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
@@ -169,7 +170,7 @@ def binarization_report(
     query, database, query_labels, database_labels = sides
     for k in top_k:
         check_integer("top_k", k, 1, len(database), advice="there are no more items")
-    with torch.no_grad():
+    with torch.no_grad(), eval_mode(head):
         query_codes, database_codes = _real_codes(head, query), _real_codes(head, database)
     with_factors = HashCodes.from_codes(database_codes, factors=True)
     plain = HashCodes.from_codes(database_codes)
