@@ -12,7 +12,7 @@ from hybridhash._checks import check_integer
 
 __all__ = ["MAX_BITS", "as_ids", "as_rows", "check_packed", "check_width", "from_numpy"]
 
-MAX_BITS = 512
+MAX_BITS = 4096
 
 
 def from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:

@@ -79,13 +79,14 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
     """Compute the Hamming distances of packed queries to packed database items.
 
     On the CPU the bits of the exclusive or of machine words are counted, in ``torch.get_num_threads()``
-    threads. Elsewhere ±1 matrices are multiplied in half precision, which is exact because all sums are whole
-    numbers up to 512. The whole result is held in memory, so callers with many items pass them in chunks.
+    threads. Elsewhere ±1 matrices are multiplied, in half precision up to 2,048 bits and in single precision
+    above: so all sums are whole numbers that the type holds exactly. The whole result is held in memory, so
+    callers with many items pass them in chunks.
 
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
         database_packed: uint8 ``(n, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 512.
+        bits: code length, 1 to 4,096.
 
     Returns:
         ``(q, n)`` with values 0..bits: uint8 if ``bits <= 255``, else int16.
@@ -146,7 +147,7 @@ def packed_topk(
     Args:
         query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.
         database_packed: uint8 ``(Nd, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 512.
+        bits: code length, 1 to 4,096.
         top_k: 1 to ``Nd``.
         chunk_size: largest number of database items compared at a time, but at least ``top_k``.
 
@@ -229,8 +230,10 @@ def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: 
 
 
 def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
-    """``(bits - <a, b>) / 2`` over ±1 codes, float16 ``(q, n)``."""
-    a, b = (unpack_bits(packed, bits).to(torch.float16).mul_(2).sub_(1) for packed in (query, database))
+    """``(bits - <a, b>) / 2`` over ±1 codes, ``(q, n)``: float16, or float32 above 2,048 bits."""
+    # Half precision holds all whole numbers up to 2,048, and the even ones up to 4,096.
+    dtype = torch.float16 if bits <= 2048 else torch.float32
+    a, b = (unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1) for packed in (query, database))
     # Autocast might make it a bfloat16 product, which is exact up to 256 only.
     with torch.autocast(query.device.type, enabled=False):
         return (a @ b.T).neg_().add_(bits).mul_(0.5)

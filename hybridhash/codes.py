@@ -120,7 +120,7 @@ def pack_codes(codes: Tensor | Array, *, name: str = "codes") -> Tensor:
     """Pack codes to bits, eight to a byte, as ``numpy.packbits(codes > 0, axis=-1)`` does.
 
     Args:
-        codes: Real-valued or ±1 codes ``(N, bits)`` of any real dtype except uint8, 1 to 512 bits; a tensor
+        codes: Real-valued or ±1 codes ``(N, bits)`` of any real dtype except uint8, 1 to 4,096 bits; a tensor
             or a NumPy array.
         name: The name of ``codes`` in error messages.
 
@@ -173,7 +173,7 @@ def unpack_codes(packed: Tensor | Array, bits: int, *, dtype: torch.dtype = torc
 
     Args:
         packed: uint8 ``(N, ceil(bits / 8))`` with zero padding bits.
-        bits: The code length, 1 to 512.
+        bits: The code length, 1 to 4,096.
         dtype: The dtype of the result, floating or a signed integer.
 
     Returns:
@@ -374,7 +374,7 @@ class HashCodes:
 
     Attributes:
         packed: uint8 ``(N, ceil(bits / 8))``.
-        bits: The code length, 1 to 512.
+        bits: The code length, 1 to 4,096.
         labels: Class ids int64 ``(N,)``, multi-hot bool ``(N, C)``, or None. All forms that
             :func:`hybridhash.labels.as_labels` takes may be given.
         ids: The id of each image, int64 ``(N,)``, such as its row in a data set; or None.

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_data_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -320,9 +321,12 @@ class _Hashing(nn.Module):
         super().__init__()
         self.model = model
         self.raw, self.real_codes = metadata["input"] == "uint8", metadata["real_codes"]
-        # The byte that each bit alone gives. A sum of products, not a shift, which runtimes lack, nor a
-        # matrix product, which quantisation would round.
-        self.register_buffer("weights", pack_bits(torch.eye(bits, dtype=torch.bool)).float().to(device))
+        self.width, self.padding = -(-bits // 8), -bits % 8
+        # The byte that each of eight bits alone gives. A sum of products, not a shift, which runtimes lack,
+        # nor a matrix product, which quantisation would round.
+        self.register_buffer(
+            "weights", pack_bits(torch.eye(8, dtype=torch.bool)).float().flatten().to(device)
+        )
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(metadata[name], device=device).view(1, -1, 1, 1))
 
@@ -330,7 +334,8 @@ class _Hashing(nn.Module):
         if self.raw:
             images = (images.float() / 255 - self.mean) / self.std
         codes = self.model(images)
-        packed = ((codes > 0).float().unsqueeze(2) * self.weights).sum(1).to(torch.uint8)
+        signs = F.pad((codes > 0).float(), (0, self.padding))
+        packed = (signs.view(-1, self.width, 8) * self.weights).sum(2).to(torch.uint8)
         return (packed, codes) if self.real_codes else packed
 
 

@@ -99,10 +99,10 @@ def test_as_packed_takes_no_rows_but_a_retrieval_needs_some():
         (torch.zeros(2, 16), 17, ValueError, r"query has 16 bits \(columns\), but bits=17"),
         (example(bits=12), 13, ValueError, "query has 12 bits, but bits=13"),
         (torch.full((2, 8), float("nan")), None, ValueError, "query has NaN in 16 of 16"),
-        (torch.zeros(2, 600), None, ValueError, "columns of query must be 1 to 512, got 600"),
+        (torch.zeros(2, 5000), None, ValueError, "columns of query must be 1 to 4096, got 5000"),
         (torch.zeros(8), None, ValueError, r"query must be \(N, bits\), got shape \(8,\)"),
         ([[1.0, -1.0]], None, TypeError, "query must be a tensor or HashCodes, got list"),
-        (torch.zeros(2, 2, dtype=torch.uint8), "16", TypeError, "bits must be an int 1 to 512, got '16'"),
+        (torch.zeros(2, 2, dtype=torch.uint8), "16", TypeError, "bits must be an int 1 to 4096, got '16'"),
     ],
 )
 def test_as_packed_names_the_argument_and_what_is_wrong(codes, bits, error, message):
@@ -396,7 +396,7 @@ def test_parts_that_do_not_fit_raise(arguments, error, message):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    bits=st.integers(1, 512),
+    bits=st.integers(1, 4096),
     rows=st.integers(0, 9),
     labels=st.sampled_from([None, "ids", "multi-hot"]),
     ids=st.booleans(),

@@ -318,7 +318,7 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, missing):
         ({"preprocessing": {"mean": (0.5,)}}, "mean has 1 values for 3 channels"),
         ({"model": _Plain(8).half()}, r"torch.float16 weights, and only float32.*copy.deepcopy\(model\)"),
         ({"model": _Plain(8).bfloat16()}, "torch.bfloat16 weights"),
-        ({"model": _Plain(600)}, "1 to 512 bits"),
+        ({"model": _Plain(5000)}, "1 to 4096 bits"),
         ({"model": nn.Flatten()}, "does not say how its images are normalised"),
         ({"path": "model.bin"}, "must end in .pt2"),
     ],

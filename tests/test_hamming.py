@@ -12,9 +12,36 @@ from hybridhash import _hamming as kernels
 from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
 from hybridhash.codes import binarize, pack_codes, unpack_codes
 
-any_bits = st.integers(1, 512)
+odd_bits = st.integers(0, 2047).map(lambda half: 2 * half + 1)
+any_bits = st.one_of(st.integers(1, 600), st.integers(1, 4096), odd_bits)
 seeds = st.integers(0, 2**31)
-WIDTHS = [1, 7, 8, 9, 16, 24, 25, 32, 33, 48, 64, 65, 100, 128, 200, 255, 256, 257, 512]
+WIDTHS = [
+    1,
+    7,
+    8,
+    9,
+    16,
+    24,
+    25,
+    32,
+    33,
+    48,
+    64,
+    65,
+    100,
+    128,
+    200,
+    255,
+    256,
+    257,
+    512,
+    769,
+    2047,
+    2048,
+    2049,
+    4095,
+    4096,
+]
 
 
 def signs(rows, bits, seed=0, flip=0.5):
@@ -174,7 +201,7 @@ def test_topk_is_the_head_of_a_stable_sort(bits, sizes, top_k, chunk_size, seed,
 
 
 @pytest.mark.parametrize("order", ["random", "nearest first", "nearest last", "all equal"])
-@pytest.mark.parametrize(("bits", "chunk_size"), [(16, None), (64, 7000), (300, None)])
+@pytest.mark.parametrize(("bits", "chunk_size"), [(16, None), (64, 7000), (300, None), (4096, 9000)])
 def test_topk_of_many_chunks_holds_in_every_order_of_the_database(order, bits, chunk_size):
     query, database = signs(3, bits, 7), signs(30000, bits, 8)
     distance = ((bits - database @ query[0]) / 2).long()
@@ -189,7 +216,7 @@ def test_topk_of_many_chunks_holds_in_every_order_of_the_database(order, bits, c
     assert torch.equal(indices, expected.indices[:, :50])
 
 
-@pytest.mark.parametrize("bits", [3, 64, 300])
+@pytest.mark.parametrize("bits", [3, 64, 300, 2048, 4095])
 @pytest.mark.parametrize("chunk", [40, 64, 500])
 def test_the_key_form_of_accelerators_ranks_the_same(bits, chunk):
     query, database = pack_codes(signs(4, bits, 9)), pack_codes(signs(300, bits, 10))
@@ -214,17 +241,17 @@ def test_threads_change_nothing(queries, monkeypatch):
 
 
 def test_topk_holds_for_more_queries_than_fit_a_block():
-    query, database = signs(700, 512, 11), signs(20, 512, 12)
-    expected = ((512 - query @ database.T) / 2).sort(dim=1, stable=True)
+    query, database = signs(700, 4096, 11), signs(20, 4096, 12)
+    expected = ((4096 - query @ database.T) / 2).sort(dim=1, stable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_PAIRS", 500)
-        distances, indices = packed_topk(pack_codes(query), pack_codes(database), 512, 5, 8)
+        distances, indices = packed_topk(pack_codes(query), pack_codes(database), 4096, 5, 8)
     assert torch.equal(distances.float(), expected.values[:, :5])
     assert torch.equal(indices, expected.indices[:, :5])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("bits", [5, 64, 257, 512])
+@pytest.mark.parametrize("bits", [5, 64, 257, 512, 2048, 2049, 4096])
 def test_a_gpu_gives_what_the_cpu_gives(bits):
     codes = signs(3000, bits, 13)
     packed = pack_codes(codes)
@@ -273,8 +300,8 @@ def test_codes_of_a_wrong_type_raise(function, codes, message):
     [
         ((8,), r"must be \(N, bits\), got shape \(8,\)"),
         ((2, 3, 8), r"must be \(N, bits\), got shape \(2, 3, 8\)"),
-        ((2, 0), "columns of codes must be 1 to 512, got 0"),
-        ((2, 513), "columns of codes must be 1 to 512, got 513"),
+        ((2, 0), "columns of codes must be 1 to 4096, got 0"),
+        ((2, 4097), "columns of codes must be 1 to 4096, got 4097"),
     ],
 )
 def test_pack_refuses_shapes_that_are_no_codes(shape, message):
@@ -297,10 +324,10 @@ def test_pack_refuses_shapes_that_are_no_codes(shape, message):
         (torch.tensor([[0b00010000]], dtype=torch.uint8), 3, ValueError, "padding after bit 3"),
         (torch.zeros(2, 2), 16, TypeError, "must be a uint8 tensor of packed codes, got torch.float32"),
         ([[0]], 8, TypeError, "got list"),
-        (torch.zeros(2, 1, dtype=torch.uint8), True, TypeError, "bits must be an int 1 to 512, got True"),
-        (torch.zeros(2, 1, dtype=torch.uint8), 8.0, TypeError, "bits must be an int 1 to 512, got 8.0"),
-        (torch.zeros(2, 0, dtype=torch.uint8), 0, ValueError, "bits must be 1 to 512, got 0"),
-        (torch.zeros(2, 65, dtype=torch.uint8), 513, ValueError, "bits must be 1 to 512, got 513"),
+        (torch.zeros(2, 1, dtype=torch.uint8), True, TypeError, "bits must be an int 1 to 4096, got True"),
+        (torch.zeros(2, 1, dtype=torch.uint8), 8.0, TypeError, "bits must be an int 1 to 4096, got 8.0"),
+        (torch.zeros(2, 0, dtype=torch.uint8), 0, ValueError, "bits must be 1 to 4096, got 0"),
+        (torch.zeros(2, 513, dtype=torch.uint8), 4097, ValueError, "bits must be 1 to 4096, got 4097"),
     ],
 )
 def test_unpack_refuses_what_does_not_fit(packed, bits, error, message):

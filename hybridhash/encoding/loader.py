@@ -45,7 +45,7 @@ def encode(
     Codes are packed on the device of the model, so ``ceil(bits / 8)`` bytes leave it for each image.
 
     Args:
-        model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 512 bits.
+        model: A module that maps images ``(B, ...)`` to real-valued codes ``(B, bits)``, 1 to 4,096 bits.
         loader: A :class:`torch.utils.data.DataLoader` or any iterable of batches: ``images``,
             ``(images, labels)``, ``(images, labels, indices)``, or dicts with the keys ``image``, ``images``
             or ``pixel_values``; ``label`` or ``labels``; ``index``, ``indices``, ``id`` or ``ids``. Labels

@@ -39,7 +39,7 @@ class HammingRetrieval:
     :meth:`as_torchmetrics`.
 
     Args:
-        bits: The code length.
+        bits: The code length, 1 to 4,096.
         top_k: This and the other settings are those of :func:`hybridhash.eval.evaluate`.
         ks: The cuts of precision, recall, hit rate, NDCG and ACG.
         radius: The Hamming radius.

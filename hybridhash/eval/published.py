@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridhash._checks import check_choice
 from hybridhash._code_checks import from_numpy
 from hybridhash._hamming import pack_bits, unpack_bits
-from hybridhash.codes import MAX_BITS, HashCodes
+from hybridhash.codes import HashCodes
 from hybridhash.eval import functional
 from hybridhash.eval.histogram import Array, DistanceHistogram, QueryDatabase
 from hybridhash.eval.ranking import stable_rankings
@@ -86,7 +86,7 @@ def published_average_precision(
         float64 ``(cuts, Nq)``; NaN for a query that the definition leaves out of the mean.
 
     Raises:
-        ValueError: An unknown definition; or codes of exactly 0 that are too long to be a third value.
+        ValueError: An unknown definition.
     """
     check_choice("definition", definition, tuple(DEFINITIONS))
     rule = DEFINITIONS[definition]
@@ -147,11 +147,6 @@ def _with_zeros(
     database. Four times ``(bits - <q, d>) / 2`` is then the Hamming distance of the longer codes.
     """
     width = 4 if half else 1
-    if data.bits * width > MAX_BITS:
-        raise ValueError(
-            f"codes of exactly 0 at {data.bits} bits: this definition gives them a third value, which works "
-            f"up to {MAX_BITS // width} bits; binarize the codes first"
-        )
     patterns = ([[1, 1, 0, 0], [1, 0, 1, 0]]) if half else [[1], [1]]
     packed = []
     for side, zero, pattern in zip((data.query, data.database), zeros, patterns, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 from hybridhash._distributed import Ranks
 from hybridhash._inference import (
     NO_LOADERS,
@@ -186,7 +187,7 @@ def fit_hash_head(
         features: Real-valued ``(N, D)``, or an iterable of such batches.
         method: One of the methods above.
         bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
-            directions in which the features vary; the others have no limit.
+            directions in which the features vary; the others up to 4,096.
         generator: Source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
         sample_size: Rows of the sample, more than ``bits``.
@@ -198,7 +199,7 @@ def fit_hash_head(
 
     Raises:
         TypeError: A batch of features is not a floating-point tensor, or a number is not an integer.
-        ValueError: The method is unknown; ``bits`` is below 1 or above what the method can give;
+        ValueError: The method is unknown; ``bits`` is below 1 or above 4,096 or what the method gives;
             ``iterations`` is negative; or the features are empty, constant, not finite, of different widths,
             or (except for ``"lsh"``) no more than the bits.
 
@@ -231,7 +232,7 @@ def _check_settings(method: str, bits: int, iterations: int | None, sample_size:
     if method not in _METHODS:
         near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
-    check_integer("bits", bits, 1)
+    check_integer("bits", bits, 1, MAX_BITS)
     if iterations is not None:
         check_integer("iterations", iterations, 0)
     if method in _SAMPLED and sample_size <= bits:
@@ -271,8 +272,8 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
 
 def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
-        f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods without a "
-        "limit are 'lsh', 'sh' and 'sph'"
+        f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods that "
+        "give more are 'lsh', 'sh' and 'sph'"
     )
 
 

@@ -20,6 +20,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 from hybridhash._inference import PREPROCESSING
 from hybridhash.models.backbone import create_backbone
 from hybridhash.models.heads import create_head, renamed_head
@@ -49,7 +50,9 @@ def create_hash_model(
         backbone: Name of a timm model, with or without tag. Or a module with timm's ``forward_features``,
             ``forward_head(x, pre_logits=True)`` and ``num_features``; :mod:`hybridhash.hub` cannot save a
             model made from a module, because it rebuilds models from names.
-        bits: Code length, at least 1.
+        bits: Code length, 1 to 4,096. It need not be a multiple of 8: codes are padded with zero bits to
+            whole bytes, which :mod:`hybridhash.search` also does for FAISS and Milvus, whose own indexes take
+            multiples of 8 only.
         head: One of :func:`hybridhash.models.list_heads`.
         head_args: Arguments of the head.
         pretrained: Load the backbone's weights from the Hub. The head starts untrained.
@@ -64,8 +67,8 @@ def create_hash_model(
     Raises:
         TypeError: A module lacks timm's interface; ``pretrained`` or arguments are given with a module; the
             backbone or the head does not take an argument; ``bits`` is not an integer.
-        ValueError: The backbone, its tag or the head is unknown; ``bits`` is below 1; or the weights do not
-            fit the backbone.
+        ValueError: The backbone, its tag or the head is unknown; ``bits`` is below 1 or above
+            4,096; or the weights do not fit the backbone.
         FileNotFoundError, PermissionError, ConnectionError, OSError: The weights cannot be had, as in
             :func:`hybridhash.load`.
 
@@ -75,7 +78,7 @@ def create_hash_model(
         >>> model(torch.zeros(1, 3, 64, 64)).shape, model.bits, model.num_features
         (torch.Size([1, 24]), 24, 512)
     """
-    bits = check_integer("bits", bits, 1, advice="a backbone without a head is timm.create_model")
+    bits = check_integer("bits", bits, 1, MAX_BITS, advice="a backbone without a head is timm.create_model")
     head = renamed_head(head)
     settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
     overlay = dict(pretrained_cfg_overlay or {})
@@ -122,7 +125,7 @@ class HashModel(nn.Module):
 
     Args:
         backbone: Name of a timm model, or a module with its interface.
-        num_classes: Code length in bits, 0 for the pooled embedding.
+        num_classes: Code length in bits, 1 to 4,096, or 0 for the pooled embedding.
         head: Name of the head.
         head_args: Arguments of the head.
         pretrained_backbone: Load the backbone's weights from the Hub.
@@ -194,8 +197,9 @@ class HashModel(nn.Module):
         return int(getattr(self.backbone, "head_hidden_size", self.num_features))
 
     def _make_head(self, num_classes: int, device: Any, dtype: Any) -> None:
-        if num_classes < 0:
-            raise ValueError(f"num_classes is the code length in bits and must be >= 0, got {num_classes}")
+        check_integer(
+            "num_classes", num_classes, 0, MAX_BITS, advice="it is the code length in bits, 0 for embeddings"
+        )
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:

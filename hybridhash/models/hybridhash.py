@@ -45,7 +45,7 @@ class HybridHash(nn.Module):
         embed_dims: Channels of the three stages.
         num_heads: Attention heads of the three stages; each divides its stage's channels.
         depths: Transformer layers of the three stages.
-        num_classes: Code length in bits, 0 for the embedding.
+        num_classes: Code length in bits, 1 to 4,096, or 0 for the embedding.
         mlp_ratio: Hidden width of the MLPs divided by the channels.
         qkv_bias: Whether query, key and value maps have a bias.
         interaction_heads: Heads of the global branches; divides the channels of stages 2 and 3.

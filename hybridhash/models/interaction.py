@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import create_classifier
 from torch import Tensor, nn
 
+from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 from hybridhash.models.blocks import Attention
 
 __all__ = ["GlobalBranch", "HashHead", "HashInteraction", "Interaction"]
@@ -203,8 +205,9 @@ class HashHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str, device: Any = None, dtype: Any = None) -> None:
         """Replace the pooling and the last linear map; the interaction keeps its weights."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is the code length in bits and must be >= 0, got {num_classes}")
+        check_integer(
+            "num_classes", num_classes, 0, MAX_BITS, advice="it is the code length in bits, 0 for embeddings"
+        )
         self.num_classes = num_classes
         self.pool_type = pool_type
         # timm refuses a classifier without pooling before it; such a head may exist, it only cannot be run.

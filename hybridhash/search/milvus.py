@@ -56,7 +56,7 @@ class MilvusIndex:
         uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
             in ``.db``, for Milvus Lite. Milvus Lite must be version 2.5.1 and has the kind ``"flat"`` only.
         collection: Name of the collection, of letters, digits and underscores.
-        bits: Code length, 1 to 512. Codes are padded with zero bits to whole bytes, which changes no
+        bits: Code length, 1 to 4,096. Codes are padded with zero bits to whole bytes, which changes no
             distance.
         kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
         model_id: Name of the model that gives the codes, any text; kept with the collection and compared.

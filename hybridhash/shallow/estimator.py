@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 from hybridhash.labels import as_labels, labelled, to_multi_hot
 from hybridhash.shallow.unsupervised import as_features
 
@@ -26,7 +27,7 @@ class FeatureHash:
     """The base class of KSH, SDH and ITQCCA: it checks the input of ``fit`` and ``transform``.
 
     Args:
-        bits: The code length.
+        bits: The code length, 1 to 4,096.
     """
 
     def __init__(self, bits: int) -> None:
@@ -54,7 +55,7 @@ class FeatureHash:
         """
         x = as_features(features, "features")
         labels = as_labels(labels, length=x.shape[0]).cpu()
-        check_integer("bits", self.bits, 1)
+        check_integer("bits", self.bits, 1, MAX_BITS)
         if bool((x == x[0]).all()):
             raise ValueError(f"all {x.shape[0]} rows of features are the same: there is nothing to learn")
         has_label = labelled(labels)

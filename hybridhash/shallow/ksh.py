@@ -34,7 +34,7 @@ class KSH(FeatureHash):
     images, the square of the number of different label sets. It is not L^2, and no subset must be drawn.
 
     Args:
-        bits: The code length.
+        bits: The code length, 1 to 4,096.
         num_anchors: The number of images that the kernel compares with, 300 in the paper.
         width: The width of the Gaussian. None takes the root mean square distance to the anchors, as the
             authors do.

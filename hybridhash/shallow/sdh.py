@@ -27,7 +27,7 @@ class SDH(FeatureHash):
     :class:`hybridhash.losses.SupervisedDHLoss`.
 
     Args:
-        bits: The code length.
+        bits: The code length, 1 to 4,096.
         num_anchors: The number of images that the kernel compares with, 1000 in the paper.
         width: The width of the Gaussian. None takes the root mean square distance to the anchors.
         classifier_ridge: lambda, positive.

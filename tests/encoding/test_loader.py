@@ -142,7 +142,7 @@ def test_labels_are_copies_that_outlive_the_batches_of_the_loader():
     assert torch.equal(codes.labels, LABELS)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 13, 512])
+@pytest.mark.parametrize("bits", [1, 8, 13, 4095])
 def test_any_number_of_bits(bits):
     codes = encode(Net(bits), [IMAGES], progress=False)
     assert codes.bits == bits
@@ -336,7 +336,7 @@ def test_a_model_without_hash_layer_raises():
         (torch.zeros(10), ValueError, r"got shape \(10,\)"),
         (torch.zeros(10, 8, 1, 1), ValueError, r"got shape \(10, 8, 1, 1\)"),
         (torch.zeros(9, 8), ValueError, r"codes \(10, bits\).* the 10 images of batch 0, got shape \(9, 8\)"),
-        (torch.zeros(10, 0), ValueError, r"of 1 to 512 bits .*got shape \(10, 0\)"),
+        (torch.zeros(10, 0), ValueError, r"of 1 to 4096 bits .*got shape \(10, 0\)"),
         (torch.zeros(10, 513), ValueError, r"got shape \(10, 513\)"),
         ((torch.zeros(10, 8), None), TypeError, "got tuple"),
         (torch.zeros(10, 8, dtype=torch.uint8), TypeError, "got torch.uint8"),

@@ -127,7 +127,7 @@ def test_hundreds_of_shared_labels_are_counted(bits):
 
 def test_complements_and_copies_of_a_query_are_counted():
     # The largest key and the smallest.
-    for bits in (1, 64, 180, 181, 512):
+    for bits in (1, 64, 180, 181, 512, 4095, 4096):
         query = torch.ones(1, bits)
         codes = torch.cat([-query.expand(10_003, -1), query.expand(10_000, -1)])
         labels = torch.ones(20_003, 2, dtype=torch.bool)

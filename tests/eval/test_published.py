@@ -151,10 +151,15 @@ def test_a_definition_leaves_no_room_for_other_rules():
         mean_average_precision(*case, definition="swuxyj")
 
 
-def test_zeros_in_codes_too_long_for_a_third_value_say_so():
-    codes = torch.randn(4, 200)
-    codes[0, 0] = 0
-    labels = torch.tensor([0, 1, 0, 1])
-    with pytest.raises(ValueError, match="up to 128 bits"):
-        mean_average_precision(codes, labels, codes, labels, definition="hashnet")
-    assert mean_average_precision(codes, labels, codes, labels, definition="csq") > 0
+@pytest.mark.parametrize("bits", [200, 4096])
+def test_zeros_have_a_third_value_at_every_length(bits):
+    # Item 1 differs from the query in one bit, and item 0 only in the half of a bit: 0 against +1.
+    query = torch.ones(1, bits)
+    database = torch.ones(2, bits)
+    database[0, -1] = 0
+    database[1, 0] = -1
+    labels = torch.tensor([0, 1])
+    for items, value in ((database, 1.0), (database.flip(0), 1.0)):
+        order = labels if items is database else labels.flip(0)
+        got = mean_average_precision(query, labels[:1], items, order, definition="torchcmh")
+        assert got == value

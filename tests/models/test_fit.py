@@ -363,7 +363,7 @@ def test_wrappers_are_looked_through():
 def test_more_bits_than_the_width_names_the_limit_and_methods_without_one(method):
     with pytest.raises(ValueError, match=rf"'{method}' gives at most 20 bits here, the width .* got bits=21"):
         fit_hash_head(features(), method, bits=21)
-    with pytest.raises(ValueError, match="without a limit are 'lsh', 'sh' and 'sph'"):
+    with pytest.raises(ValueError, match="that give more are 'lsh', 'sh' and 'sph'"):
         fit_hash_head(features(), method, bits=21)
 
 
@@ -418,7 +418,7 @@ def test_settings_that_cannot_be():
         ValueError, match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph"
     ):
         fit_hash_head(features(), "xyz")
-    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="bits must be 1 to 4096, got 0"):
         fit_hash_head(features(), "itq", bits=0)
     with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
         fit_hash_head(features(), "itq", bits=4, iterations=-1)

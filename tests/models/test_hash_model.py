@@ -248,8 +248,11 @@ def test_a_module_with_timms_interface_is_a_backbone():
 
 
 def test_impossible_models_say_why():
-    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
-        create_hash_model("resnet10t", 0)
+    for bits in (0, 4097):
+        with pytest.raises(ValueError, match=f"bits must be 1 to 4096, got {bits}"):
+            create_hash_model("resnet10t", bits)
+    with pytest.raises(ValueError, match="num_classes must be 0 to 4096, got 4097"):
+        create_hash_model("resnet10t", 8).reset_classifier(4097)
     with pytest.raises(ValueError, match="timm has no model 'resnet50x'; nearest: resnet"):
         create_hash_model("resnet50x", 8)
     with pytest.raises(ValueError, match="no head is called 'tanhh'"):
@@ -269,7 +272,7 @@ def test_impossible_models_say_why():
     model = create_hash_model("resnet10t", 8, global_pool="")
     with pytest.raises(ValueError, match="global_pool='avg'"):
         model(images())
-    with pytest.raises(ValueError, match="num_classes is the code length"):
+    with pytest.raises(ValueError, match="num_classes must be 0 to 4096, got -1: it is the code length"):
         model.reset_classifier(-1)
 
 

@@ -75,8 +75,9 @@ def test_training_and_evaluation_give_the_same_codes(name):
 
 @pytest.mark.parametrize("name", list_heads())
 def test_sizes_below_one_and_unknown_arguments_raise(name):
-    with pytest.raises(ValueError, match="must be >= 1, got 0"):
-        create_head(name, WIDTH, 0)
+    for bits in (0, 4097):
+        with pytest.raises(ValueError, match=f"bits must be 1 to 4096, got {bits}"):
+            create_head(name, WIDTH, bits)
     with pytest.raises(ValueError, match="must be >= 1, got 0"):
         create_head(name, 0, BITS)
     with pytest.raises(TypeError, match="takes no argument 'epsilom', only"):

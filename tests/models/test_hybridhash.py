@@ -79,7 +79,7 @@ def test_input_channels(in_chans, small_kwargs):
     assert model(torch.randn(2, in_chans, 32, 32)).shape == (2, 16)
 
 
-@pytest.mark.parametrize("bits", [1, 7, 24, 100, 512])
+@pytest.mark.parametrize("bits", [1, 7, 24, 100, 4096])
 def test_any_code_length(bits, small_kwargs):
     model = timm.create_model("hybridhash_64", num_classes=bits, **small_kwargs).eval()
     codes = model(torch.randn(2, 3, 32, 32))
@@ -130,7 +130,8 @@ def test_every_architecture_argument_can_be_overridden(kwargs, small_kwargs):
         ({"img_size": 225}, "multiple of 16 .* got 225: the nearest possible is 224 or 240"),
         ({"img_size": 8}, "nearest possible is 16"),
         ({"img_size": (224, 192)}, r"must be square, got \(224, 192\)"),
-        ({"num_classes": -1}, "must be >= 0, got -1"),
+        ({"num_classes": -1}, "num_classes must be 0 to 4096, got -1: it is the code length"),
+        ({"num_classes": 4097}, "num_classes must be 0 to 4096, got 4097: it is the code length"),
         ({"in_chans": 0}, "in_chans must be >= 1, got 0"),
         ({"depths": (2, 2)}, r"depths needs 3 numbers >= 1, one for each stage, got \(2, 2\)"),
         ({"depths": (2, 0, 2)}, "depths needs 3 numbers"),

@@ -339,8 +339,8 @@ def test_codes_of_another_model_raise(action):
             "the index is empty: add codes before",
         ),
         (lambda: FaissIndex(24, "ivf").range_search(codes(2), 1), ValueError, "the index is empty"),
-        (lambda: FaissIndex(0), ValueError, "bits must be 1 to 512, got 0"),
-        (lambda: FaissIndex("64"), TypeError, "bits must be an int 1 to 512, got '64'"),
+        (lambda: FaissIndex(0), ValueError, "bits must be 1 to 4096, got 0"),
+        (lambda: FaissIndex("64"), TypeError, "bits must be an int 1 to 4096, got '64'"),
         (lambda: FaissIndex(64, "pq"), ValueError, "unknown kind 'pq' of FAISS index: use 'flat', 'ivf'"),
         (lambda: FaissIndex(64, nprobe=3), ValueError, "nprobe is an option of kind 'ivf', but kind='flat'"),
         (lambda: FaissIndex(64, "ivf", nlist=0), ValueError, "nlist must be >= 1, got 0"),
@@ -366,7 +366,7 @@ def test_adding_no_codes_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [1, 7, 512])
+@pytest.mark.parametrize("bits", [1, 7, 512, 4095])
 def test_every_kind_takes_codes_of_any_length(kind, bits):
     database = codes(50, bits, seed=1)
     index = FaissIndex(bits, kind)

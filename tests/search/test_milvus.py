@@ -305,7 +305,7 @@ def test_lite_has_no_inverted_lists(lite):
         (("a:1", "a", 24, "hnsw"), {}, "unknown kind 'hnsw' of Milvus index: use 'flat', 'ivf'"),
         (("a:1", "a", 24), {"nprobe": 3}, "options of kind 'ivf', but kind='flat'"),
         (("a:1", "a", 24, "ivf"), {"nlist": 4, "nprobe": 5}, "nprobe must be 1 to 4, got 5"),
-        (("a:1", "a", 513), {}, "bits must be 1 to 512, got 513"),
+        (("a:1", "a", 4097), {}, "bits must be 1 to 4096, got 4097"),
         (("a:1", "a", 24), {"retries": -1}, "retries must be >= 0, got -1"),
         (("a:1", "a", 24), {"timeout": 0}, "timeout must be > 0 seconds, got 0"),
         (("a:1", "a", 24), {"batch_size": 0}, "batch_size must be >= 1, got 0"),

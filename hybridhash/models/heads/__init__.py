@@ -87,7 +87,7 @@ def create_head(name: str, in_features: int, bits: int, **kwargs: Any) -> nn.Mod
         name: One of :func:`list_heads`. ``"tanh"`` is the usual linear map with tanh, ``"unbounded"`` the
             bare linear map. ``"linear"`` is a deprecated name of ``"tanh"``.
         in_features: Width of the embedding.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         **kwargs: Arguments of the class.
 
     Returns:

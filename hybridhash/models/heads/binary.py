@@ -27,7 +27,7 @@ class ContinuationHead(LinearHead):
 
     Args:
         in_features: Width of the embedding.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         schedule: How the slope grows, ``"iterations"`` or ``"epochs"``.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -142,7 +142,7 @@ class BiHalfHead(LinearHead):
 
     Args:
         in_features: Width of the embedding.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         gamma: Weight of the pull towards B.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

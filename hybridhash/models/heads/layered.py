@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 
 __all__ = ["DivideEncodeHead", "MLPHead", "TwoLevelHead"]
 
@@ -24,7 +25,7 @@ class DivideEncodeHead(nn.Module):
 
     Args:
         in_features: Width of the embedding.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         slice_size: Features in a slice; the Caffe reimplementation uses 50.
         epsilon: Half the width of the sloping part, in (0, 1/2]. The paper does not state its value.
         device: Device of the parameters.
@@ -32,7 +33,7 @@ class DivideEncodeHead(nn.Module):
 
     Raises:
         TypeError: A size is not an integer.
-        ValueError: A size is below 1, or ``epsilon`` is outside (0, 1/2].
+        ValueError: A size is below 1, there are more than 4,096 bits, or ``epsilon`` is outside (0, 1/2].
 
     Source: Lai, Pan, Liu, Yan, Simultaneous Feature Learning and Hash Coding, CVPR 2015, section 3.2.
 
@@ -54,7 +55,7 @@ class DivideEncodeHead(nn.Module):
     ):
         super().__init__()
         check_integer("in_features", in_features, 1)
-        check_integer("bits", bits, 1)
+        check_integer("bits", bits, 1, MAX_BITS)
         check_integer("slice_size", slice_size, 1)
         if not 0 < epsilon <= 0.5:
             raise ValueError(f"epsilon must be in (0, 0.5], got {epsilon}")
@@ -80,14 +81,14 @@ class TwoLevelHead(nn.Module):
 
     Args:
         in_features: Width of the embedding and of the additional layer.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         drop_rate: Dropout rate of the additional layer.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
         TypeError: A size is not an integer.
-        ValueError: A size is below 1.
+        ValueError: A size is below 1, or there are more than 4,096 bits.
 
     Source: Zhao, Huang, Wang, Tan, Deep Semantic Ranking Based Hashing, CVPR 2015, equation 1. The dropout
     and the logistic function are those of its public code.
@@ -102,7 +103,7 @@ class TwoLevelHead(nn.Module):
     ):
         super().__init__()
         check_integer("in_features", in_features, 1)
-        check_integer("bits", bits, 1)
+        check_integer("bits", bits, 1, MAX_BITS)
         self.bits = bits
         self.deeper = nn.Linear(in_features, in_features, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop_rate)
@@ -122,13 +123,13 @@ class MLPHead(nn.Module):
 
     Args:
         in_features: Width of the embedding.
-        bits: Code length.
+        bits: Code length, 1 to 4,096.
         hidden: Widths of the layers before the last.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: A size is below 1.
+        ValueError: A size is below 1, or there are more than 4,096 bits.
 
     Source: Liong, Lu, Wang, Moulin, Zhou, Deep Hashing for Compact Binary Codes Learning, CVPR 2015.
 
@@ -148,7 +149,7 @@ class MLPHead(nn.Module):
     ):
         super().__init__()
         check_integer("in_features", in_features, 1)
-        check_integer("bits", bits, 1)
+        check_integer("bits", bits, 1, MAX_BITS)
         for width in hidden:
             check_integer("hidden", width, 1)
         self.bits = bits

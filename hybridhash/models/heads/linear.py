@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import MAX_BITS
 
 __all__ = [
     "BatchNormHead",
@@ -25,14 +26,14 @@ class LinearHead(nn.Module):
 
     Args:
         in_features: Width of the embedding.
-        bits: Code length, at least 1.
+        bits: Code length, 1 to 4,096.
         bias: Whether the map has a bias ``c``.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
         TypeError: A size is not an integer.
-        ValueError: A size is below 1.
+        ValueError: A size is below 1, or there are more than 4,096 bits.
 
     Source: Li et al., IJCAI 2016 (DPSH); Liu et al., CVPR 2016 (DSH).
 
@@ -46,7 +47,7 @@ class LinearHead(nn.Module):
     ):
         super().__init__()
         check_integer("in_features", in_features, 1)
-        check_integer("bits", bits, 1)
+        check_integer("bits", bits, 1, MAX_BITS)
         self.bits = bits
         self.fc = nn.Linear(in_features, bits, bias=bias, device=device, dtype=dtype)
 
