@@ -1,4 +1,4 @@
-"""Kernels on packed codes: packing, Hamming distances, their counts and top-k.
+"""Kernels on codes: packing and correction factors, Hamming distances, their counts and top-k.
 
 They trust their input; :mod:`hybridhash.codes` checks it.
 """
@@ -20,6 +20,7 @@ __all__ = [
     "packed_counts",
     "packed_distances",
     "packed_topk",
+    "row_factors",
     "unpack_bits",
 ]
 
@@ -73,6 +74,27 @@ def _unpack_by_shifts(packed: Tensor, width: int) -> Tensor:
     """:func:`unpack_bits` in PyTorch, for devices that NumPy does not reach."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width]
+
+
+def row_factors(codes: Tensor) -> Tensor:
+    """Compute norm and alignment of each code; see :func:`hybridhash.codes.correction_factors`.
+
+    Args:
+        codes: real-valued ``(N, bits)`` on any device.
+
+    Returns:
+        float32 ``(N, 2)``; not finite where a code is not, or its norm is too large.
+
+    Example:
+        >>> row_factors(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
+        tensor([[5.0000, 0.9899],
+                [0.0000, 1.0000]])
+    """
+    z = codes.float()
+    norm = torch.linalg.vector_norm(z, dim=1)
+    # ||z||_1 / (sqrt(bits) ||z||), at most 1 up to rounding
+    alignment = (z.abs().sum(1) / (z.shape[1] ** 0.5 * norm)).clamp(max=1.0)
+    return torch.stack([norm, alignment.where(norm != 0, 1.0)], dim=1)
 
 
 def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -> Tensor:

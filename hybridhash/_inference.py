@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from hybridhash._code_checks import MAX_BITS, as_ids
-from hybridhash._hamming import pack_bits
+from hybridhash._hamming import pack_bits, row_factors
 from hybridhash.labels import as_labels
 
 __all__ = [
@@ -57,15 +57,22 @@ class PackedBatch(NamedTuple):
 
     Attributes:
         packed: uint8 ``(B, ceil(bits / 8))``.
-        nan: bool ``(B,)``, the images whose codes contain NaN.
+        nan: bool ``(B,)``, the images whose codes contain NaN; with factors, also those with infinite ones.
         bits: The code length.
         codes: The real-valued codes ``(B, bits)``.
+        factors: The correction factors float32 ``(B, 2)``, or None.
     """
 
     packed: Tensor
     nan: Tensor
     bits: int
     codes: Tensor
+    factors: Tensor | None
+
+    @property
+    def useless(self) -> str:
+        """What the codes of the images in ``nan`` are, in words."""
+        return "NaN" if self.factors is None else "NaN or infinite"
 
 
 def check_hash_model(model: object) -> None:
@@ -105,7 +112,12 @@ def check_preprocessing(
 
 
 def forward_packed(
-    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], name: str
+    model: nn.Module,
+    images: Tensor,
+    autocast: AbstractContextManager[Any],
+    name: str,
+    *,
+    factors: bool = False,
 ) -> PackedBatch:
     """Run a model on a batch and pack the signs of its output, without waiting for the device.
 
@@ -114,6 +126,7 @@ def forward_packed(
         images: The images, on the device of the model.
         autocast: The context of :func:`autocast_of`.
         name: The name of the batch in error messages.
+        factors: Whether to compute the correction factors, too.
 
     Raises:
         TypeError, ValueError: The output is not a tensor of codes ``(B, bits)``.
@@ -130,7 +143,9 @@ def forward_packed(
             f"the model must return codes ({rows}, bits) of 1 to {MAX_BITS} bits for the {rows} images of "
             f"{name}, got shape {tuple(codes.shape)}"
         )
-    return PackedBatch(pack_bits(codes > 0), codes.isnan().any(1), codes.shape[1], codes)
+    kept = row_factors(codes) if factors else None
+    useless = codes.isnan().any(1) if kept is None else ~kept.isfinite().all(1)
+    return PackedBatch(pack_bits(codes > 0), useless, codes.shape[1], codes, kept)
 
 
 def named_fields(content: Mapping[Any, Any], name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ __all__ = ["DIGEST", "HEADER_DIGEST", "read_header", "write_tensors"]
 
 DIGEST = "sha256"
 HEADER_DIGEST = "header_sha256"
-_ITEM_BYTES = {"I64": 8, "U8": 1}
+_ITEM_BYTES = {"I64": 8, "F32": 4, "U8": 1}
 _CHUNK = 1 << 20
 
 
@@ -34,7 +34,7 @@ def write_tensors(
 
     Args:
         path: The file to write.
-        layout: The dtype of each tensor, ``"I64"`` or ``"U8"``, and its shape.
+        layout: The dtype of each tensor, ``"I64"``, ``"F32"`` or ``"U8"``, and its shape.
         contents: A function from the name of a tensor to its bytes, in pieces.
         metadata: The metadata, to which the digests are added.
     """

@@ -8,28 +8,31 @@ exactly 0 is bit 0. This is the layout that FAISS, usearch (``b1``), Milvus and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from hybridhash._checks import check_integer
 from hybridhash._code_checks import (
     MAX_BITS,
+    as_factors,
     as_ids,
     as_rows,
     check_packed,
-    check_width,
     from_numpy,
 )
-from hybridhash._files import replacing
-from hybridhash._hamming import pack_bits, packed_distances, packed_topk, unpack_bits
-from hybridhash._safetensors import HEADER_DIGEST, read_header, write_tensors
+from hybridhash._code_files import damaged, read_fields, tensor_bytes, write_codes
+from hybridhash._hamming import (
+    pack_bits,
+    packed_distances,
+    packed_topk,
+    row_factors,
+    unpack_bits,
+)
 from hybridhash.labels import as_labels
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "as_packed_pair",
     "binarize",
     "check_joinable",
+    "correction_factors",
     "hamming_distance",
     "hamming_topk",
     "pack_codes",
@@ -53,10 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-_FORMAT, _VERSION = "hybridhash.codes", "2"
-_WITHOUT_DIGESTS = "1"  # the version before, which is read, too
-_DTYPES = {torch.int64: "I64", torch.uint8: "U8"}
-_KINDS = ("bits", "labels", "ids", "device")  # what must agree to join HashCodes
+_KINDS = ("bits", "labels", "ids", "factors", "device")  # what must agree to join HashCodes
 
 
 def binarize(codes: Tensor | Array) -> Tensor:
@@ -140,6 +141,83 @@ def pack_codes(codes: Tensor | Array, *, name: str = "codes") -> Tensor:
         raise ValueError(f"{name} must be (N, bits), got shape {tuple(codes.shape)}")
     check_integer(f"the number of columns of {name}", codes.shape[1], 1, MAX_BITS)
     return pack_bits(codes > 0)
+
+
+def correction_factors(codes: Tensor | Array, norms: Tensor | Array | None = None) -> Tensor:
+    """Compute what signs lose of real-valued codes: the norm of each, and its alignment with its signs.
+
+    The alignment of z with its signs is the cosine
+    ``<z / ||z||, sign(z) / sqrt(bits)> = ||z||_1 / (sqrt(bits) ||z||)``. With both factors the inner product
+    with a real-valued q is estimated as ``norm / alignment * <sign(z), q> / sqrt(bits)``, and the squared
+    distance as ``norm^2 + ||q||^2`` less twice that. If z and q were rotated by a random rotation, the
+    estimate has no bias, and with a = alignment its error is about
+    ``||z|| ||q|| sqrt(1 - a^2) / (a sqrt(bits - 1))``.
+
+    If z is the projection of a longer vector x, ``norms`` are those of x. The norm is that of x then, and the
+    alignment is ``||x|| / ||z||`` times that of z. So estimated inner products are still those of the
+    projections, but distances count what lies outside of them: ``||x||^2 + ||q||^2 - 2 <z, q>``, with the
+    norm of the whole query.
+
+    Args:
+        codes: Real-valued codes ``(N, bits)``, floating or signed integers; a tensor or a NumPy array.
+        norms: The norms of the vectors that the codes are orthogonal projections of, ``(N,)``. None takes
+            those of the codes.
+
+    Returns:
+        float32 ``(N, 2)`` on the device of ``codes``: norm >= 0, and alignment in (0, 1], above 1 only with
+        ``norms``. A vector of zeros has norm 0 and alignment 1.
+
+    Raises:
+        TypeError: ``codes`` are no real numbers, or bools, which have no norm.
+        ValueError: The shape is not ``(N, bits)``; a code or norm is NaN, infinite or too large for float32;
+            or norms have another shape or are smaller than those of the codes.
+
+    Source: Gao, Long, RaBitQ, SIGMOD 2024, sections 3.1 and 3.2.
+
+    Example:
+        >>> correction_factors(torch.tensor([[3.0, -4.0], [2.0, 2.0]]))
+        tensor([[5.0000, 0.9899],
+                [2.8284, 1.0000]])
+    """
+    codes = _real_codes(codes, "codes")
+    if codes.dtype == torch.bool:
+        raise TypeError("factors need real-valued codes, but bools have no norm: leave factors out")
+    if codes.ndim != 2:
+        raise ValueError(f"codes must be (N, bits), got shape {tuple(codes.shape)}")
+    factors = row_factors(codes)
+    if not bool(factors.isfinite().all()):
+        bad = int((~factors.isfinite().all(1)).sum())
+        raise ValueError(
+            f"codes are infinite, or their norm is too large for float32, in {bad} of {len(codes)} rows: "
+            "factors need finite codes"
+        )
+    return factors if norms is None else _with_norms(factors, norms)
+
+
+def _with_norms(factors: Tensor, norms: Tensor | Array) -> Tensor:
+    """Return the factors of projections with the norms of the vectors themselves."""
+    if isinstance(norms, np.ndarray):
+        norms = from_numpy(norms, "norms")
+    if not isinstance(norms, Tensor) or not norms.dtype.is_floating_point:
+        got = norms.dtype if isinstance(norms, Tensor) else type(norms).__name__
+        raise TypeError(f"norms must be a floating-point tensor (N,), got {got}")
+    if norms.shape != factors.shape[:1] or norms.device != factors.device:
+        raise ValueError(
+            f"norms must be ({len(factors)},) on {factors.device}, one for each code, got shape "
+            f"{tuple(norms.shape)} on {norms.device}"
+        )
+    norm, alignment = factors.T
+    whole = norms.detach().to(torch.float32)
+    if not bool((whole.isfinite() & (whole >= 0.99 * norm)).all()):
+        raise ValueError(
+            "norms must be finite and at least those of the codes, which are projections: are they of the "
+            "centred features, as head.norms(features) gives them?"
+        )
+    whole = torch.maximum(whole, norm)
+    # A projection of 0 has the inner product 0: its alignment is as large as can be.
+    most = torch.finfo(torch.float32).max
+    alignment = (alignment * (whole / norm)).clamp(max=most)
+    return torch.stack([whole, alignment.where(whole != 0, 1.0)], dim=1)
 
 
 def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
@@ -378,10 +456,12 @@ class HashCodes:
         labels: Class ids int64 ``(N,)``, multi-hot bool ``(N, C)``, or None. All forms that
             :func:`hybridhash.labels.as_labels` takes may be given.
         ids: The id of each image, int64 ``(N,)``, such as its row in a data set; or None.
+        factors: What the signs do not tell of the real-valued codes, float32 ``(N, 2)``, or None: see
+            :func:`correction_factors`.
 
     Raises:
-        TypeError, ValueError: ``packed`` does not fit ``bits``; or labels or ids have a wrong shape, dtype or
-            length, or are on another device.
+        TypeError, ValueError: ``packed`` does not fit ``bits``; or labels, ids or factors have a wrong shape,
+            dtype or length, are on another device, or factors are out of range.
 
     Example:
         >>> codes = HashCodes.from_codes(torch.randn(5, 12), labels=torch.tensor([0, 1, 2, 0, 1]))
@@ -395,6 +475,7 @@ class HashCodes:
     bits: int
     labels: Tensor | None = None
     ids: Tensor | None = None
+    factors: Tensor | None = None
 
     # Without it, Python would iterate by calling __getitem__ with 0, 1, 2 ...: one object for each row.
     __iter__ = None
@@ -406,13 +487,15 @@ class HashCodes:
         check_packed(self.packed, self.bits, "packed")
         object.__setattr__(self, "bits", int(self.bits))
         device = self.packed.device
-        for name, rows in (("labels", self.labels), ("ids", self.ids)):
+        for name, rows in (("labels", self.labels), ("ids", self.ids), ("factors", self.factors)):
             if isinstance(rows, Tensor) and rows.device != device:
                 raise ValueError(f"{name} is on {rows.device} but the codes on {device}: move one with .to()")
         if self.labels is not None:
             object.__setattr__(self, "labels", as_labels(self.labels, length=len(self)).to(device))
         if self.ids is not None:
             object.__setattr__(self, "ids", as_ids(self.ids, length=len(self)).to(device))
+        if self.factors is not None:
+            object.__setattr__(self, "factors", as_factors(self.factors, length=len(self)).to(device))
 
     @classmethod
     def from_codes(
@@ -420,25 +503,45 @@ class HashCodes:
         codes: Tensor | Array,
         labels: Tensor | Array | None = None,
         ids: Tensor | Array | None = None,
+        *,
+        factors: bool = False,
+        norms: Tensor | Array | None = None,
     ) -> HashCodes:
-        """Pack real-valued or ±1 codes ``(N, bits)``; raises as :func:`pack_codes` and the class do.
+        """Pack real-valued or ±1 codes.
+
+        Args:
+            codes: Codes ``(N, bits)`` as for :func:`pack_codes`.
+            labels: Class ids ``(N,)`` or multi-hot labels ``(N, C)``, or None.
+            ids: The id of each image, integers ``(N,)``, or None.
+            factors: Whether to keep the :func:`correction_factors` of the codes, 8 more bytes each. With them
+                real-valued queries estimate inner products and distances of the real-valued codes.
+            norms: With factors, the norms ``(N,)`` of the vectors that the codes are projections of, see
+                :func:`correction_factors`.
+
+        Raises:
+            TypeError, ValueError: As :func:`pack_codes`, :func:`correction_factors` and the class.
 
         Example:
             >>> HashCodes.from_codes(torch.tensor([[0.5, -0.5]]), ids=torch.tensor([7])).packed
             tensor([[128]], dtype=torch.uint8)
+            >>> HashCodes.from_codes(torch.tensor([[3.0, -4.0]]), factors=True).factors
+            tensor([[5.0000, 0.9899]])
         """
         packed = pack_codes(codes)
+        if norms is not None and not factors:
+            raise ValueError("norms are kept as factors: give factors=True, or leave norms out")
+        kept = correction_factors(codes, norms) if factors else None
         labels = labels if labels is None else as_labels(labels, length=len(packed))
         ids = ids if ids is None else as_ids(ids, length=len(packed))
-        return cls(packed, codes.shape[1], labels, ids)
+        return cls(packed, codes.shape[1], labels, ids, kept)
 
     @classmethod
     def cat(cls, parts: Sequence[HashCodes]) -> HashCodes:
-        """Join codes of equal bits, of one kind of labels, and all or none of them with ids.
+        """Join codes of equal bits, of one kind of labels, and all or none of them with ids and factors.
 
         Raises:
             TypeError: A part is not HashCodes.
-            ValueError: There is no part, or bits, labels, ids or devices of the parts differ.
+            ValueError: There is no part, or bits, labels, ids, factors or devices of the parts differ.
 
         Example:
             >>> codes = HashCodes.from_codes(torch.ones(2, 8))
@@ -460,7 +563,10 @@ class HashCodes:
         ids = None
         if parts[0].ids is not None:
             ids = torch.cat([part.ids for part in parts if part.ids is not None])
-        return cls(packed, parts[0].bits, labels, ids)
+        factors = None
+        if parts[0].factors is not None:
+            factors = torch.cat([part.factors for part in parts if part.factors is not None])
+        return cls(packed, parts[0].bits, labels, ids, factors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HashCodes:
@@ -480,10 +586,10 @@ class HashCodes:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file atomically: it replaces an older one only when it is complete on disk.
 
-        The file holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes are)
-        and ``ids``. Its metadata are the format, its version, ``bits``, the number of ``classes`` of
-        multi-hot labels, and SHA-256 digests of header and tensors. Equal codes give equal bytes. The device
-        is not kept.
+        The file holds ``packed``, ``labels`` (class ids int64; or ``multi_hot``, packed to bits as codes
+        are), ``ids`` and ``factors``. Its metadata are the format, its version, ``bits``, the number of
+        ``classes`` of multi-hot labels, and SHA-256 digests of header and tensors. Equal codes give equal
+        bytes. The device is not kept.
 
         Raises:
             FileNotFoundError: The folder does not exist.
@@ -507,7 +613,41 @@ class HashCodes:
         """Return the codes with all tensors on ``device``; tensors that are there are not copied."""
         labels = None if self.labels is None else self.labels.to(device)
         ids = None if self.ids is None else self.ids.to(device)
-        return HashCodes(self.packed.to(device), self.bits, labels, ids)
+        factors = None if self.factors is None else self.factors.to(device)
+        return HashCodes(self.packed.to(device), self.bits, labels, ids, factors)
+
+    def truncate(self, bits: int) -> HashCodes:
+        """Return the first ``bits`` bits of each code, with the labels and ids.
+
+        The bits are those of ``z[:, :bits]`` if the codes are those of ``z``.
+
+        Factors of a part of the bits cannot be had from those of all. The alignment is kept and the norm is
+        multiplied by ``sqrt(bits / self.bits)``, which assumes that the first bits are like the others. So
+        estimates stay right in the mean where the bits are in random order, as after a random rotation
+        (method ``"rabitq"`` of :func:`hybridhash.models.fit_hash_head`, ``rotation="random"``). Where the
+        first bits carry more of the norm than the others, as those of a PCA, the new norm is too small; pack
+        ``z[:, :bits]`` anew then. With ``norms`` of longer vectors, all estimates of distances shrink by
+        the same ``bits / self.bits``, and their order stays right in the mean.
+
+        Args:
+            bits: The new code length, 1 to that of the codes.
+
+        Raises:
+            TypeError: ``bits`` is not an integer.
+            ValueError: ``bits`` is below 1, or the codes have fewer.
+
+        Example:
+            >>> HashCodes.from_codes(torch.tensor([[0.5, -0.5, 2.0]])).truncate(2)
+            HashCodes(size=1, bits=2, bytes=1, labels=None, ids=None)
+        """
+        bits = check_integer("bits", bits, 1, self.bits, advice="codes can be cut, not lengthened")
+        packed = self.packed[:, : -(-bits // 8)].clone()
+        if bits % 8:
+            packed[:, -1] &= 0xFF << (8 - bits % 8) & 0xFF
+        factors = self.factors
+        if factors is not None:
+            factors = factors * factors.new_tensor([(bits / self.bits) ** 0.5, 1.0])
+        return HashCodes(packed, bits, self.labels, self.ids, factors)
 
     def __len__(self) -> int:
         return self.packed.shape[0]
@@ -518,29 +658,38 @@ class HashCodes:
             rows = rows.to(self.packed.device)
         labels = None if self.labels is None else self.labels[rows]
         ids = None if self.ids is None else self.ids[rows]
-        return HashCodes(self.packed[rows], self.bits, labels, ids)
+        factors = None if self.factors is None else self.factors[rows]
+        return HashCodes(self.packed[rows], self.bits, labels, ids, factors)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HashCodes):
             return NotImplemented
-        if len(self) != len(other) or self._kinds()[:3] != other._kinds()[:3]:
+        if len(self) != len(other) or self._kinds()[:-1] != other._kinds()[:-1]:
             return False
         other = other.to(self.packed.device)
-        pairs = ((self.packed, other.packed), (self.labels, other.labels), (self.ids, other.ids))
+        pairs = (
+            (self.packed, other.packed),
+            (self.labels, other.labels),
+            (self.ids, other.ids),
+            (self.factors, other.factors),
+        )
         return all(a is None or b is None or torch.equal(a, b) for a, b in pairs)
 
     def __repr__(self) -> str:
-        bits, labels, ids, device = self._kinds()
+        bits, labels, ids, factors, device = self._kinds()
         where = "" if device == "cpu" else f", device={device}"
         size = f"size={len(self)}, bits={bits}, bytes={self.packed.numel()}"
-        return f"HashCodes({size}, labels={labels}, ids={ids}{where})"
+        kept = "" if self.factors is None else f", factors={factors}"
+        return f"HashCodes({size}, labels={labels}, ids={ids}{kept}{where})"
 
-    def _kinds(self) -> tuple[str, str, str, str]:
+    def _kinds(self) -> tuple[str, ...]:
         """Describe what must agree to join codes, in the order of ``_KINDS``."""
         labels = "None"
         if self.labels is not None:
             labels = "class ids" if self.labels.ndim == 1 else f"multi-hot of {self.labels.shape[1]} classes"
-        return str(self.bits), labels, "None" if self.ids is None else "int64", str(self.packed.device)
+        ids = "None" if self.ids is None else "int64"
+        factors = "None" if self.factors is None else "float32"
+        return str(self.bits), labels, ids, factors, str(self.packed.device)
 
 
 def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[HashCodes, dict[str, str]]:
@@ -552,81 +701,15 @@ def read_codes(path: str | os.PathLike[str], *, mapped: bool = False) -> tuple[H
             to them does not change the file, and the file must not change. Multi-hot labels are unpacked.
             The tensors are not checked against their digest then, only the header is.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no codes file at {file}: HashCodes.save writes one")
-    metadata = _read_metadata(file, whole=not mapped)
-    with safe_open(file, framework="pt") as opened:
-        if opened.metadata() != metadata:  # another file has taken its place since
-            return read_codes(file, mapped=mapped)
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    if not mapped:
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    fields, metadata = read_fields(path, mapped=mapped)
     try:
-        if "classes" in metadata:
-            classes, multi_hot = int(metadata["classes"]), tensors.pop("multi_hot")
-            check_width(multi_hot, classes, "multi_hot")
-            labels = unpack_bits(multi_hot, classes).bool()
-        else:
-            labels = tensors.pop("labels", None)
-        codes = HashCodes(tensors.pop("packed"), int(metadata["bits"]), labels, tensors.pop("ids", None))
-        if tensors:
-            raise ValueError(f"unexpected tensors {sorted(tensors)}")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file} is damaged ({reason}): write it again with HashCodes.save") from error
-    return codes, metadata
-
-
-def write_codes(
-    path: str | os.PathLike[str], codes: HashCodes, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write codes as :meth:`HashCodes.save` does, with further ``metadata``."""
-    tensors = {"packed": codes.packed}
-    metadata = {**(metadata or {}), "format": _FORMAT, "version": _VERSION, "bits": str(codes.bits)}
-    if codes.labels is not None and codes.labels.ndim == 2:
-        tensors["multi_hot"] = pack_bits(codes.labels)
-        metadata["classes"] = str(codes.labels.shape[1])
-    elif codes.labels is not None:
-        tensors["labels"] = codes.labels
-    if codes.ids is not None:
-        tensors["ids"] = codes.ids
-    layout = {name: (_DTYPES[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        write_tensors(temporary, layout, lambda name: tensor_bytes(tensors[name]), metadata)
-
-
-def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor, in one piece; nothing if it is empty."""
-    if tensor.numel():
-        values: Any = tensor.cpu().contiguous().numpy()
-        yield memoryview(values).cast("B")
-
-
-def _read_metadata(file: Path, whole: bool) -> dict[str, str]:
-    """Return the metadata of a codes file, checked: the header, and the tensors if ``whole``."""
-    try:
-        metadata: dict[str, str] = read_header(file, check_tensors=whole)["__metadata__"]
-    except ValueError as error:
-        raise ValueError(f"{file} is {error}: write it again with HashCodes.save") from error
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{file} is a safetensors file, but not of hash codes (format {metadata.get('format')!r}, "
-            f"expected {_FORMAT!r}): give a file that HashCodes.save wrote"
-        )
-    version = metadata.get("version")
-    if version not in (_VERSION, _WITHOUT_DIGESTS):
-        raise ValueError(
-            f"{file} has version {version!r} of the format, this hybridhash reads {_VERSION!r}: upgrade "
-            "hybridhash, or write the codes again"
-        )
-    if version == _VERSION and HEADER_DIGEST not in metadata:
-        raise ValueError(f"{file} is damaged (no {HEADER_DIGEST}): write it again with HashCodes.save")
-    return metadata
+        return HashCodes(**fields), metadata
+    except (TypeError, ValueError) as error:
+        raise damaged(path, error) from error
 
 
 def check_joinable(first: HashCodes, other: HashCodes, names: tuple[str, str]) -> None:
-    """Raise ValueError, with both names, if bits, kind of labels, ids or device of codes differ."""
+    """Raise ValueError, with both names, if bits, kind of labels, ids, factors or device differ."""
     for what, one, two in zip(_KINDS, first._kinds(), other._kinds(), strict=True):
         if one != two:
             raise ValueError(f"{names[0]} and {names[1]} do not fit together: {what} {one} and {two}")

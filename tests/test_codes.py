@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hybridhash import codes as module
+from hybridhash import _code_files
 from hybridhash.codes import (
     HashCodes,
     as_packed,
@@ -456,7 +456,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, mo
         raise OSError("disk full")
 
     if failing == "write_tensors":
-        monkeypatch.setattr(module, "write_tensors", half_written)
+        monkeypatch.setattr(_code_files, "write_tensors", half_written)
     else:
         monkeypatch.setattr(os, failing, fail)
     with pytest.raises(OSError, match="disk full"):
@@ -503,7 +503,7 @@ def test_a_file_of_another_kind_raises_and_is_named(tmp_path):
             HashCodes.load(path)
 
 
-@pytest.mark.parametrize("version", ["3", None])
+@pytest.mark.parametrize("version", ["4", None])
 def test_a_file_of_another_version_raises(tmp_path, version):
     metadata = {"format": "hybridhash.codes", "bits": "8"} | ({} if version is None else {"version": version})
     save_file({"packed": torch.zeros(2, 1, dtype=torch.uint8)}, tmp_path / "codes", metadata)

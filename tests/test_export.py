@@ -115,7 +115,7 @@ def test_onnx_of_a_resnet_takes_normalised_images(resnet, count):
     assert _same_bits(session.run(None, {"images": images.numpy()})[0], codes)
 
 
-@pytest.mark.parametrize("bits", [1, 16, 48])
+@pytest.mark.parametrize("bits", [1, 16, 48, 4095])
 def test_onnx_packs_any_number_of_bits(tmp_path, bits):
     pytest.importorskip("onnxscript")
     model = _Plain(bits).eval()

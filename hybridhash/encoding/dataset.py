@@ -55,6 +55,7 @@ def encode_dataset(
     resume: bool = True,
     transform: Callable[[Any], Any] | None = None,
     dtype: torch.dtype | None = None,
+    factors: bool = False,
     on_error: str = "record",
     save_seconds: float = 60.0,
     progress: bool = True,
@@ -66,11 +67,11 @@ def encode_dataset(
     or Ctrl-C, only the batches in hand. Batches consist of the same rows however often and on however many
     processes that happens, so the codes are the same to the byte, and so are the files.
 
-    Other data, another order of them, another model or another transform than those of the first call are
-    refused. They are told by the names of the images if the data set knows them, by samples of 16 images
-    after the transform, with labels and ids, and by the real-valued codes of one image. The first two rows
-    that change places in a data set without names, say, are not seen. All files found are checked against
-    their SHA-256 before the work goes on.
+    Other data, another order of them, another model, another transform or another ``factors`` than those of
+    the first call are refused. Data are told by the names of the images if the data set knows them, by
+    samples of 16 images after the transform, with labels and ids, and by the real-valued codes of one image.
+    The first two rows that change places in a data set without names, say, are not seen. All files
+    found are checked against their SHA-256 before the work goes on.
 
     Where ``torch.distributed`` is initialised (``torchrun``), the processes share the rows without overlap
     and write to the same ``out``, which all must see. Every process returns when all are done. Any backend
@@ -102,6 +103,8 @@ def encode_dataset(
             (``timm.data.create_transform``) to PIL images and nothing to tensors.
         dtype: bfloat16 or float16 runs the model under autocast, float32 runs it without. None keeps the
             autocast of the caller.
+        factors: Whether to keep the :func:`hybridhash.codes.correction_factors` of the codes, 8 more bytes
+            for each image. An image whose codes are infinite is recorded as one whose codes are NaN then.
         on_error: ``"record"``, or ``"raise"`` to stop at the first image that cannot be decoded.
         save_seconds: The longest time, in seconds, before finished work is written to disk.
         progress: Whether to show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
@@ -135,6 +138,7 @@ def encode_dataset(
     check_integer("batch_size", batch_size, 1)
     check_integer("shard_size", shard_size, 1)
     check_choice("on_error", on_error, ("record", "raise"))
+    check_choice("factors", factors, (True, False))
     check_local(out)
     reader = Reader(dataset, transform, model_transform(model), strict=on_error == "raise")
     replicas = _replicas(model, devices, dtype)
@@ -142,7 +146,7 @@ def encode_dataset(
         ranks = stack.enter_context(Ranks())
         for replica in replicas:
             stack.enter_context(eval_mode(replica.model))
-        manifests = ranks.collect(lambda: _manifest_of(replicas[0], reader, shard_size))
+        manifests = ranks.collect(lambda: _manifest_of(replicas[0], reader, shard_size, factors))
         _check_equal(manifests)
         shards = ShardFolder(Path(out), manifests[0])
         ranks.first(lambda: stack.enter_context(write_lock(shards.folder)))
@@ -243,7 +247,9 @@ def _encoded(
             yield _collect(*pending.popleft(), manifest, strict)
         codes = None
         if images is not None:
-            codes = forward_packed(replica.model, images, replica.autocast, batch.name)
+            codes = forward_packed(
+                replica.model, images, replica.autocast, batch.name, factors=manifest.factors
+            )
         pending.append((batch._replace(images=None), codes))
     while pending:
         yield _collect(*pending.popleft(), manifest, strict)
@@ -253,30 +259,30 @@ def _collect(batch: ImageBatch, packed_batch: PackedBatch | None, manifest: Mani
     """Wait for the codes of a batch; images whose codes are NaN join the failures."""
     if packed_batch is None:
         return Rows(batch.start, batch.stop, manifest.empty_codes(), batch.failures)
-    packed, nan, bits, _ = packed_batch
-    valid = ~nan.cpu()
+    valid = ~packed_batch.nan.cpu()
     failures = batch.failures
     if not bool(valid.all()):
-        failures = sorted([*failures, *_nan_failures(batch, valid.tolist(), strict)])
+        failures = sorted([*failures, *_nan_failures(batch, packed_batch.useless, valid.tolist(), strict)])
     labels = None if batch.labels is None else batch.labels[valid]
-    codes = HashCodes(packed.cpu()[valid], bits, labels, batch.ids[valid])
+    factors = None if packed_batch.factors is None else packed_batch.factors.cpu()[valid]
+    codes = HashCodes(packed_batch.packed.cpu()[valid], packed_batch.bits, labels, batch.ids[valid], factors)
     check_joinable(manifest.empty_codes(), codes, ("the images before", batch.name))
     return Rows(batch.start, batch.stop, codes, failures)
 
 
-def _nan_failures(batch: ImageBatch, valid: list[bool], strict: bool) -> list[Failure]:
+def _nan_failures(batch: ImageBatch, useless: str, valid: list[bool], strict: bool) -> list[Failure]:
     """Return the images of a batch whose codes are NaN; raise if ``strict``, or if all of several are."""
     unread = {failure.row for failure in batch.failures}
     rows = [row for row in range(batch.start, batch.stop) if row not in unread]
     failures = [
-        Failure(row, id, "the model gave NaN codes")
+        Failure(row, id, f"the model gave {useless} codes")
         for row, id, is_valid in zip(rows, batch.ids.tolist(), valid, strict=True)
         if not is_valid
     ]
     if strict or len(failures) == len(rows) > 1:
         raise ValueError(
-            f"the model gave NaN codes for {len(failures)} of the {len(rows)} images of {batch.name}, the "
-            f"first is row {failures[0].row}: check it, and whether training diverged"
+            f"the model gave {useless} codes for {len(failures)} of the {len(rows)} images of {batch.name}, "
+            f"the first is row {failures[0].row}: check it, and whether training diverged"
         )
     return failures
 
@@ -289,7 +295,7 @@ def _check_equal(manifests: Sequence[Manifest]) -> None:
             raise ValueError(f"process {rank} encodes something else: {differences}")
 
 
-def _manifest_of(replica: _Replica, reader: Reader, shard_size: int) -> Manifest:
+def _manifest_of(replica: _Replica, reader: Reader, shard_size: int, factors: bool) -> Manifest:
     """Describe the encoding, from the first image that can be read and samples of some others."""
     batch = collate([_first_sample(reader)])
     assert batch.images is not None
@@ -320,6 +326,7 @@ def _manifest_of(replica: _Replica, reader: Reader, shard_size: int) -> Manifest
         names_sha256=names_sha256(reader.dataset),
         probes=_probes(reader),
         trial=trial,
+        factors=factors,
     )
 
 

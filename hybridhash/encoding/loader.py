@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_choice, check_integer
 from hybridhash._inference import (
     NO_LOADERS,
     PackedBatch,
@@ -36,6 +36,7 @@ def encode(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    factors: bool = False,
     progress: bool = True,
 ) -> HashCodes:
     """Encode all images of a loader, with their labels and indices if it yields them.
@@ -56,6 +57,8 @@ def encode(
             there are no parameters. The model is never moved, so a device without its weights raises.
         dtype: bfloat16 or float16 runs the model under autocast, float32 runs it without. None keeps the
             autocast of the caller. A CPU that only emulates half precision runs in float32 and warns.
+        factors: Whether to keep the :func:`hybridhash.codes.correction_factors` of the codes, 8 more bytes
+            for each image. Infinite codes raise then, too.
         progress: Whether to show a progress bar on stderr, unless those of ``huggingface_hub`` are disabled.
 
     Returns:
@@ -77,6 +80,7 @@ def encode(
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
     check_hash_model(model)
+    check_choice("factors", factors, (True, False))
     if isinstance(loader, NO_LOADERS):
         check_loader(loader)
     device = input_device(model, device)
@@ -92,7 +96,8 @@ def encode(
             # Only now is the batch before collected, so that a GPU computed it while the loader was at work.
             if pending is not None:
                 parts.append(_collect(pending, parts))
-            pending = _PendingBatch(forward_packed(model, images, autocast, f"batch {number}"), labels, ids)
+            codes = forward_packed(model, images, autocast, f"batch {number}", factors=factors)
+            pending = _PendingBatch(codes, labels, ids)
             if number == 0:
                 bar.total = operator.length_hint(loader) * size or None
             bar.update(size)
@@ -154,15 +159,17 @@ class _PendingBatch(NamedTuple):
 def _collect(batch: _PendingBatch, parts: Sequence[HashCodes]) -> HashCodes:
     """Wait for the codes of a batch; raise if they are NaN or unlike those of the batches before."""
     number = len(parts)
-    packed, nan, bits, _ = batch.codes
+    nan = batch.codes.nan
     nan_rows = nan.cpu().nonzero()[:, 0]
     if len(nan_rows):
         position = sum(map(len, parts)) + int(nan_rows[0])
         raise ValueError(
-            f"the model gave NaN codes in batch {number} for {len(nan_rows)} of its {len(nan)} images, the "
-            f"first at position {position} of the loader: check that image, and whether training diverged"
+            f"the model gave {batch.codes.useless} codes in batch {number} for {len(nan_rows)} of its "
+            f"{len(nan)} images, the first at position {position} of the loader: check that image, and "
+            "whether training diverged"
         )
-    codes = HashCodes(packed.cpu(), bits, batch.labels, batch.ids)
+    kept = None if batch.codes.factors is None else batch.codes.factors.cpu()
+    codes = HashCodes(batch.codes.packed.cpu(), batch.codes.bits, batch.labels, batch.ids, kept)
     if parts:
         check_joinable(parts[0], codes, ("batch 0", f"batch {number}"))
     return codes

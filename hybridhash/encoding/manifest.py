@@ -19,6 +19,7 @@ __all__ = ["MANIFEST", "Failure", "Manifest", "Probe", "Rows", "Trial", "is_mani
 
 MANIFEST = "manifest.json"
 _FORMAT, _VERSION = "hybridhash.encoding", 2
+_WITH_FACTORS = 3  # of encodings with factors only: all others are what they were in version 2
 _PROGRESS = ("encoded", "failed", "complete")  # fields that do not decide the codes
 _SINCE_VERSION_2 = ("exif_orientation", "names_sha256", "probes")
 # The largest difference of a code that rounding explains, relative to the largest code.
@@ -86,6 +87,7 @@ class Manifest:
         probes: Samples of the images of some rows, by which other data are told: by row, the id, a digest of
             the label and four means. None for an image that could not be read.
         trial: The real-valued codes of one image.
+        factors: Whether the codes have correction factors (:func:`hybridhash.codes.correction_factors`).
         encoded: The number of codes.
         failed: The number of images without a code; :func:`read_failures` says why. In a complete encoding
             ``encoded + failed == images``.
@@ -105,6 +107,7 @@ class Manifest:
     names_sha256: str | None = None
     probes: dict[str, Probe | None] | None = None
     trial: Trial | None = None
+    factors: bool = False
     encoded: int = 0
     failed: int = 0
     complete: bool = False
@@ -112,7 +115,7 @@ class Manifest:
     @property
     def identity(self) -> str:
         """SHA-256 of the fields that decide what the shards hold; every shard carries it."""
-        fields = dataclasses.asdict(self)
+        fields = self._fields()
         for name in (*_PROGRESS, "trial"):
             del fields[name]
         for name in _SINCE_VERSION_2:
@@ -128,7 +131,8 @@ class Manifest:
         if self.classes is not None:
             labels = torch.zeros(0, self.classes, dtype=torch.bool)
         packed = torch.zeros(0, -(-self.bits // 8), dtype=torch.uint8)
-        return HashCodes(packed, self.bits, labels, torch.zeros(0, dtype=torch.int64))
+        factors = torch.zeros(0, 2) if self.factors else None
+        return HashCodes(packed, self.bits, labels, torch.zeros(0, dtype=torch.int64), factors)
 
     def differences(self, other: Manifest) -> list[str]:
         """Describe what decides the codes and differs; ``self`` is the stored manifest.
@@ -147,6 +151,13 @@ class Manifest:
         if not found:  # else the codes differ for that reason
             found.extend(self._other_trial(other))
         return found
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields as they are stored: without ``factors`` where there are none, as in version 2."""
+        fields = dataclasses.asdict(self)
+        if not self.factors:
+            del fields["factors"]
+        return fields
 
     def _get(self, name: str) -> Any:
         return getattr(self, name)
@@ -199,13 +210,13 @@ class Manifest:
         if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is no manifest of {_FORMAT}: choose a folder of encode_dataset")
         version = fields.pop("version", None)
-        if version not in (1, _VERSION):
+        if version not in (1, _VERSION, _WITH_FACTORS):
             raise ValueError(
-                f"{path} has version {version!r} of the format, this hybridhash reads {_VERSION}: upgrade "
-                "hybridhash, or encode anew"
+                f"{path} has version {version!r} of the format, this hybridhash reads up to {_WITH_FACTORS}: "
+                "upgrade hybridhash, or encode anew"
             )
         digest = fields.pop(_DIGEST, None)
-        if (version == _VERSION or digest is not None) and digest != _sha256(fields):
+        if (version != 1 or digest is not None) and digest != _sha256(fields):
             raise ValueError(f"{path} is damaged (it is not what its SHA-256 says): {advice}")
         try:
             trial = fields.pop("trial", None)
@@ -215,8 +226,9 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write or replace the manifest of a folder atomically, with a digest of its fields."""
-        fields = dataclasses.asdict(self)
-        content = {"format": _FORMAT, "version": _VERSION, **fields, _DIGEST: _sha256(fields)}
+        fields = self._fields()
+        version = _WITH_FACTORS if self.factors else _VERSION
+        content = {"format": _FORMAT, "version": version, **fields, _DIGEST: _sha256(fields)}
         with replacing(Path(folder, MANIFEST)) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -38,7 +38,7 @@ def open_codes(
 
     A single shard is mapped as it is. Several shards are first copied into one file, a shard at a time; later
     calls use that file. It takes as much disk space as the shards: ``images * (ceil(bits / 8) + 8)`` bytes,
-    and 8 more per image for class ids. :meth:`HashCodes.load` reads it too.
+    and 8 more per image for class ids, and for factors. :meth:`HashCodes.load` reads it too.
 
     Args:
         out: The folder of :func:`hybridhash.encode_dataset`.

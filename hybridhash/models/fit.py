@@ -13,7 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_choice, check_integer
 from hybridhash._code_checks import MAX_BITS
 from hybridhash._distributed import Ranks
 from hybridhash._inference import (
@@ -29,11 +29,13 @@ from hybridhash.models.hash_model import HashModel
 from hybridhash.models.heads import (
     BatchNormHead,
     LinearHead,
+    ProjectionHead,
     SpectralHead,
     SphericalHead,
     TanhHead,
 )
 from hybridhash.models.hybridhash import HybridHash
+from hybridhash.shallow.rabitq import Rotation, rabitq_map
 from hybridhash.shallow.statistics import FeatureStatistics
 from hybridhash.shallow.unsupervised import (
     itq_rotation,
@@ -46,12 +48,20 @@ from hybridhash.shallow.unsupervised import (
 
 __all__ = ["fit_hash_head", "fit_hash_layer"]
 
-Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
+Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq"]
 
-_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph")
+# Heads whose bits are not the signs of fc alone, or that keep more of a fit than fc.
+_NOT_ITS_SIGN = (BatchNormHead, ProjectionHead, SpectralHead, SphericalHead)
+_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq")
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
-_SAMPLED = ("itq", "sh", "sph")  # need rows of features, not only their mean and covariance
-_HEAD_NAMES = {TanhHead: "tanh", SpectralHead: "spectral", SphericalHead: "spherical"}
+_ANY_COUNT = ("lsh", "rabitq")  # need no more images than bits
+_SAMPLED = ("itq", "sh", "sph", "rabitq")  # need rows of features, not only their mean and covariance
+_HEAD_NAMES = {
+    TanhHead: "tanh",
+    SpectralHead: "spectral",
+    SphericalHead: "spherical",
+    ProjectionHead: "projection",
+}
 # A variance below this share of the squared size of the features is taken for rounding (1e-6 of their size).
 _NOISE = 1e-12
 
@@ -64,6 +74,7 @@ def fit_hash_layer(
     generator: torch.Generator | None = None,
     *,
     iterations: int | None = None,
+    rotation: Rotation | None = None,
     sample_size: int = 10_000,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -79,6 +90,7 @@ def fit_hash_layer(
       ``"tanh"``.
     - ``"sh"`` and ``"sph"`` replace the head by ``"spectral"`` or ``"spherical"``. :mod:`hybridhash.hub`
       refuses to save a ``hybridhash_*`` with these; use ``create_hash_model("hybridhash_64", bits)``.
+    - ``"rabitq"`` replaces the head by ``"projection"``, which a ``hybridhash_*`` cannot have.
 
     The model runs in eval mode; afterwards every module returns to its own mode. If anything fails, the model
     is unchanged.
@@ -95,7 +107,8 @@ def fit_hash_layer(
         bits: Code length; None keeps that of the model.
         generator: Source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
-        sample_size: Number of features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
+        rotation: That of ``"rabitq"``, see :func:`fit_hash_head`.
+        sample_size: Number of features kept for ``"itq"``, ``"sh"``, ``"sph"`` and ``"rabitq"``.
         device: Device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
@@ -106,7 +119,8 @@ def fit_hash_layer(
     Raises:
         TypeError: The model is of another kind, or the loader is a tensor, a path or a data set.
         ValueError: ``bits`` is missing for a model without hash layer, the backbone does not pool, the loader
-            yields nothing, or :func:`fit_hash_head` raises.
+            yields nothing, the method is ``"rabitq"`` and the model a ``hybridhash_*``, or
+            :func:`fit_hash_head` raises.
 
     Example:
         >>> from hybridhash import create_hash_model, encode
@@ -128,6 +142,11 @@ def fit_hash_layer(
         bits = network.bits
         if bits == 0:
             raise ValueError("model has num_classes=0, which means no hash layer: give bits")
+    if method == "rabitq" and isinstance(network, HybridHash):
+        raise ValueError(
+            "method 'rabitq' needs a head without tanh, which a hybridhash_* has not: build the model with "
+            "create_hash_model('hybridhash_64', bits)"
+        )
     device = input_device(network, device)
     autocast = autocast_of(network, device, dtype)
 
@@ -144,7 +163,13 @@ def fit_hash_layer(
 
     with eval_mode(network):
         head = fit_hash_head(
-            embeddings(), method, bits, generator, iterations=iterations, sample_size=sample_size
+            embeddings(),
+            method,
+            bits,
+            generator,
+            iterations=iterations,
+            rotation=rotation,
+            sample_size=sample_size,
         )
     if isinstance(network, HashModel):
         _install(network, head)
@@ -160,6 +185,7 @@ def fit_hash_head(
     generator: torch.Generator | None = None,
     *,
     iterations: int | None = None,
+    rotation: Rotation | None = None,
     sample_size: int = 10_000,
 ) -> LinearHead:
     """Fit a hash head to features without labels.
@@ -173,15 +199,21 @@ def fit_hash_head(
     - ``"lsh"``: ``W (x - m)``, W of N(0, 1) (Charikar, STOC 2002);
     - ``"sh"``: ``sin(pi / 2 + omega (P_d · (x - m) - a_d))``, omega and d of :func:`spectral_modes` on the
       box of the projected features (Weiss et al., NIPS 2008);
-    - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012).
+    - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012);
+    - ``"rabitq"``: ``R^T P^T (x - m)``, unscaled and without tanh, with the rotation of :func:`rabitq_map`
+      (Gao and Long, SIGMOD 2024). Keep the factors of these codes, and real-valued queries estimate inner
+      products and distances of the features: of their projection P, if there are fewer bits than directions.
+      With ``norms=head.norms(x)`` in :meth:`hybridhash.HashCodes.from_codes`, distances also count what lies
+      outside of P. Under a random rotation all bits are alike, so the first bits of a code are as good as
+      any; see :meth:`hybridhash.HashCodes.truncate`.
 
-    Linear maps are scaled by one positive number so that their outputs have mean square 1. Scaling does not
-    change the bits and keeps tanh out of saturation.
+    The other linear maps are scaled by one positive number so that their outputs have mean square 1. Scaling
+    does not change the bits and keeps tanh out of saturation.
 
     Features are read once, in float64. Kept are their mean; except for ``"lsh"`` and ``"sph"`` their
-    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"`` and ``"sph"`` a uniform sample of ``sample_size`` rows
-    (all rows if there are fewer), to which rotation, box and spheres are fitted. For ``torch.distributed``
-    see :func:`fit_hash_layer`.
+    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"``, ``"sph"`` and ``"rabitq"`` a uniform sample of
+    ``sample_size`` rows (all rows if there are fewer), to which rotation, box and spheres are fitted. For
+    ``torch.distributed`` see :func:`fit_hash_layer`.
 
     Args:
         features: Real-valued ``(N, D)``, or an iterable of such batches.
@@ -190,18 +222,22 @@ def fit_hash_head(
             directions in which the features vary; the others up to 4,096.
         generator: Source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
-        sample_size: Rows of the sample, more than ``bits``.
+        rotation: For ``"rabitq"``: ``"random"``, ``"itq"``, or ``"auto"`` (None means it), which takes the
+            one that finds more neighbours of held-out features.
+        sample_size: Rows of the sample, more than ``bits`` (for ``"rabitq"`` any number).
 
     Returns:
         A head from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map in
-        ``fc``: ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, else ``TanhHead``, all of
+        ``fc``: ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, ``ProjectionHead`` for
+        ``"rabitq"`` (whose codes have the units of the features), else ``TanhHead``, all of
         :mod:`hybridhash.models.heads`.
 
     Raises:
         TypeError: A batch of features is not a floating-point tensor, or a number is not an integer.
         ValueError: The method is unknown; ``bits`` is below 1 or above 4,096 or what the method gives;
             ``iterations`` is negative; or the features are empty, constant, not finite, of different widths,
-            or (except for ``"lsh"``) no more than the bits.
+            or (except for ``"lsh"`` and ``"rabitq"``) no more than the bits; or ``rotation`` is unknown, or
+            given to another method.
 
     Example:
         >>> features = torch.randn(200, 32)
@@ -209,8 +245,10 @@ def fit_hash_head(
         >>> head(features).shape
         torch.Size([200, 16])
     """
-    _check_settings(method, bits, iterations, sample_size)
-    rounds = {} if iterations is None else {"iterations": iterations}
+    _check_settings(method, bits, iterations, rotation, sample_size)
+    settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
+    if rotation is not None:
+        settings["rotation"] = rotation
     batches = [features] if isinstance(features, Tensor) else features
     ranks = Ranks()
     try:
@@ -221,21 +259,27 @@ def fit_hash_head(
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
         fitted = ranks.collect(
-            lambda: _fit(statistics, method, bits, generator, **rounds) if ranks.rank == 0 else None
+            lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
         )
         return cast(LinearHead, fitted[0])
     finally:
         ranks.close()
 
 
-def _check_settings(method: str, bits: int, iterations: int | None, sample_size: int) -> None:
+def _check_settings(
+    method: str, bits: int, iterations: int | None, rotation: str | None, sample_size: int
+) -> None:
     if method not in _METHODS:
         near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
     check_integer("bits", bits, 1, MAX_BITS)
     if iterations is not None:
         check_integer("iterations", iterations, 0)
-    if method in _SAMPLED and sample_size <= bits:
+    if rotation is not None:
+        check_choice("rotation", rotation, ("auto", "random", "itq"))
+        if method != "rabitq":
+            raise ValueError(f"rotation is a setting of 'rabitq', but the method is {method!r}: leave it out")
+    if method in _SAMPLED and method not in _ANY_COUNT and sample_size <= bits:
         raise ValueError(f"sample_size must be more than the {bits} bits, got {sample_size}")
 
 
@@ -258,10 +302,10 @@ def _collect(
 def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> None:
     if statistics.count == 0:
         raise ValueError("there are no features: the loader gave no image")
-    if method != "lsh" and statistics.count <= bits:
+    if method not in _ANY_COUNT and statistics.count <= bits:
         raise ValueError(
             f"method {method!r} needs more images than bits, got {statistics.count} for {bits} bits: give "
-            "more images or fewer bits; only 'lsh' works with fewer images"
+            "more images or fewer bits; only 'lsh' and 'rabitq' work with fewer images"
         )
     if statistics.total_variance <= _NOISE * float(statistics.mean.square().sum()):
         raise ValueError(
@@ -273,7 +317,7 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
 def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
         f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods that "
-        "give more are 'lsh', 'sh' and 'sph'"
+        "give more are 'lsh', 'sh', 'sph' and 'rabitq'"
     )
 
 
@@ -282,7 +326,7 @@ def _fit(
     method: str,
     bits: int,
     generator: torch.Generator | None,
-    **rounds: int,
+    **settings: Any,
 ) -> LinearHead:
     mean = statistics.mean
     width = len(mean)
@@ -290,17 +334,19 @@ def _fit(
         weight = random_normal(bits, width, generator=generator)
         return _linear(weight, mean, statistics.total_variance)
     if method == "sph":
-        return _spherical(statistics, bits, generator, **rounds)
+        return _spherical(statistics, bits, generator, **settings)
     directions, variances = principal_directions(statistics.covariance, min(bits, width))
     floor = _NOISE * float(variances[0] + mean.square().max())
     rank = int((variances > floor).sum())
     if method == "sh":
         return _spectral(statistics, directions[:, :rank], bits)
+    if method == "rabitq":
+        return _projection(statistics, directions[:, :rank], bits, generator, **settings)
     if rank < bits:
         raise ValueError(_too_many_bits(method, rank, "the directions in which the features vary", bits))
     if method == "itq":
         projected = (statistics.sample.double() - mean) @ directions
-        directions = directions @ itq_rotation(projected, generator=generator, **rounds)
+        directions = directions @ itq_rotation(projected, generator=generator, **settings)
     elif method == "pca-rr":
         directions = directions @ random_rotation(bits, generator)
     return _linear(directions.T, mean, float(variances.mean()))
@@ -321,13 +367,27 @@ def _spectral(statistics: FeatureStatistics, directions: Tensor, bits: int) -> L
 
 
 def _spherical(
-    statistics: FeatureStatistics, bits: int, generator: torch.Generator | None, **rounds: int
+    statistics: FeatureStatistics, bits: int, generator: torch.Generator | None, **settings: Any
 ) -> LinearHead:
     scale = statistics.total_variance**-0.5
     features = (statistics.sample.double() - statistics.mean) * scale
-    pivots, radii = spherical_pivots(features, bits, generator=generator, **rounds)
+    pivots, radii = spherical_pivots(features, bits, generator=generator, **settings)
     head = _filled(SphericalHead, 2 * pivots, radii.square() - pivots.square().sum(1))
     head.load_state_dict({"mean": statistics.mean, "scale": torch.tensor(scale)}, strict=False)
+    return head
+
+
+def _projection(
+    statistics: FeatureStatistics,
+    directions: Tensor,
+    bits: int,
+    generator: torch.Generator | None,
+    **settings: Any,
+) -> LinearHead:
+    centred = statistics.sample.double() - statistics.mean
+    weight = rabitq_map(centred, directions, bits, generator=generator, **settings).T
+    head = _filled(ProjectionHead, weight, -(weight @ statistics.mean))
+    head.load_state_dict({"center": statistics.mean}, strict=False)
     return head
 
 
@@ -357,7 +417,7 @@ def _install(model: HashModel, head: LinearHead) -> None:
 
 def _is_sign_of_its_map(head: nn.Module) -> bool:
     """Return whether the bits of a head are the signs of its linear map ``fc``."""
-    return isinstance(head, LinearHead) and not isinstance(head, (BatchNormHead, SpectralHead, SphericalHead))
+    return isinstance(head, LinearHead) and not isinstance(head, _NOT_ITS_SIGN)
 
 
 @torch.no_grad()

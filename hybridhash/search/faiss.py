@@ -53,7 +53,7 @@ class FaissIndex:
     Threads may share an index: searches run side by side, and wait while codes are added or removed.
 
     Args:
-        bits: Code length, 1 to 4,096.
+        bits: Code length, 1 to 4,096. Codes are padded to whole bytes: FAISS takes multiples of 8 only.
         kind: ``"flat"``, ``"ivf"`` (inverted lists around trained centres), ``"hnsw"`` (a graph of
             neighbours) or ``"multihash"`` (tables of substrings of the codes).
         model_id: Name of the model that gives the codes, any text; kept in the manifest and compared.

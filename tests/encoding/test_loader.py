@@ -337,7 +337,7 @@ def test_a_model_without_hash_layer_raises():
         (torch.zeros(10, 8, 1, 1), ValueError, r"got shape \(10, 8, 1, 1\)"),
         (torch.zeros(9, 8), ValueError, r"codes \(10, bits\).* the 10 images of batch 0, got shape \(9, 8\)"),
         (torch.zeros(10, 0), ValueError, r"of 1 to 4096 bits .*got shape \(10, 0\)"),
-        (torch.zeros(10, 513), ValueError, r"got shape \(10, 513\)"),
+        (torch.zeros(10, 4097), ValueError, r"got shape \(10, 4097\)"),
         ((torch.zeros(10, 8), None), TypeError, "got tuple"),
         (torch.zeros(10, 8, dtype=torch.uint8), TypeError, "got torch.uint8"),
         (torch.zeros(10, 8, dtype=torch.complex64), TypeError, "got torch.complex64"),

@@ -23,6 +23,7 @@ from hybridhash.shallow import itq_rotation
 
 METHODS = ["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
 LINEAR = METHODS[:4]
+ALL = [*METHODS, "rabitq"]  # tests/shallow/test_rabitq.py has the rest of it
 DIRECTIONS = METHODS[:3]
 
 
@@ -160,7 +161,7 @@ def test_spherical_bits_are_one_inside_the_sphere():
     torch.testing.assert_close(head(x), torch.tanh(radii**2 - torch.cdist(y, pivots) ** 2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_batches_do_not_matter_and_a_generator_decides(method):
     x = features()
     heads = [
@@ -174,7 +175,7 @@ def test_batches_do_not_matter_and_a_generator_decides(method):
     assert same == (method in ("pca", "sh"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_a_given_generator_leaves_the_global_one_alone(method):
     state = torch.get_rng_state()
     fit_hash_head(features(), method, bits=8, generator=seeded(3))
@@ -363,7 +364,7 @@ def test_wrappers_are_looked_through():
 def test_more_bits_than_the_width_names_the_limit_and_methods_without_one(method):
     with pytest.raises(ValueError, match=rf"'{method}' gives at most 20 bits here, the width .* got bits=21"):
         fit_hash_head(features(), method, bits=21)
-    with pytest.raises(ValueError, match="that give more are 'lsh', 'sh' and 'sph'"):
+    with pytest.raises(ValueError, match="that give more are 'lsh', 'sh', 'sph' and 'rabitq'"):
         fit_hash_head(features(), method, bits=21)
 
 
@@ -381,17 +382,17 @@ def test_features_that_vary_in_few_directions_limit_the_bits(method):
     assert fit_hash_head(x, method, bits=5).bits == 5
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_fewer_images_than_bits(method):
     x = features(8)
-    if method == "lsh":
+    if method in ("lsh", "rabitq"):
         assert fit_hash_head(x, method, bits=8).bits == 8
     else:
         with pytest.raises(ValueError, match=r"needs more images than bits, got 8 for 8 bits.*only 'lsh'"):
             fit_hash_head(x, method, bits=8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_constant_features(method):
     noise = 1 + 1e-7 * torch.randn(50, 20, generator=seeded())
     for x in (torch.zeros(50, 20), torch.full((50, 20), 3.3), 5 * noise):
@@ -404,7 +405,7 @@ def test_a_single_image_has_no_code():
         fit_hash_head(features(1), "lsh", bits=8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("batches", [[], [torch.empty(0, 20)]])
 def test_no_features(method, batches):
     with pytest.raises(ValueError, match="there are no features: the loader gave no image"):
@@ -415,7 +416,7 @@ def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="no method is called 'pca-r': did you mean pca-rr"):
         fit_hash_head(features(), "pca-r")
     with pytest.raises(
-        ValueError, match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph"
+        ValueError, match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph, rabitq"
     ):
         fit_hash_head(features(), "xyz")
     with pytest.raises(ValueError, match="bits must be 1 to 4096, got 0"):
@@ -464,9 +465,7 @@ def _worker(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     x = features(150)
     part = (x[:110], x[110:])[rank]
-    results = {
-        method: fit_hash_head(part.split(30), method, 8, seeded(rank)).state_dict() for method in METHODS
-    }
+    results = {method: fit_hash_head(part.split(30), method, 8, seeded(rank)).state_dict() for method in ALL}
     failures = []
     for bad in (part * math.nan if rank == 1 else part, part[:0]):
         try:

@@ -18,6 +18,7 @@ from hybridhash.models.heads.layered import DivideEncodeHead, MLPHead, TwoLevelH
 from hybridhash.models.heads.linear import (
     BatchNormHead,
     LinearHead,
+    ProjectionHead,
     SigmoidHead,
     SpectralHead,
     SphericalHead,
@@ -33,6 +34,7 @@ __all__ = [
     "GreedySignHead",
     "LinearHead",
     "MLPHead",
+    "ProjectionHead",
     "SigmoidHead",
     "SignHead",
     "SpectralHead",
@@ -51,6 +53,7 @@ _HEADS: dict[str, type[nn.Module]] = {
     "divide": DivideEncodeHead,
     "greedy": GreedySignHead,
     "mlp": MLPHead,
+    "projection": ProjectionHead,
     "sigmoid": SigmoidHead,
     "sign": SignHead,
     "spectral": SpectralHead,

@@ -13,6 +13,7 @@ from hybridhash._code_checks import MAX_BITS
 __all__ = [
     "BatchNormHead",
     "LinearHead",
+    "ProjectionHead",
     "SigmoidHead",
     "SpectralHead",
     "SphericalHead",
@@ -55,6 +56,39 @@ class LinearHead(nn.Module):
         """Map embeddings ``(B, in_features)`` to codes ``(B, bits)``."""
         z: Tensor = self.fc(x)
         return z
+
+
+class ProjectionHead(LinearHead):
+    """Linear map ``W (x - m)``, unbounded, that knows the centre m: RaBitQ's, in the units of the features.
+
+    ``fit_hash_head(features, "rabitq", bits)`` sets W with orthonormal rows (columns, if there are more bits
+    than features vary in), the bias ``-W m``, and m. A new head has ``m = 0``. Arguments, shapes and errors
+    are those of :class:`LinearHead`.
+
+    Attributes:
+        center: Buffer ``(in_features,)``, m.
+
+    Source: Gao, Long, RaBitQ, SIGMOD 2024.
+
+    Example:
+        >>> from hybridhash import HashCodes
+        >>> head, x = ProjectionHead(8, 4), torch.randn(2, 8)
+        >>> _ = head.load_state_dict({"fc.weight": torch.eye(4, 8), "fc.bias": torch.zeros(4)}, strict=False)
+        >>> codes = HashCodes.from_codes(head(x), factors=True, norms=head.norms(x))
+        >>> codes.factors.shape
+        torch.Size([2, 2])
+    """
+
+    center: Tensor
+
+    def __init__(self, in_features: int, bits: int, *, device: Any = None, dtype: Any = None):
+        super().__init__(in_features, bits, device=device, dtype=dtype)
+        self.register_buffer("center", torch.zeros(in_features, device=device, dtype=dtype))
+
+    def norms(self, x: Tensor) -> Tensor:
+        """Return ``||x - m||``, ``(B,)``: the ``norms`` of :meth:`hybridhash.HashCodes.from_codes`."""
+        norms: Tensor = torch.linalg.vector_norm(x - self.center, dim=1)
+        return norms
 
 
 class TanhHead(LinearHead):
