@@ -6,7 +6,8 @@
 
 Contestants of a case run in turn, several times, in one process; medians are compared. The literal loop is
 timed on a part of the queries and scaled to all of them; the ceiling is what XOR and bit counting alone take
-for the same pairs, in NumPy on buffers that fit the cache.
+for the same pairs, in NumPy on buffers that fit the cache. With one thread, seconds are CPU time, which other
+work on the machine changes least; with more they are wall time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,6 +118,11 @@ def extra_memory(run: Callable[[], object]) -> float:
         return float("nan")
 
 
+def cpu_clock() -> Callable[[], float]:
+    """CPU time of the process for one thread, else wall time."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def one_hot(side: HashCodes, rows: slice, classes: int) -> np.ndarray:
     labels = side.labels[rows]
     hot = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, classes)
@@ -146,6 +153,7 @@ def run_case(case: Case, repeats: int) -> list[str]:
             "ceiling": lambda: ceiling(query, database, ceiling_queries),
         },
         repeats,
+        clock=cpu_clock(),
     )
     pairs = case.queries * case.items
     literal_seconds = seconds["literal"] * case.queries / case.literal_queries
@@ -182,7 +190,9 @@ def run_torchmetrics(repeats: int) -> list[str] | None:
         return metric.compute()
 
     seconds = interleaved(
-        {"ours": lambda: mean_average_precision(query, database, top_k=case.top_k), "theirs": theirs}, repeats
+        {"ours": lambda: mean_average_precision(query, database, top_k=case.top_k), "theirs": theirs},
+        repeats,
+        clock=cpu_clock(),
     )
     return [
         "torchmetrics RetrievalMAP",

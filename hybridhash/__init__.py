@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from timm import create_model
 
 from hybridhash import models
+from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.binarization import BinarizationReport, binarization_report
 from hybridhash.codes import (
     HashCodes,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BinarizationReport",
     "HashCodes",
+    "asymmetric_topk",
     "binarization_report",
     "binarize",
     "create_hash_model",

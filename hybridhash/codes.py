@@ -412,7 +412,8 @@ def hamming_topk(
 
     Args:
         query_codes: Real-valued or ±1 ``(Nq, bits)``, packed uint8, or :class:`HashCodes`. Only the signs of
-            real-valued codes count.
+            real-valued codes count; their magnitudes are not used, see
+            :func:`hybridhash.asymmetric.asymmetric_topk`, which uses them.
         database_codes: Codes of ``Nd`` items in any of these forms, which may be another one.
         top_k: The number of neighbours, at least 1. None, or more than ``Nd``, means the whole database.
         bits: The code length. It is needed only if both sides are packed tensors.

@@ -63,6 +63,31 @@ def ranked(distances, top_k):
     return distances.gather(1, order)[:, :top_k], order[:, :top_k]
 
 
+# Counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    # 4,096 bits are the longest codes; keys of one, two and four bytes.
+    bits=st.sampled_from([1, 7, 8, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 512, 1000, 4096]),
+    grades=st.sampled_from([1, 2, 3, 22, 300]),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 40)),
+    flip=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    seed=seeds,
+)
+def test_counts_are_those_of_a_literal_loop(bits, grades, sizes, flip, seed):
+    query, database = signs(sizes[0], bits, seed, flip), signs(sizes[1], bits, seed + 1, 1 - flip)
+    random = np.random.default_rng(seed)
+    grade = random.integers(0, grades, sizes).astype(np.min_scalar_type(grades - 1))
+    want = random.integers(0, 9, (sizes[0], bits + 1, grades))  # counts are added to what is there
+    got = want.copy()
+    words = [kernels.machine_words(pack_bits(codes > 0).numpy()) for codes in (query, database)]
+    kernels.packed_counts(*words, bits, lambda row: grade[row], got)
+    for (row, item), distance in np.ndenumerate(differing(query, database).numpy()):
+        want[row, distance, grade[row, item]] += 1
+    np.testing.assert_array_equal(got, want)
+
+
 # Binarize
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hybridhash"
 FLOORS = [
     {"labels"},
     {"codes"},
-    {"data", "shallow"},
+    {"asymmetric", "data", "shallow"},
     {"eval", "losses", "search"},
     {"models"},
     {"encoding"},

@@ -22,11 +22,12 @@ from hybridhash.eval.histogram import (
     Array,
     DistanceHistogram,
     QueryDatabase,
+    check_hamming,
     histogram_of,
     query_database,
 )
 from hybridhash.eval.metrics import MeanOptions, as_cuts, check_rules, over_queries
-from hybridhash.eval.ranking import stable_rankings
+from hybridhash.eval.ranking import score_histograms, stable_rankings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -166,6 +167,7 @@ def precision_recall_curve(
     check_rules(ties, empty, aggregation)
     forms: list[Callable[..., Tensor]]
     if by == "radius":
+        check_hamming(data, "a curve by radius", "use by='rank'")
         points = list(range(data.bits + 1))
         forms = [functional.precision_by_radius, functional.recall_by_radius]
     else:
@@ -178,6 +180,8 @@ def precision_recall_curve(
     pieces: Iterable[DistanceHistogram]
     if by == "rank" and ties == "stable":
         pieces = stable_rankings(data, max(points), graded=False)
+    elif data.real_query is not None:
+        pieces = score_histograms(data, graded=False)
     else:
         pieces = [histogram_of(data, graded=False)]
     precision, recall = over_queries(forms, pieces, empty, aggregation).chunk(2)
@@ -188,6 +192,7 @@ def _within(
     form: Callable[..., Tensor], data: QueryDatabase, radius: int | Sequence[int], options: MeanOptions
 ) -> Tensor:
     """Evaluate ``form(histogram)``, which gives a value for each radius 0..bits, at some radii."""
+    check_hamming(data, "precision or recall within a radius", "use precision_at_k or recall_at_k")
     empty = options.get("empty", "zero")
     aggregation = options.get("aggregation", "mean")
     check_rules("expected", empty, aggregation)

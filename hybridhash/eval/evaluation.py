@@ -21,7 +21,7 @@ from hybridhash.eval.histogram import (
     query_database,
 )
 from hybridhash.eval.metrics import Empty, check_rules, over_queries
-from hybridhash.eval.ranking import stable_rankings
+from hybridhash.eval.ranking import score_histograms, stable_rankings
 from hybridhash.eval.report import RetrievalReport
 from hybridhash.eval.statistics import packed_statistics
 from hybridhash.labels import labelled
@@ -59,14 +59,16 @@ def evaluate(
         database_labels: Labels of the database.
         top_k: The cut of mAP, weighted mAP and MRR; None is the whole database.
         ks: The cuts of precision, recall, hit rate, NDCG and ACG; those beyond the database are left out.
-        radius: The Hamming radius of precision and recall within a radius.
+        radius: The Hamming radius of precision and recall within a radius. With ``scoring="asymmetric"``
+            there is none, and the report has neither these two metrics nor curves by radius.
         ties: ``"expected"``, ``"stable"``, ``"best"`` or ``"worst"``, see
             :class:`~hybridhash.eval.metrics.MetricOptions`.
         denominator: What average precision is divided by: ``"hits"`` or ``"relevant"``.
         empty: What queries without a relevant item count in all metrics and curves: ``"zero"``, or
             ``"skip"`` to leave them out.
-        **options: ``bits``, ``exclude_self``, ``chunk_size`` and ``progress``, see
-            :class:`~hybridhash.eval.histogram.InputOptions`.
+        **options: ``bits``, ``exclude_self``, ``chunk_size``, ``progress``, ``scoring`` and ``metric``, see
+            :class:`~hybridhash.eval.histogram.InputOptions`. ``scoring="asymmetric"`` ranks by real-valued
+            queries: ``evaluate(outputs, query_labels, database, scoring="asymmetric")``.
 
     Returns:
         A report; ``print(report)`` shows the numbers with their definition.
@@ -86,25 +88,31 @@ def evaluate(
     check_settings(top_k, ks, radius, ties, denominator, empty)
     graded = data.query_labels.ndim == 2
     forms = rank_forms(top_k, ks, ties, denominator, size=len(data.database), graded=graded)
-    histogram = histogram_of(data, graded=graded)
-    pieces: Iterable[DistanceHistogram] = [histogram]
+    by_distance = data.real_query is None
+    histogram = histogram_of(data, graded=graded) if by_distance or ties == "stable" else None
+    pieces: Iterable[DistanceHistogram]
     deepest = None
-    if ties == "stable":
+    if histogram is None:
+        pieces = score_histograms(data, graded=graded)
+    elif ties == "stable":
         deepest = None if top_k is None else max(top_k, 1, *[k for k in ks if k <= len(data.database)])
         pieces = stable_rankings(data, deepest, graded=graded, totals=histogram.grades)
+    else:
+        pieces = [histogram]
     ranks = functional.geometric_ranks(len(data.database), deepest, also=ks)
     metrics, curves = rank_results(forms, pieces, ranks, ties, empty)
-    curves |= _radius_curves(histogram, empty)
-    within = min(radius, data.bits)
-    metrics["precision_within_radius"] = curves["precision_by_radius"][within]
-    metrics["recall_within_radius"] = curves["recall_by_radius"][within]
+    if by_distance and histogram is not None:
+        curves |= _radius_curves(histogram, empty)
+        within = min(radius, data.bits)
+        metrics["precision_within_radius"] = curves["precision_by_radius"][within]
+        metrics["recall_within_radius"] = curves["recall_by_radius"][within]
     return RetrievalReport(
         queries=len(data.query),
         unlabelled_queries=int((~labelled(data.query_labels)).sum()),
         database=len(data.database),
         bits=data.bits,
         top_k=None if top_k is None else int(top_k),
-        radius=int(radius),
+        radius=int(radius) if by_distance else None,
         ties=ties,
         denominator=denominator,
         empty=empty,
@@ -112,6 +120,9 @@ def evaluate(
         metrics=metrics,
         curves=curves,
         codes=packed_statistics(data.database, data.bits),
+        scoring="hamming" if data.real_query is None else "asymmetric",
+        metric=None if data.real_query is None else data.real_query.metric,
+        factors=data.factors is not None,
     )
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridhash._checks import check_choice, check_integer
 from hybridhash._code_checks import from_numpy
 from hybridhash._hamming import machine_words, packed_counts, packed_distances, unpack_bits
+from hybridhash.asymmetric import Metric, RealQueries, as_real_queries, factors_of
 from hybridhash.codes import HashCodes, as_packed_pair
 from hybridhash.labels import as_labels, most_labels, same_form, shared_labels
 
@@ -31,6 +32,8 @@ __all__ = [
     "DistanceHistogram",
     "InputOptions",
     "QueryDatabase",
+    "Scoring",
+    "check_hamming",
     "check_rows",
     "distance_histogram",
     "histogram_of",
@@ -38,9 +41,10 @@ __all__ = [
 ]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+Scoring = Literal["hamming", "asymmetric"]
 
 # Database items counted at a time on the CPU: their distances stay in the cache.
-_SPAN = 1 << 15
+_SPAN = 1 << 16
 # Bytes of the labels of such a span, one for each item and class.
 _LABEL_BYTES = 32 << 20
 # Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.
@@ -57,12 +61,19 @@ class InputOptions(TypedDict, total=False):
             ``(Nq,)``, -1 for a query that is not in the database. The default is False.
         chunk_size: Largest number of database items compared at a time; it never changes the result.
         progress: Show a progress bar. The default is False.
+        scoring: What ranks the database. ``"hamming"``, the default: Hamming distances. ``"asymmetric"``: the
+            products of real-valued queries ``(Nq, bits)`` with the signs of the database, as
+            :func:`hybridhash.asymmetric.asymmetric_topk` has them; items of equal score are tied.
+        metric: ``"dot"``, the default, or ``"euclidean"``: the scores of ``scoring="asymmetric"``. They rank
+            differently only if the database carries factors.
     """
 
     bits: int | None
     exclude_self: bool | Tensor | Array
     chunk_size: int | None
     progress: bool
+    scoring: Scoring
+    metric: Metric
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class QueryDatabase:
             ranking, -1 where there is none.
         chunk_size: largest number of database items compared at a time, or None.
         progress: whether to show a progress bar.
+        real_query: the real-valued queries if these rank the database; None for Hamming distances.
+        factors: norm and alignment of the database codes for them, float32 ``(Nd, 2)``, or None.
     """
 
     query: Tensor
@@ -89,6 +102,8 @@ class QueryDatabase:
     self_rows: Tensor | None = None
     chunk_size: int | None = None
     progress: bool = False
+    real_query: RealQueries | None = None
+    factors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +195,7 @@ def distance_histogram(
         (tensor([[1, 1, 2]]), tensor([[1, 1, 1]]))
     """
     data = query_database(query_codes, query_labels, database_codes, database_labels, options)
+    check_hamming(data, "a histogram of distances", "use evaluate or a metric with a cut")
     return histogram_of(data, graded=graded)
 
 
@@ -222,7 +238,16 @@ def query_database(
         query_labels = None
     if database_codes is None:
         raise TypeError("database_codes is missing: give codes and labels of queries and of the database")
-    query, database, bits = as_packed_pair(query_codes, database_codes, bits=options.get("bits"))
+    bits, scoring, metric = options.get("bits"), options.get("scoring", "hamming"), options.get("metric")
+    check_choice("scoring", scoring, ("hamming", "asymmetric"))
+    real_query, factors = None, None
+    if scoring == "asymmetric":
+        real_query, query, database = as_real_queries(query_codes, database_codes, metric or "dot", bits=bits)
+        bits, factors = real_query.bits, factors_of(database_codes)
+    elif metric is not None:
+        raise ValueError(f"metric={metric!r} goes with scoring='asymmetric': Hamming distances have none")
+    else:
+        query, database, bits = as_packed_pair(query_codes, database_codes, bits=bits)
     labels = []
     for side, given, name in (
         (query_codes, query_labels, "query_labels"),
@@ -260,7 +285,24 @@ def query_database(
         raise TypeError(
             f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
         )
-    return QueryDatabase(query, database, bits, given_labels, stored_labels, self_rows, chunk_size, progress)
+    return QueryDatabase(
+        query,
+        database,
+        bits,
+        given_labels,
+        stored_labels,
+        self_rows,
+        chunk_size,
+        progress,
+        real_query,
+        factors,
+    )
+
+
+def check_hamming(data: QueryDatabase, what: str, advice: str) -> None:
+    """Raise ValueError if real-valued queries rank the database: their scores have no radius."""
+    if data.real_query is not None:
+        raise ValueError(f"{what} needs Hamming distances, scoring='asymmetric' has none: {advice}")
 
 
 def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
@@ -292,12 +334,12 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
 
 
 def _grade_rows(query_labels: Tensor, labels: Tensor, grades: int, graded: bool) -> Callable[[int], Array]:
-    """Return a function from the row of a query to the grade of each item: unsigned or bool ``(n,)``."""
+    """Return a function from the row of a query to the grade of each item: unsigned ``(n,)``."""
     if query_labels.ndim == 1:
         query = query_labels.tolist()
         small = np.min_scalar_type(-2 - max(0, int(labels.max())))  # few bytes an item are compared faster
         ids = labels.masked_fill(labels < 0, -2).numpy().astype(small)  # two times -1 is no common label
-        return lambda row: np.equal(ids, query[row])
+        return lambda row: np.equal(ids, query[row]).view(np.uint8)
 
     # One row of bytes for each class: the rows of the query's own classes are joined.
     hot = query_labels.numpy()

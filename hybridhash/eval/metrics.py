@@ -26,11 +26,12 @@ from hybridhash.eval.histogram import (
     DistanceHistogram,
     InputOptions,
     QueryDatabase,
+    check_hamming,
     histogram_of,
     query_database,
 )
 from hybridhash.eval.published import published_average_precision
-from hybridhash.eval.ranking import stable_rankings
+from hybridhash.eval.ranking import score_histograms, stable_rankings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -139,6 +140,7 @@ def mean_average_precision(
     rules = (options.get("ties", "expected"), denominator, options.get("empty", "zero"))
     if rules != ("expected", "hits", "zero"):
         raise ValueError("definition sets ties, denominator and empty: leave them out")
+    check_hamming(data, f"definition={definition!r}", "leave one of them out")
     top_k = options.get("top_k")
     database = query_labels if isinstance(query_labels, HashCodes) else database_codes
     values = published_average_precision(definition, query_codes, database, data, as_cuts(top_k))
@@ -339,6 +341,8 @@ def _measure(
     if ties == "stable":
         known = [cut for cut in cuts if cut is not None]
         pieces = stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
+    elif data.real_query is not None:
+        pieces = score_histograms(data, graded=graded)
     else:
         pieces = [histogram_of(data, graded=graded)]
     values = over_queries(forms, pieces, empty, aggregation)

@@ -1,4 +1,4 @@
-"""Rankings without ties as histograms: tied items in database order, or the answer of an index."""
+"""Rankings as histograms: tied items in database order, the answer of an index, or real-valued scores."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor
 
 from hybridhash._hamming import packed_topk
+from hybridhash.asymmetric import nearest
 from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of
 
-__all__ = ["as_rankings", "stable_rankings"]
+__all__ = ["as_rankings", "score_histograms", "stable_rankings"]
 
 # Ranks of all queries whose relevance is held at a time.
 _RANKS = 1 << 17
+# Scores of all items that are held at a time, if real-valued queries rank the database: 100 bytes each.
+_SCORES = 1 << 20
 
 
 def stable_rankings(
@@ -35,7 +38,10 @@ def stable_rankings(
         totals = histogram_of(data, graded=graded).grades
     pieces = list(_pieces(len(data.query), depth))
     for rows in tqdm(pieces, desc="rank", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
-        _, indices = packed_topk(data.query[rows], data.database, data.bits, depth, data.chunk_size)
+        if data.real_query is None:
+            _, indices = packed_topk(data.query[rows], data.database, data.bits, depth, data.chunk_size)
+        else:
+            _, indices = nearest(data.real_query[rows], data.database, data.factors, depth)
         yield _ranking(indices, data, rows, None if totals is None else totals[rows], graded)
 
 
@@ -46,8 +52,35 @@ def as_rankings(indices: Tensor, data: QueryDatabase, *, graded: bool) -> Iterat
         yield _ranking(indices[rows], data, rows, totals[rows], graded)
 
 
-def _pieces(queries: int, depth: int) -> Iterator[slice]:
-    step = max(1, _RANKS // depth)
+def score_histograms(data: QueryDatabase, *, graded: bool) -> Iterator[DistanceHistogram]:
+    """Rank the database by the scores of some real-valued queries at a time; equal scores are tie groups.
+
+    A group stands where a Hamming distance stands in a distance histogram, so that all closed forms hold.
+    Scores without a tie give a ranking, which is one group for each rank.
+    """
+    assert data.real_query is not None
+    pieces = list(_pieces(len(data.query), len(data.database), _SCORES))
+    for rows in tqdm(pieces, desc="rank", unit="chunk", disable=not data.progress):  # type: ignore[no-untyped-call]
+        keys = data.real_query[rows].all_keys(data.database, data.factors)
+        if data.self_rows is not None:
+            own = data.self_rows[rows]
+            found = (own >= 0).nonzero()[:, 0]
+            keys[found, own[found]] = torch.inf  # the query itself is the last, and then left out
+        keys, indices = keys.sort(dim=1)
+        ranking = _ranking(indices, data, rows, None, graded)
+        differs = keys[:, 1:] != keys[:, :-1]
+        if bool(differs.all()):
+            yield ranking
+            continue
+        group = torch.nn.functional.pad(differs.long().cumsum(1), (1, 0))
+        shape = (len(group), int(group.max()) + 1, ranking.counts.shape[2])
+        counts = torch.zeros(shape, dtype=torch.int64, device=group.device)
+        counts.scatter_add_(1, group[:, :, None].expand_as(ranking.counts), ranking.counts.long())
+        yield DistanceHistogram(counts, ranking.grades)
+
+
+def _pieces(queries: int, depth: int, ranks: int = _RANKS) -> Iterator[slice]:
+    step = max(1, ranks // depth)
     for start in range(0, queries, step):
         yield slice(start, min(start + step, queries))
 

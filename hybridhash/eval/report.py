@@ -29,6 +29,11 @@ _TIES = {
     "worst": "the worst order of equal distances",
     "none": "a given ranking, without ties",
 }
+_SCORINGS = {
+    "hamming": "ranked by Hamming distance",
+    "asymmetric": "ranked by real-valued queries against the signs of the database",
+    "none": "a given ranking",
+}
 _DIVISORS = {
     "hits": "the relevant items among the first {:,}",
     "relevant": "min({:,}, all relevant items)",
@@ -52,7 +57,7 @@ class RetrievalReport:
         database: number of database items.
         bits: code length; None if a ranking was evaluated.
         top_k: the cut of mAP and MRR; None is the whole database.
-        radius: the Hamming radius; None if a ranking was evaluated.
+        radius: the Hamming radius; None if a ranking or real-valued queries were evaluated.
         ties: the tie rule, or ``none`` if a ranking was evaluated.
         denominator: what average precision is divided by.
         empty: what queries without a relevant item count.
@@ -60,12 +65,17 @@ class RetrievalReport:
         metrics: ``map``, ``map_best``, ``map_worst`` (over the orders of ties, for ``ties="expected"``),
             ``mrr``, ``precision_within_radius``, ``recall_within_radius``; for each k ``precision@k``,
             ``recall@k``, ``hit_rate@k``, ``ndcg@k``; and for multi-hot labels ``weighted_map`` and ``acg@k``.
+            Without a radius there are none by radius, here and in ``curves``.
         curves: lists of equal length: ``rank``, ``precision_at_rank``, ``recall_at_rank``; and ``radius``,
             ``precision_by_radius``, ``recall_by_radius``, ``precision_within_radius`` (the same as
             ``precision_by_radius``), ``relevant_by_distance``, ``irrelevant_by_distance`` (pairs, over all
             queries). Like the metrics they are means over the queries by the rule ``empty``; at a radius
             this is also about queries with nothing within it.
         codes: how the bits of the database codes are used; None if a ranking was evaluated.
+        scoring: what ranked the database: ``hamming``, ``asymmetric`` (real-valued queries), or ``none`` if a
+            ranking was evaluated.
+        metric: ``dot`` or ``euclidean`` for ``asymmetric``, else None.
+        factors: whether the factors of the database codes were used in its scores.
     """
 
     queries: int
@@ -81,6 +91,9 @@ class RetrievalReport:
     metrics: dict[str, float]
     curves: dict[str, list[float]]
     codes: CodeStatistics | None = None
+    scoring: str = "hamming"
+    metric: str | None = None
+    factors: bool = False
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, as ``report["map"]``."""
@@ -131,6 +144,9 @@ class RetrievalReport:
         if not isinstance(values, Mapping) or values.get("format") != _FORMAT:
             got = values.get("format") if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"not a retrieval report: format is {got!r}, expected {_FORMAT!r}")
+        if "scoring" not in values:  # a report of an earlier version
+            scoring = "none" if values.get("bits") is None else "hamming"
+            values = {**values, "scoring": scoring, "metric": None, "factors": False}
         missing = [field.name for field in fields(cls) if field.name not in values]
         if missing:
             raise ValueError(f"the retrieval report lacks {', '.join(missing)}: was it cut off?")
@@ -145,6 +161,9 @@ class RetrievalReport:
             check_choice("denominator", known["denominator"], tuple(_DIVISORS))
             check_choice("empty", known["empty"], ("zero", "skip"))
             check_choice("exclude_self", known["exclude_self"], (True, False))
+            check_choice("scoring", known["scoring"], tuple(_SCORINGS))
+            check_choice("metric", known["metric"], (None, "dot", "euclidean"))
+            check_choice("factors", known["factors"], (True, False))
             known["metrics"] = {
                 name: _or_nan(name, value) for name, value in _mapping("metrics", known["metrics"]).items()
             }
@@ -205,10 +224,15 @@ class RetrievalReport:
         if self.top_k is not None:
             divisor = _DIVISORS[self.denominator].format(self.top_k)
         counted = "count 0" if self.empty == "zero" else "are left out"
+        metric = "" if self.metric is None else f", metric={self.metric!r}"
+        factors = " and its factors" if self.factors else ""
+        # Equal scores are tied as equal distances are.
+        ties = _TIES[self.ties].replace("distances", "distances" if self.metric is None else "scores")
         return (
             f"Retrieval: {size}{self.queries:,} queries ({self.unlabelled_queries:,} without a label"
             f"{excluded}), {self.database:,} database items\n"
-            f"top_k={self.top_k}, ties={self.ties!r} ({_TIES[self.ties]})\n"
+            f"scoring={self.scoring!r}{metric} ({_SCORINGS[self.scoring]}{factors})\n"
+            f"top_k={self.top_k}, ties={self.ties!r} ({ties})\n"
             f"denominator={self.denominator!r} (AP is divided by {divisor}), "
             f"empty={self.empty!r} (queries without a relevant item {counted})"
         )

@@ -186,6 +186,7 @@ def evaluate_ranking(
         exclude_self=self_rows is not None,
         metrics=metrics,
         curves=curves,
+        scoring="none",
     )
 
 

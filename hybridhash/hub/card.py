@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["model_card", "slug"]
 
 _TASK = "image-feature-extraction"  # the Hub's name of the task
-_DEFINITION = ("top_k", "ties", "denominator", "empty", "exclude_self", "radius", "queries", "database")
+_DEFINITION = (
+    "scoring",
+    "top_k",
+    "ties",
+    "denominator",
+    "empty",
+    "exclude_self",
+    "radius",
+    "queries",
+    "database",
+)
 _CARD = """\
 # {name}
 

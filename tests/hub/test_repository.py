@@ -146,6 +146,7 @@ def test_the_card_carries_every_metric_with_its_definition(report, tmp_path):
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == report.metrics
     expected = {
+        "scoring": "hamming",
         "top_k": 20,
         "ties": "expected",
         "denominator": "relevant",
