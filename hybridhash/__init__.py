@@ -16,7 +16,6 @@ from timm import create_model
 
 from hybridhash import models
 from hybridhash.asymmetric import asymmetric_topk
-from hybridhash.binarization import BinarizationReport, binarization_report
 from hybridhash.codes import (
     HashCodes,
     binarize,
@@ -31,10 +30,10 @@ from hybridhash.models import create_hash_model, fit_hash_layer
 
 if TYPE_CHECKING:
     from hybridhash import data, eval, export, hub, losses, search, shallow
+    from hybridhash.binarization import binarization_report
     from hybridhash.hub import load
 
 __all__ = [
-    "BinarizationReport",
     "HashCodes",
     "asymmetric_topk",
     "binarization_report",
@@ -67,6 +66,8 @@ def __getattr__(name: str) -> Any:
     """Import what registering the models does not need when it is first asked for."""
     if name == "load":
         return import_module("hybridhash.hub").load
+    if name == "binarization_report":
+        return import_module("hybridhash.binarization").binarization_report
     if name in ("data", "eval", "export", "hub", "losses", "search", "shallow"):
         return import_module(f"hybridhash.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from hybridhash.labels import as_labels
 from hybridhash.models.fit import fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
-    Features: TypeAlias = Tensor | Array | Iterable[Tensor | Array]
-
 __all__ = ["hash_embeddings"]
 
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Features: TypeAlias = "Tensor | Array | Iterable[Tensor | Array]"
 METRICS = ("euclidean", "cosine")
 Metric = Literal["euclidean", "cosine"]
 
