@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine in words, and fair timing of rivals in one process."""
 
+import ctypes
 import os
 import platform
 import statistics
@@ -62,3 +63,21 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def extra_memory(run: Callable[[], object]) -> float:
+    """MiB by which the resident memory of this process rises during a call, at most (Linux)."""
+
+    def status(field: str) -> float:
+        with open("/proc/self/status") as file:
+            return next(float(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier cases freed must not hide what this one takes
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak
+        before = status("VmRSS")
+        run()
+        return status("VmHWM") - before
+    except (OSError, AttributeError):  # no Linux, or no GNU C library
+        return float("nan")

@@ -13,7 +13,6 @@ work on the machine changes least; with more they are wall time.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import sys
 import time
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import interleaved, machine, synchronize, table
+from common import extra_memory, interleaved, machine, synchronize, table
 from torch import Tensor
 
 from hybridhash.codes import HashCodes, pack_codes
@@ -98,24 +97,6 @@ def ceiling(query: HashCodes, database: HashCodes, queries: int, tile: int = 1 <
                 np.bitwise_count(
                     np.bitwise_xor(part, a[i, word], out=words[: len(part)]), out=counts[: len(part)]
                 )
-
-
-def extra_memory(run: Callable[[], object]) -> float:
-    """MiB by which the resident memory of this process rises during a call, at most (Linux)."""
-
-    def status(field: str) -> float:
-        with open("/proc/self/status") as file:
-            return next(float(line.split()[1]) / 1024 for line in file if line.startswith(field))
-
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier cases freed must not hide what this one takes
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # resets the peak
-        before = status("VmRSS")
-        run()
-        return status("VmHWM") - before
-    except (OSError, AttributeError):  # no Linux, or no GNU C library
-        return float("nan")
 
 
 def cpu_clock() -> Callable[[], float]:

@@ -117,12 +117,16 @@ def train(name: str, data: tuple[Split, Split, Split], steps: int, bits: int) ->
 # and DSDH with the weight of their quantiser scaled to a batch.
 PEERS = {
     "csq": 0.951,
+    "dbdh": 0.421,  # with its bank; it has no form within the batch
     "dch": 0.920,
     "dpsh": 0.801,
     "dsdh": 0.846,
+    "dshsd": 0.897,  # with the classifier given to the optimizer
     "dtsh": 0.876,
     "greedyhash": 0.895,
     "hashnet": 0.743,
+    "hyp2": 0.941,
+    "lcdsh": 0.801,
     "wml": 0.858,
 }
 

@@ -117,12 +117,11 @@ def endless_batches(labels: Tensor, generator: torch.Generator) -> Iterator[Tens
             yield from order[: len(order) // BATCH * BATCH].split(BATCH)
 
 
-def run(data: Any, settings: DataSet, backbone: str, method: str, bits: int, seed: int) -> dict[str, Any]:
-    """Train once; mAP over the whole database, expected over ties, and seconds."""
-    (images, labels), query, database = data
+def train(data: Any, settings: DataSet, backbone: str, method: str, bits: int, seed: int) -> nn.Module:
+    """A model that has learned the training set of ``data``, which is its first split."""
+    images, labels = data[0]
     torch.manual_seed(seed)
     model = make_model(backbone, method, bits, settings.px)
-    start = time.perf_counter()
     if method != "untrained":
         loss_fn = create_loss_for(
             method,
@@ -148,6 +147,14 @@ def run(data: Any, settings: DataSet, backbone: str, method: str, bits: int, see
             optimizer.step()
             scheduler.step()
             step()
+    return model
+
+
+def run(data: Any, settings: DataSet, backbone: str, method: str, bits: int, seed: int) -> dict[str, Any]:
+    """Train once; mAP over the whole database, expected over ties, and seconds."""
+    start = time.perf_counter()
+    model = train(data, settings, backbone, method, bits, seed)
+    _, query, database = data
     return {"map": score(model, query, database), "seconds": time.perf_counter() - start}
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py                       # 1,000,000 codes of 64 bits, top 100, one core
     python benchmarks/search.py --items 100000 --only flat ivf
+    python benchmarks/search.py --bits 128 --only flat ivf --rescore 4
     python benchmarks/search.py --threads 2
     python benchmarks/search.py --cpu-time            # on a machine that is busy with other work
 
@@ -204,6 +205,9 @@ def rivals(database: HashCodes, options: argparse.Namespace, folder: str) -> lis
             index = FaissIndex(bits, name)
             found.append(built(name, lambda index=index: make_index(index, database, top_k), clock))
             print(index, file=sys.stderr)
+            if options.rescore > 1:
+                found.append(rescoring(found[-1], index, options.rescore, top_k))
+                continue
             found += [again(found[-1], index, option, top_k) for option in more_of(index)]
     return found
 
@@ -231,6 +235,16 @@ def again(rival: Rival, index: FaissIndex, option: dict[str, int], top_k: int) -
 
     queries = max(20, rival.queries // 5)
     return Rival(f"{rival.name}, {name}={value}", queries, search, rival.build, rival.memory)
+
+
+def rescoring(rival: Rival, index: FaissIndex, rescore: int, top_k: int) -> Rival:
+    """The same index, ranking by the values of the query: its signs here, so that recall is by distance."""
+
+    def search(query: HashCodes) -> Tensor:
+        scores, _ = index.search(query.codes(), top_k, rescore=rescore)
+        return (index.bits - scores) / 2
+
+    return Rival(f"{rival.name}, rescore={rescore}", rival.queries, search, rival.build, rival.memory)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -281,6 +295,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rescore", type=int, default=1, help="above 1: compare FAISS with rescoring")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--cpu-time", action="store_true", help="seconds of running, not of the clock")

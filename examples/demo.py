@@ -38,7 +38,7 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import hybridhash
-from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
+from hybridhash import HashCodes, asymmetric_topk, encode, hamming_topk, unpack_codes
 from hybridhash.data import IMAGE_ENDINGS, read_image
 from hybridhash.encoding import model_transform
 from hybridhash.models import fit_hash_head
@@ -281,10 +281,21 @@ def write_kept(file, kept):
         temporary.replace(file)
 
 
-def rank(space, picture):
-    """Rank all images by their distance to a picture; return its code, the distances and the rows."""
-    query = encode(space.model, [space.transform(picture)[None]], progress=False)
+def rank(space, picture, by_values=False):
+    """Rank all images by their distance to a picture, or by their scores with the values before its signs.
+
+    Returns:
+        The code of the picture; and the Hamming distances and the rows of all images, nearest first.
+    """
+    inputs = space.transform(picture)[None]
+    query = encode(space.model, [inputs], progress=False)
     distances, rows = hamming_topk(query, space.codes, top_k=None)
+    if by_values:
+        with torch.no_grad():
+            values = space.model(inputs).float()
+        by_row = torch.empty_like(distances).scatter_(1, rows, distances)
+        _, rows = asymmetric_topk(values, space.codes, top_k=None)
+        distances = by_row.gather(1, rows)
     return query, distances[0], rows[0]
 
 
@@ -337,14 +348,15 @@ def bits_table(lines):
     return f"<table>{cells}</table>"
 
 
-def show(pictures, spaces, picture, name, top_k, radius):
+def show(pictures, spaces, picture, name, top_k, radius, by_values=False):
     """Return the outputs of the page for a query: picture, text, gallery, codes, histogram."""
     if picture is None:
         return None, "Drop an image, draw one, or choose one of the examples.", [], "", None
     codes = spaces[name].codes
-    query, distances, rows = rank(spaces[name], picture)
+    query, distances, rows = rank(spaces[name], picture, by_values)
     text = f"**{int((distances <= radius).sum()):,}** of {len(rows):,} images lie within radius {radius:g}; "
-    text += f"the nearest at distance {distances[0]}, the farthest at {distances[-1]} of {codes.bits} bits."
+    low, high = distances.min(), distances.max()
+    text += f"the nearest at distance {low}, the farthest at {high} of {codes.bits} bits."
     lines, hits = [(picture, "query", unpack_codes(query.packed, codes.bits)[0].numpy() > 0)], []
     for row, distance in zip(rows[:top_k].tolist(), distances[:top_k].tolist(), strict=True):
         hit = thumbnail(pictures.read(row), 320)
@@ -402,6 +414,7 @@ def build_page(pictures, spaces):
                 problem = gr.Markdown(elem_id="problem")
                 shown = gr.Image(label="Query", height=170, interactive=False, format="png", buttons=[])
                 space = gr.Radio(list(spaces), value=list(spaces)[-1], label="Model and code length")
+                by_values = gr.Checkbox(label="Rank by the values of the query, not only their signs")
                 top_k = gr.Slider(1, most, min(10, most), step=1, label="Nearest images", elem_id="k")
                 radius = gr.Slider(0, longest, 2, step=1, label="Radius", elem_id="radius")
             with gr.Column(scale=3, min_width=300):
@@ -420,7 +433,7 @@ def build_page(pictures, spaces):
 
         results = {
             "fn": update,
-            "inputs": [query, space, top_k, radius],
+            "inputs": [query, space, top_k, radius, by_values],
             "outputs": [shown, text, hits, codes, plot],
         }
         opened = [
@@ -430,7 +443,7 @@ def build_page(pictures, spaces):
         ]
         for event in opened:
             event.then(**results)
-        live = [page.load, space.change, top_k.change, radius.change]
+        live = [page.load, space.change, top_k.change, radius.change, by_values.change]
         gr.on(live, **results, trigger_mode="always_last", show_progress="hidden")
     return page
 

@@ -66,6 +66,12 @@ def main():
     parser.add_argument("--epochs", type=int, default=3, help="passes over the training set (default 3)")
     parser.add_argument("--kind", default="ivf", help="of the FAISS index: flat, ivf, hnsw, multihash")
     parser.add_argument("--milvus", metavar="URI", help="use this Milvus server or .db file, not FAISS")
+    parser.add_argument(
+        "--rescore",
+        type=int,
+        default=1,
+        help="rank 10 times so many codes by the values of the query, not its bits (default 1: do not)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same codes (default 0)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the results (default out)")
     args = parser.parse_args()
@@ -99,6 +105,12 @@ def main():
     print(f"searched {len(query)} queries in {1000 * seconds:.1f} ms")
     print(f"recall@10 by distance {(distances <= exact[:, -1:]).float().mean():.4f}")
     print(f"of the 10 nearest images {right.float().mean():.4f} show the digit of the query")
+    if args.rescore > 1:
+        with torch.inference_mode():
+            values = model.eval()(queries.tensors[0])  # before their signs are taken
+        _, ids = index.search(values, top_k=10, rescore=args.rescore)
+        right = labels[ids.clamp(min=0)] == query.labels[:, None]
+        print(f"with rescore={args.rescore} {right.float().mean():.4f} do")
     limits, _, _ = index.range_search(query, radius=2)
     print(f"within radius 2 of a query lie {limits[-1].item() / len(query):.1f} images on average")
 

@@ -68,6 +68,10 @@ MAY_DIFFER = {"resume", "out", "device", "log_every", "tensorboard", "download"}
 MAY_DIFFER |= {"traceback", "rank", "local_rank"}
 
 
+def code_lengths(text):
+    return tuple(map(int, text.split(",")))
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -87,6 +91,7 @@ def parse_args(argv=None):
     add("--num-workers", type=int, default=4, help="processes that read images (4)")
     add("--model", default="hybridhash_64", help="hybridhash_*, or any model of timm (hybridhash_64)")
     add("--bits", type=int, default=64, help="code length (64)")
+    add("--lengths", type=code_lengths, help="code lengths to be good at, up to --bits: 8,16,32,64")
     add("--head", choices=list_heads(), help="(the model's own, or tanh)")
     add("--img-size", type=int, default=224, help="pixels (224)")
     add("--pretrained", action="store_true", help="begin with the backbone's weights from the Hub")
@@ -138,6 +143,10 @@ def check_args(parser, args):
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: PyTorch finds no GPU here")
+    if args.lengths and args.lengths[-1] != args.bits:
+        parser.error(f"--lengths must end with --bits {args.bits}, got {args.lengths[-1]}")
+    if args.lengths and args.head == "weighted":
+        parser.error("--head weighted orders the bits itself: leave --lengths out")
     for name in ("data_dir", "csv", "root"):
         path = getattr(args, name)
         if path is not None and not path.exists() and not (args.download and name == "data_dir"):
@@ -297,6 +306,10 @@ def hash_images(args, model, dataset):
         dist.all_gather_object(codes, codes[0])
     codes = HashCodes.cat(codes)
     return codes[codes.ids.argsort()]
+
+
+def first_bits(codes, length):
+    return HashCodes.from_codes(codes.codes()[:, :length], codes.labels, codes.ids)
 
 
 def whole_rows(part):
@@ -504,6 +517,7 @@ def train(args):
 
     sizes = {"num_classes": parts.train.num_classes, "model": model, "bank": args.bank}
     sizes |= {"count_unseen": args.recipe == "paper", "generator": torch.Generator().manual_seed(args.seed)}
+    sizes["lengths"] = args.lengths
     loss_fn = create_loss_for(args.loss, train.labels, args.bits, **sizes, **args.loss_args).to(args.device)
     batches = len(epoch_batches(args, train.labels, 0))
     if batches == 0:
@@ -538,12 +552,19 @@ def train(args):
     model.load_state_dict(torch.load(args.out / "best.pt", map_location="cpu", weights_only=True))
     codes = [hash_images(args, model, part) for part in (query, database)]
     report = evaluate(*codes, top_k=protocol.top_k)
+    shorter = {}
+    for length in (args.lengths or ())[:-1]:
+        shorter[length] = evaluate(*(first_bits(part, length) for part in codes), top_k=protocol.top_k)
     if args.rank == 0:
         print(f"\nweights of epoch {run.best['epoch']}\n{report}")
         report.to_json(args.out / "report.json")
+        for length, cut in shorter.items():
+            print(f"first {length} bits: mAP {cut['map']:.4f}")
+            cut.to_json(args.out / f"report_{length}.json")
         save_database(args, codes[1], database)
         training = f"Loss {args.loss}, recipe {args.recipe}, epoch {run.best['epoch']} by {args.select_on}."
-        save_pretrained(model, args.out / "model", report, dataset=protocol.name, training=training)
+        about = {"dataset": protocol.name, "training": training}
+        save_pretrained(model, args.out / "model", report, shorter=shorter, **about)
         print(f"\nin {args.out}: model (for hybridhash.load), database.safetensors, report.json, log.csv")
     if args.distributed:
         dist.destroy_process_group()

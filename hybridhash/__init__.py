@@ -26,7 +26,8 @@ from hybridhash.codes import (
 )
 from hybridhash.embeddings import hash_embeddings
 from hybridhash.encoding import encode, encode_dataset, open_codes
-from hybridhash.models import create_hash_model, fit_hash_layer
+from hybridhash.models import create_hash_model, fit_hash_layer, reestimate_batch_norm
+from hybridhash.pairs import pairs_within, pairs_within_chunks
 
 if TYPE_CHECKING:
     from hybridhash import data, eval, export, hub, losses, search, shallow
@@ -55,6 +56,9 @@ __all__ = [
     "models",
     "open_codes",
     "pack_codes",
+    "pairs_within",
+    "pairs_within_chunks",
+    "reestimate_batch_norm",
     "search",
     "shallow",
     "unpack_codes",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import timm
@@ -23,6 +24,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+
+from hybridhash._files import locked
 
 __all__ = ["CONFIG", "WEIGHTS", "explained", "hub_source", "loading", "split_revision"]
 
@@ -72,7 +75,8 @@ def loading(
     """Turn failures of timm to load a model inside the block into errors that name it and what to do.
 
     Files from the Hub are compared with the SHA-256 that the Hub gave for them. Damaged files are deleted
-    from the cache, so that the next attempt fetches them again.
+    from the cache, so that the next attempt fetches them again. A lock keeps them there while another process
+    loads the same repository: what a process has compared is what it has loaded.
 
     Args:
         label: What errors call the model.
@@ -80,21 +84,33 @@ def loading(
         revision: Branch, tag or commit; None for the main branch.
         cache_dir: The Hub's cache, by default that of ``HF_HOME``.
     """
-    try:
-        with explained(repository, revision, cache_dir):
-            yield
-    except _UNLOADABLE as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise  # out of memory, and the like
-        if isinstance(error, HFValidationError):
-            raise ValueError(f"{label!r} names no repository: {error}") from error
-        unreadable = isinstance(error, (SafetensorError, json.JSONDecodeError))
-        if repository and _discard_damaged(repository, revision, cache_dir, all_files=unreadable):
-            raise _damaged(repository) from error
-        reason = f"config.json has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{repository or label} could not be loaded: {reason}") from error
-    if repository and _discard_damaged(repository, revision, cache_dir):
-        raise _damaged(repository)
+    failure: Exception | None = None
+    damaged = False
+    unreadable = False
+    with _cache_lock(repository, cache_dir, shared=True):
+        try:
+            with explained(repository, revision, cache_dir):
+                yield
+        except _UNLOADABLE as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise  # out of memory, and the like
+            if isinstance(error, HFValidationError):
+                raise ValueError(f"{label!r} names no repository: {error}") from error
+            failure = error
+            unreadable = isinstance(error, (SafetensorError, json.JSONDecodeError))
+        if repository:
+            blobs = [blob for _, blob in _cached(repository, revision, cache_dir)]
+            damaged = unreadable or not all(map(_is_intact, blobs))
+    if repository and damaged:
+        with _cache_lock(repository, cache_dir):
+            _discard_damaged(repository, revision, cache_dir, all_files=unreadable)
+        raise OSError(
+            f"the download of {repository} was damaged and is deleted from the cache: load it again; if "
+            "that fails too, the file in the repository is broken, so tell its owner"
+        ) from failure
+    if failure is not None:
+        reason = f"config.json has no {failure}" if isinstance(failure, KeyError) else failure
+        raise ValueError(f"{repository or label} could not be loaded: {reason}") from failure
 
 
 @contextmanager
@@ -153,6 +169,10 @@ def _explanation(error: Exception, repository: str, revision: str | None) -> OSE
         return PermissionError(
             f"the Hub refuses {repository} ({_first_line(error)}): {login}, with a token that has the right"
         )
+    if isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return FileNotFoundError(
+            f"a file of {repository} was deleted from the cache while it was read: load it again ({error})"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, f"{repository}: {error}")
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
@@ -166,17 +186,49 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _damaged(repository: str) -> OSError:
-    return OSError(
-        f"the download of {repository} was damaged and is deleted from the cache: load it again; if that "
-        "fails too, the file in the repository is broken, so tell its owner"
-    )
+@contextmanager
+def _cache_lock(
+    repository: str | None, cache_dir: str | Path | None, *, shared: bool = False
+) -> Iterator[None]:
+    """Lock a repository in the cache against processes that do the same, or go on where that is impossible.
+
+    Args:
+        repository: ``"user/repo"``, or None for no lock.
+        cache_dir: The Hub's cache, by default that of ``HF_HOME``.
+        shared: Whether others may hold the lock at the same time, if they share it too.
+    """
+    if repository is None:
+        yield
+        return
+    folder = Path(cache_dir or constants.HF_HUB_CACHE, ".locks")  # that of huggingface_hub
+    path = folder / f"models--{repository.replace('/', '--')}" / "hybridhash.lock"
+    lock: AbstractContextManager[None] = nullcontext()
+    with suppress(OSError):  # a cache that may only be read: nothing can be deleted from it either
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if os.access(path, os.R_OK):
+        lock = locked(path, shared=shared)
+    with lock:
+        yield
+
+
+def _cached(
+    repository: str, revision: str | None, cache_dir: str | Path | None
+) -> Iterator[tuple[Path, Path]]:
+    """Yield each file of a model in the cache, and the file that it links to."""
+    for filename in _FILES:
+        path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
+        if isinstance(path, str):
+            yield (
+                Path(path),
+                Path(path).resolve(),
+            )  # one file for all revisions that have it, each with a link
 
 
 def _discard_damaged(
     repository: str, revision: str | None, cache_dir: str | Path | None, *, all_files: bool = False
-) -> bool:
-    """Delete files from the cache that differ from the Hub's checksum; return whether there were any.
+) -> None:
+    """Delete files from the cache that differ from the Hub's checksum.
 
     Args:
         repository: ``"user/repo"``.
@@ -187,29 +239,23 @@ def _discard_damaged(
     Raises:
         PermissionError: A damaged file cannot be deleted.
     """
-    found = all_files
-    for filename in _FILES:
-        path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
-        if not isinstance(path, str):
-            continue
-        blob = Path(path).resolve()  # one file for all revisions that have it, each with a link
+    for path, blob in _cached(repository, revision, cache_dir):
+        # Compared again, since another process may have deleted the file, and a third fetched it anew.
         if all_files or not _is_intact(blob):
-            found = True
             try:
                 blob.unlink(missing_ok=True)
-                Path(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 raise PermissionError(
                     f"the download of {repository} is damaged and cannot be deleted from the cache "
                     f"({error}): have {blob} deleted by whoever may, or load with another cache_dir"
                 ) from error
-    return found
 
 
 def _is_intact(blob: Path) -> bool:
     """Return whether a cached file is what the Hub announced: large files are named by their SHA-256.
 
-    A file that is gone counts as damaged: another process has deleted it.
+    A file that is gone counts as damaged: something else has deleted it.
     """
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return True

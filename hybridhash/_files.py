@@ -19,7 +19,7 @@ except ImportError:
 
 _CAN_LOCK = fcntl is not None
 
-__all__ = ["check_local", "remove_stale", "replacing", "replacing_files", "resolved_path"]
+__all__ = ["check_local", "locked", "remove_stale", "replacing", "replacing_files", "resolved_path"]
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     file = resolved_path(path)
     try:
         with ExitStack() as stack:
-            with _locked(file.parent):
+            with locked(file.parent):
                 _remove_stale(file.parent, f".{glob.escape(file.name)}.*.tmp")
                 # A folder of its own is locked, since some writers replace the file that they are given, and
                 # a lock on that would go with it.
@@ -60,15 +60,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                     prefix=f".{file.name}.", suffix=".tmp", dir=file.parent, ignore_cleanup_errors=True
                 )
                 folder = Path(stack.enter_context(made))
-                stack.enter_context(_locked(folder))
+                stack.enter_context(locked(folder))
             temporary = folder / file.name
             mode = _mode_of_new(temporary)
             yield temporary
             _finish(temporary, mode)
             os.replace(temporary, file)
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(file)  # that of a write has none
+        # A write has no file name, and that of the temporary folder says nothing to the caller.
+        hidden = str(error.filename).startswith(str(file.parent / f".{file.name}."))
+        if error.errno is not None and (error.filename is None or hidden):
+            error.filename = str(file)
         raise
 
 
@@ -106,12 +108,12 @@ def replacing_files(folder: str | os.PathLike[str], *, last: str | None = None) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            with _locked(folder):
+            with locked(folder):
                 _remove_stale(folder, ".saving-*")
                 # Inside the folder, since os.replace moves within one file system only.
                 made = tempfile.TemporaryDirectory(prefix=".saving-", dir=folder, ignore_cleanup_errors=True)
                 temporary = stack.enter_context(made)
-                stack.enter_context(_locked(Path(temporary)))
+                stack.enter_context(locked(Path(temporary)))
             new = Path(temporary, "new")
             old = Path(temporary, "old")
             new.mkdir()
@@ -151,14 +153,14 @@ def remove_stale(folder: Path, pattern: str) -> None:
 
     Nothing is deleted on systems without ``flock``, where the two cannot be told apart.
     """
-    with _locked(folder):
+    with locked(folder):
         _remove_stale(folder, pattern)
 
 
 def _remove_stale(folder: Path, pattern: str) -> None:
     """Do the same in a folder that is locked, so that no temporary file is made and not yet in use."""
     for path in folder.glob(pattern):
-        with suppress(OSError), _locked(path, wait=False):
+        with suppress(OSError), locked(path, wait=False):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -166,12 +168,13 @@ def _remove_stale(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
     """Lock a file or folder against others that do the same, or go on if it cannot be locked.
 
     Args:
-        path: What to lock.
+        path: What to lock. It must exist.
         wait: Whether to wait for it. False raises BlockingIOError, also if it cannot be locked at all.
+        shared: Whether others may hold the lock at the same time, if they share it too.
     """
     if not _CAN_LOCK:
         if not wait:
@@ -180,11 +183,12 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
         return
     number = os.open(path, os.O_RDONLY)
     try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         if wait:
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(number, fcntl.LOCK_EX)
+                fcntl.flock(number, kind)
         else:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, kind | fcntl.LOCK_NB)
         yield
     finally:
         # Closing is not enough where a process forked meanwhile holds a copy.

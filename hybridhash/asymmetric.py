@@ -27,9 +27,9 @@ Metric = Literal["dot", "euclidean"]
 # A query is rounded to so many bits below its largest value: sums of 4,096 of them are exact in float64.
 _PRECISION = 40
 # Fewer queries than these look sums up by byte on the CPU; for more, unpacking the bits pays. As measured.
-_FEW = 8
+_FEW = 16
 # On the CPU: pairs, and unpacked bits, in a block of products; items in a block of sums that are looked up.
-_PAIRS, _UNPACKED, _LOOKED_UP = 1 << 18, 1 << 17, 1 << 14
+_PAIRS, _UNPACKED, _LOOKED_UP = 1 << 18, 1 << 17, 1 << 15
 _DEVICE_PAIRS = 1 << 24  # elsewhere: about 30 bytes each while they are ranked
 _QUERIES = 256  # at a time
 
@@ -204,11 +204,11 @@ class RealQueries:
     def _by_table(self, packed: Tensor) -> Tensor:
         """The same from tables of the sums of every byte, on the CPU."""
         assert self.tables is not None
-        columns = packed.numpy().T.astype(np.intp, order="C")
+        columns = packed.numpy().T
         products = np.zeros((len(self), len(packed)))
         for product, table in zip(products, self.tables, strict=True):
             for sums, column in zip(table, columns, strict=True):
-                product += sums.take(column)
+                product += sums.take(column, mode="clip")  # no byte is beyond 255: saves looking
         return torch.from_numpy(products)
 
 

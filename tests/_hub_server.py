@@ -320,7 +320,11 @@ class Process:
 
     def call(self, function, *args, **kwargs):
         """``function(*args, **kwargs)`` there; what it raises is raised here."""
-        return self._pool.submit(function, *args, **kwargs).result(timeout=120)
+        return self.start(function, *args, **kwargs).result(timeout=120)
+
+    def start(self, function, *args, **kwargs):
+        """The same without waiting: the future of the result."""
+        return self._pool.submit(function, *args, **kwargs)
 
     def close(self):
         self._pool.shutdown()

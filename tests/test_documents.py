@@ -62,6 +62,13 @@ def test_python_blocks_run(document, namespace, tmp_path, monkeypatch):
         assert Path(path).exists()
 
 
+# The README says that its data are yours, and which page runs as it stands.
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS[1:] if blocks(d)], ids=lambda d: d.stem)
+def test_the_first_block_of_a_page_needs_nothing_else(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(document)[0], str(document), "exec"), {})
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.stem)
 def test_links_between_documents_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text())

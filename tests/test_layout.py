@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hybridhash"
 FLOORS = [
     {"labels"},
     {"codes"},
-    {"asymmetric", "data", "shallow"},
+    {"asymmetric", "data", "pairs", "shallow"},
     {"eval", "losses", "search"},
     {"models"},
     {"encoding"},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from hybridhash._code_checks import as_ids
 from hybridhash.labels import as_labels, labelled
 
 __all__ = ["LabelledImages", "cifar10", "count_classes", "digits"]
@@ -25,7 +26,8 @@ class LabelledImages(Dataset[Any]):
             ``dataset.labels`` or ``dataset.targets``.
         rows: Integers ``(n,)``, the rows to give, in this order. None gives all.
         transform: A function applied to each image.
-        classes: The names of the classes. None takes ``dataset.classes`` if it exists.
+        classes: The names of the classes, in the order of their ids. None takes ``dataset.classes`` if it
+            exists.
 
     Attributes:
         labels: The labels of the chosen rows, int64 ``(n,)`` or bool ``(n, C)``.
@@ -34,8 +36,10 @@ class LabelledImages(Dataset[Any]):
 
     Raises:
         IndexError: A row lies outside the data set.
-        TypeError: No labels are given, and the data set has none.
-        ValueError: The labels do not fit the data set.
+        TypeError: No labels are given, and the data set has none; the rows are no integers; or ``classes`` is
+            a string.
+        ValueError: The labels do not fit the data set, or the classes do not fit the labels: a class id has
+            no name, or multi-hot labels have another number of columns than there are names.
 
     Example:
         >>> photos = LabelledImages(["a", "b", "c"], torch.tensor([0, 1, 0]), rows=torch.tensor([2, 1]))
@@ -55,12 +59,16 @@ class LabelledImages(Dataset[Any]):
         if labels is None:
             labels = _labels_of(dataset)
         labels = as_labels(labels, length=len(dataset)).cpu()
-        rows = torch.arange(len(dataset)) if rows is None else rows.cpu().long()
+        if rows is None:
+            rows = torch.arange(len(dataset))
+        rows = as_ids(rows, length=len(rows), name="rows").cpu()
         outside = rows[(rows < 0) | (rows >= len(dataset))]
         if len(outside):
             raise IndexError(f"row {int(outside[0])} is outside the data set of {len(dataset)} images")
         if classes is None:
             classes = getattr(dataset, "classes", None)
+        if classes is not None:
+            _check_classes(classes, labels)
         self.dataset = dataset
         self.rows = rows
         self.labels = labels[rows]
@@ -110,6 +118,19 @@ def _labels_of(dataset: Any) -> Tensor:
         if labels is not None:
             return torch.as_tensor(labels)
     raise TypeError(f"{type(dataset).__name__} has neither .labels nor .targets: give labels")
+
+
+def _check_classes(classes: Sequence[str], labels: Tensor) -> None:
+    """Raise if the names cannot be those of the labels, such as names of another data set."""
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a sequence of names, got the string {classes!r}")
+    there = count_classes(labels)
+    if there > len(classes) or (labels.ndim == 2 and there < len(classes)):
+        got = f"{there} columns" if labels.ndim == 2 else f"the class id {there - 1}"
+        raise ValueError(
+            f"labels have {got}, but there are {len(classes)} names of classes: give the classes of these "
+            "labels as classes="
+        )
 
 
 def count_classes(labels: Tensor) -> int:

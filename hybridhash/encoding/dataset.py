@@ -70,8 +70,9 @@ def encode_dataset(
     Other data, another order of them, another model, another transform or another ``factors`` than those of
     the first call are refused. Data are told by the names of the images if the data set knows them, by
     samples of 16 images after the transform, with labels and ids, and by the real-valued codes of one image.
-    The first two rows that change places in a data set without names, say, are not seen. All files
-    found are checked against their SHA-256 before the work goes on.
+    So in a data set without names, rows that change places between the 16 are not seen. Give it an attribute
+    ``ids``, a sequence with a name of each row, and every row is compared. All files found are checked
+    against their SHA-256 before the work goes on.
 
     Where ``torch.distributed`` is initialised (``torchrun``), the processes share the rows without overlap
     and write to the same ``out``, which all must see. Every process returns when all are done. Any backend

@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hybridhash._checks import check_choice, check_integer
+from hybridhash._checks import check_integer
 from hybridhash._inference import (
     NO_LOADERS,
     PackedBatch,
@@ -80,7 +80,8 @@ def encode(
         HashCodes(size=5, bits=16, bytes=10, labels=class ids, ids=None)
     """
     check_hash_model(model)
-    check_choice("factors", factors, (True, False))
+    if factors not in (True, False):
+        raise ValueError(f"factors must be one of True, False, got {factors!r}")
     if isinstance(loader, NO_LOADERS):
         check_loader(loader)
     device = input_device(model, device)

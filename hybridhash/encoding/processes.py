@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 try:
     import fcntl
@@ -18,6 +19,7 @@ __all__ = ["RankBatches", "write_lock"]
 # A lock on a file is one of the process; these are the folders that its threads write to.
 _locked: set[str] = set()
 _locked_lock = threading.Lock()
+_READ_ONLY = "cannot be written to, choose another folder for out"
 
 
 class RankBatches:
@@ -66,19 +68,22 @@ def write_lock(out: Path) -> Iterator[None]:
     Raises:
         RuntimeError: Another thread or process holds the lock.
         NotADirectoryError: There is a file or a link to nothing in its place.
+        PermissionError: It cannot be made or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         kind = "a link to nothing" if out.is_symlink() and not out.exists() else "a file"
         raise NotADirectoryError(f"out must be a folder, but {out} is {kind}: choose another") from None
+    except PermissionError as error:
+        raise PermissionError(error.errno, _READ_ONLY, str(out)) from error
     folder = os.path.realpath(out)
     with _locked_lock:
         if folder in _locked:
             raise RuntimeError(f"another thread is encoding to {out}: wait until it is done")
         _locked.add(folder)
     try:
-        with open(out / ".lock", "w") as file:
+        with _opened(out / ".lock") as file:
             if fcntl is not None:
                 try:
                     # Not flock: the workers of a DataLoader outlive a killed process and would inherit it.
@@ -91,3 +96,11 @@ def write_lock(out: Path) -> Iterator[None]:
     finally:
         with _locked_lock:
             _locked.remove(folder)
+
+
+def _opened(file: Path) -> TextIO:
+    """Open the file of the lock."""
+    try:
+        return open(file, "w")
+    except PermissionError as error:
+        raise PermissionError(error.errno, _READ_ONLY, str(file.parent)) from error

@@ -88,6 +88,13 @@ Give it embeddings of the network that it was fitted to, prepared in the same wa
 distance (`hybridhash.hamming_topk`), or with real-valued queries (`hybridhash.asymmetric_topk`)."""
 _USAGE_OF_EMBEDDING = '`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.'
 _METRICS = "Measured on {dataset}. The numbers hold for exactly this definition:\n\n{table}"
+_SHORTER = """
+
+Codes may be cut to their first bits, `codes[:, :{shortest}]` for instance. mAP of each length, by the same
+definition:
+
+{table}
+"""
 _NO_METRICS = "No retrieval metric was reported with these weights."
 
 
@@ -97,6 +104,7 @@ def model_card(
     input_size: tuple[int, int, int],
     report: RetrievalReport | Mapping[str, Any] | None = None,
     *,
+    shorter: Mapping[int, RetrievalReport | Mapping[str, Any]] | None = None,
     dataset: str = "",
     training: str = "",
     description: str = "",
@@ -109,6 +117,7 @@ def model_card(
         source: What loads it: ``"hf-hub:user/repo"`` or ``"local-dir:folder"``.
         input_size: Channels, height and width of the images.
         report: The measured metrics or their ``to_dict()``; None if there are none.
+        shorter: Reports of codes cut to their first bits, by their number; see :class:`NestedLoss`.
         dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
         training: How the model was trained.
         description: First paragraph of the card.
@@ -118,7 +127,8 @@ def model_card(
         Markdown below a YAML block.
 
     Raises:
-        ValueError: The report is not one, comes without ``dataset``, or is of other bits than the model.
+        ValueError: The report is not one, comes without ``dataset``, or is of other bits than the model;
+            shorter codes without a report, of other settings or bits, or not shorter.
     """
     bits = model.num_classes
     report = _checked_report(report, dataset, bits)
@@ -128,6 +138,8 @@ def model_card(
     metrics = _NO_METRICS
     if report is not None:
         metrics = _METRICS.format(dataset=dataset, table=report.to_markdown())
+    if shorter:
+        metrics = metrics.rstrip() + _shorter_codes(shorter, report, dataset, bits)
     text = _CARD.format(
         name=name,
         introduction=f"{description.strip()}\n\n{introduction.format(bits=bits, width=width)}".strip(),
@@ -175,10 +187,35 @@ def _checked_report(
     if not dataset:
         raise ValueError("a report needs the name of what was measured: dataset='CIFAR-10', for instance")
     if report.bits not in (None, bits):
-        raise ValueError(
-            f"the report is of {report.bits}-bit codes, the model has {bits}: measure this model"
-        )
+        raise ValueError(f"the report is of {report.bits}-bit codes, expected {bits}: measure this model")
     return report
+
+
+def _shorter_codes(
+    shorter: Mapping[int, RetrievalReport | Mapping[str, Any]],
+    report: RetrievalReport | None,
+    dataset: str,
+    bits: int,
+) -> str:
+    """Return a table of mAP by length, whose last row is that of all bits."""
+    if report is None:
+        raise ValueError("shorter codes are compared with those of all bits: give their report too")
+    if max(shorter) >= bits:
+        raise ValueError(f"shorter codes must have fewer bits than the model, {bits}, got {max(shorter)}")
+    definition = {key: report.to_dict()[key] for key in _DEFINITION}
+    rows = []
+    for length, given in sorted(shorter.items()):
+        checked = _checked_report(given, dataset, length)
+        assert checked is not None
+        for key, value in definition.items():
+            if checked.to_dict()[key] != value:
+                raise ValueError(
+                    f"the report of {length} bits has {key}={checked.to_dict()[key]!r}, that of {bits} bits "
+                    f"{value!r}: measure all lengths alike"
+                )
+        rows.append((length, checked))
+    lines = [f"| {length} | {each['map']:.4f} |" for length, each in [*rows, (bits, report)]]
+    return _SHORTER.format(shortest=rows[0][0], table="\n".join(["| bits | mAP |", "|---|---|", *lines]))
 
 
 def slug(text: str) -> str:

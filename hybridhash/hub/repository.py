@@ -46,6 +46,7 @@ def save_pretrained(
     folder: str | Path,
     report: RetrievalReport | Mapping[str, Any] | None = None,
     *,
+    shorter: Mapping[int, RetrievalReport | Mapping[str, Any]] | None = None,
     dataset: str = "",
     training: str = "",
     description: str = "",
@@ -66,6 +67,8 @@ def save_pretrained(
         folder: Where the files go. It is made if it does not exist.
         report: The measured metrics: a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. With
             None the card says that nothing was measured.
+        shorter: Reports of the codes cut to their first bits, by their number, of a model trained with
+            :class:`hybridhash.losses.NestedLoss`: the card lists the mAP of each length.
         dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
         training: How the model was trained, in a sentence or more: images, loss, epochs.
         description: First paragraph of the card.
@@ -98,9 +101,9 @@ def save_pretrained(
     folder = Path(folder)
     network = unwrapped_model(model)
     config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
-    about = {"dataset": dataset, "training": training, "description": description, "license": license}
+    texts = {"dataset": dataset, "training": training, "description": description, "license": license}
     size = input_size(network, preprocessing)
-    card = model_card(network, f"local-dir:{folder.name}", size, report, **about)
+    card = model_card(network, f"local-dir:{folder.name}", size, report, shorter=shorter, **texts)
     in_one_process(model, lambda: _write(network, config, card, folder, overwrite))
     return folder
 
@@ -124,6 +127,7 @@ def push_to_hub(
     repo_id: str,
     report: RetrievalReport | Mapping[str, Any] | None = None,
     *,
+    shorter: Mapping[int, RetrievalReport | Mapping[str, Any]] | None = None,
     private: bool = False,
     dataset: str = "",
     training: str = "",
@@ -147,6 +151,7 @@ def push_to_hub(
         repo_id: ``"user/repo"``, or ``"repo"`` for the user who is logged in. The repository is made if it
             does not exist.
         report: As in :func:`save_pretrained`.
+        shorter: As in :func:`save_pretrained`.
         private: Whether to make the repository private. An existing one keeps its visibility; if it is
             public, nothing is pushed.
         dataset: As in :func:`save_pretrained`.
@@ -173,7 +178,7 @@ def push_to_hub(
     """
     network = unwrapped_model(model)
     config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
-    about = {"dataset": dataset, "training": training, "description": description, "license": license}
+    texts = {"dataset": dataset, "training": training, "description": description, "license": license}
     api = HfApi(token=token, library_name="hybridhash")
 
     def push() -> str:
@@ -182,7 +187,7 @@ def push_to_hub(
             with explained(name):
                 name = f"{api.whoami()['name']}/{name}"
         size = input_size(network, preprocessing)
-        card = model_card(network, f"hf-hub:{name}", size, report, **about)
+        card = model_card(network, f"hf-hub:{name}", size, report, shorter=shorter, **texts)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             write_model(network, config, card, folder)

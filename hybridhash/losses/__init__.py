@@ -3,10 +3,11 @@
 from hybridhash._moved import moved
 from hybridhash.losses import functional
 from hybridhash.losses.adsh import ADSHLoss
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeBank, CodeQueue
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
 from hybridhash.losses.csq import CSQLoss
+from hybridhash.losses.dbdh import DBDHLoss
 from hybridhash.losses.dch import DCHLoss
 from hybridhash.losses.dfh import DFHLoss
 from hybridhash.losses.dh import DHLoss
@@ -18,12 +19,16 @@ from hybridhash.losses.dpsh import DPSHLoss
 from hybridhash.losses.drsdh import DRSDHLoss
 from hybridhash.losses.dsdh import DSDHLoss
 from hybridhash.losses.dsh import DSHLoss
+from hybridhash.losses.dshsd import DSHSDLoss
 from hybridhash.losses.dsrh import DSRHLoss
 from hybridhash.losses.dtsh import DTSHLoss
 from hybridhash.losses.greedyhash import GreedyHashLoss
 from hybridhash.losses.hashnet import HashNetLoss
+from hybridhash.losses.hyp2 import HyP2Loss
 from hybridhash.losses.idhn import IDHNLoss
+from hybridhash.losses.lcdsh import LCDSHLoss
 from hybridhash.losses.mdshc import MDSHCLoss
+from hybridhash.losses.nested import NestedLoss
 from hybridhash.losses.orthohash import OrthoHashLoss
 from hybridhash.losses.pairwise import (
     PairwiseLoss,
@@ -34,6 +39,7 @@ from hybridhash.losses.pairwise import (
     uniform,
 )
 from hybridhash.losses.registry import create_loss, create_loss_for, list_losses
+from hybridhash.losses.sum_of_losses import SumOfLosses
 from hybridhash.losses.superviseddh import SupervisedDHLoss
 from hybridhash.losses.tieawareap import TieAwareAPLoss
 from hybridhash.losses.tieawarendcg import TieAwareNDCGLoss
@@ -44,6 +50,8 @@ __all__ = [
     "CNNHLoss",
     "CSQLoss",
     "CodeBank",
+    "CodeQueue",
+    "DBDHLoss",
     "DCHLoss",
     "DFHLoss",
     "DHLoss",
@@ -55,14 +63,19 @@ __all__ = [
     "DRSDHLoss",
     "DSDHLoss",
     "DSHLoss",
+    "DSHSDLoss",
     "DSRHLoss",
     "DTSHLoss",
     "GreedyHashLoss",
     "HashNetLoss",
+    "HyP2Loss",
     "IDHNLoss",
+    "LCDSHLoss",
     "MDSHCLoss",
+    "NestedLoss",
     "OrthoHashLoss",
     "PairwiseLoss",
+    "SumOfLosses",
     "SupervisedDHLoss",
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer
-from hybridhash.losses._inputs import check_codes
+from hybridhash.losses._inputs import HasParts, check_codes
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
-__all__ = ["CenterLoss", "ClassifierLoss"]
+__all__ = ["CenterLoss", "ClassifierLoss", "linear_classifier"]
 
 
-class CenterLoss(nn.Module):
+class CenterLoss(HasParts):
     """A loss that keeps the hash centers of the classes in a buffer.
 
     Args:
@@ -68,7 +68,24 @@ def _checked_centers(centers: Tensor, num_classes: int, bits: int) -> Tensor:
     return centers
 
 
-class ClassifierLoss(nn.Module):
+def linear_classifier(
+    num_classes: int, bits: int, *, bias: bool, generator: torch.Generator | None
+) -> nn.Linear:
+    """Return ``nn.Linear(bits, num_classes)`` on the CPU, in float32, whose start is from the generator."""
+    check_integer("num_classes", num_classes, 1)
+    check_integer("bits", bits, 1)
+    classifier = nn.Linear(bits, num_classes, bias=bias, device="meta", dtype=torch.float32)
+    classifier.to_empty(device="cpu")
+    device = "cpu" if generator is None else generator.device
+    with torch.no_grad():
+        # nn.Linear's own range, drawn from the generator.
+        for parameter in classifier.parameters():
+            drawn = torch.rand(parameter.shape, generator=generator, device=device, dtype=torch.float32)
+            parameter.copy_((2 * drawn - 1) / bits**0.5)
+    return classifier
+
+
+class ClassifierLoss(HasParts):
     """A loss with a linear classifier on the codes, which is a parameter of the loss.
 
     Args:
@@ -82,16 +99,7 @@ class ClassifierLoss(nn.Module):
 
     def __init__(self, num_classes: int, bits: int, *, bias: bool, generator: torch.Generator | None) -> None:
         super().__init__()
-        check_integer("num_classes", num_classes, 1)
-        check_integer("bits", bits, 1)
-        self.classifier = nn.Linear(bits, num_classes, bias=bias, device="meta", dtype=torch.float32)
-        self.classifier.to_empty(device="cpu")
-        device = "cpu" if generator is None else generator.device
-        with torch.no_grad():
-            # nn.Linear's own range, drawn from the generator.
-            for parameter in self.classifier.parameters():
-                drawn = torch.rand(parameter.shape, generator=generator, device=device, dtype=torch.float32)
-                parameter.copy_((2 * drawn - 1) / bits**0.5)
+        self.classifier = linear_classifier(num_classes, bits, bias=bias, generator=generator)
 
     @property
     def num_classes(self) -> int:

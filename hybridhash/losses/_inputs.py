@@ -1,28 +1,61 @@
-"""What a loss is given, checked: codes, labels, a second side, rows of the data set, layers."""
+"""What a loss is given, checked: codes, labels, a second side, rows of the data set, layers.
+
+At the other end, how the terms of a loss become the loss: :func:`add_up` and :func:`reduce_rows`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash.labels import as_labels, class_ids, labelled, shared_labels
+from hybridhash._code_checks import from_numpy
+from hybridhash.labels import as_labels, labelled, shared_labels
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks, world_size
 
 __all__ = [
+    "HasParts",
     "PairBatch",
+    "Reduction",
+    "add_up",
     "check_codes",
     "check_rows",
     "class_batch",
+    "class_entropy",
+    "label_shares",
     "linear_layers",
-    "mean_over_labelled",
+    "one_label_each",
     "pair_batch",
+    "reduce_rows",
     "refuse_reference",
-    "single_labels",
     "upcast",
 ]
+
+
+Reduction = Literal["mean", "none"]
+
+
+class HasParts(nn.Module):
+    """A loss that remembers the terms of its last call."""
+
+    _parts: dict[str, Tensor]
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the terms of the last call by name, 0-dim and detached: the loss is their sum.
+
+        Weights are included. Under ``torch.distributed`` they are those of the joined batch, on every rank.
+        Nothing is computed, so a training loop can log them in every step.
+
+        Raises:
+            RuntimeError: the loss was not called yet.
+        """
+        if "_parts" not in vars(self):
+            raise RuntimeError(f"{type(self).__name__} has no parts before its first call")
+        return dict(self._parts)
 
 
 def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") -> Tensor:
@@ -51,7 +84,14 @@ def upcast(codes: Tensor) -> Tensor:
     return codes.float() if codes.dtype in (torch.float16, torch.bfloat16) else codes
 
 
-def class_batch(codes: Tensor, labels: Tensor, *, num_classes: int, bits: int) -> tuple[Tensor, Tensor]:
+def class_batch(
+    codes: Tensor,
+    labels: Tensor | np.ndarray[Any, Any],
+    *,
+    num_classes: int,
+    bits: int,
+    soft: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Check a batch for a loss that knows the classes.
 
     Args:
@@ -59,18 +99,28 @@ def class_batch(codes: Tensor, labels: Tensor, *, num_classes: int, bits: int) -
         labels: ``(B,)`` class ids below ``num_classes``, or multi-hot ``(B, num_classes)``.
         num_classes: number of classes that the loss was made for.
         bits: code length that the loss was made for.
+        soft: whether real numbers in [0, 1] mean something to the loss, as mixup and label smoothing give
+            them.
 
     Returns:
         The codes in float32 (float64 if they were), and the labels as
-        :func:`~hybridhash.labels.as_labels` returns them, on the device of the codes.
+        :func:`~hybridhash.labels.as_labels` returns them, on the device of the codes. With ``soft``, labels
+        ``(B, C)`` that are not all 0 or 1 stay real numbers, in the dtype of the codes; under
+        ``torch.compile``, whatever their values are.
 
     Raises:
         TypeError: codes or labels of the wrong type.
-        ValueError: shapes that do not fit, or a class id that is too large. Under ``torch.compile`` the ids
-            are not looked at, because that would stop the graph and wait for the device in every step.
+        ValueError: shapes that do not fit, a class id that is too large, or soft labels outside [0, 1]. Under
+            ``torch.compile`` the values are not looked at, because that would stop the graph and wait for the
+            device in every step.
     """
     check_codes(codes, bits=bits)
-    labels = as_labels(labels, length=codes.shape[0])
+    if soft and isinstance(labels, np.ndarray):
+        labels = from_numpy(labels, "labels")
+    if soft and isinstance(labels, Tensor) and labels.ndim == 2 and labels.dtype.is_floating_point:
+        labels = _soft_labels(labels, codes)
+    else:
+        labels = as_labels(labels, length=codes.shape[0])
     if labels.ndim == 2 and labels.shape[1] != num_classes:
         raise ValueError(f"labels have {labels.shape[1]} classes, the loss was made for {num_classes}")
     if labels.ndim == 1 and labels.numel() and not torch.compiler.is_compiling():
@@ -80,43 +130,99 @@ def class_batch(codes: Tensor, labels: Tensor, *, num_classes: int, bits: int) -
     return codes.to(torch.promote_types(codes.dtype, torch.float32)), labels.to(codes.device)
 
 
-def single_labels(labels: Tensor, method: str) -> Tensor:
-    """Return the class id of each row, -1 where there is no label: int64 ``(B,)``.
+def _soft_labels(labels: Tensor, codes: Tensor) -> Tensor:
+    """Return real-valued labels ``(B, C)`` as bool if all are 0 or 1, else in the dtype of the loss."""
+    if labels.shape[1] == 1 or labels.device.type == "meta":
+        return as_labels(labels, length=codes.shape[0])  # which refuses them
+    hot = as_labels(labels != 0, length=codes.shape[0])
+    if not torch.compiler.is_compiling() and labels.numel():
+        outside = ~((labels >= 0) & (labels <= 1))
+        if bool(outside.any()):
+            raise ValueError(
+                "labels of real numbers must be in [0, 1] (shares of the classes, as mixup and label "
+                f"smoothing give them), got the entry {labels[outside][0].item()}"
+            )
+        if torch.equal(hot.to(labels.dtype), labels):
+            return hot
+    return labels.to(torch.promote_types(codes.dtype, torch.float32))
+
+
+def label_shares(targets: Tensor) -> Tensor:
+    """Return ``y / sum(y)`` of each row of ``(B, C)``: its classes share a weight of 1; 0 without a label."""
+    return targets / targets.sum(1, keepdim=True).clamp(min=torch.finfo(targets.dtype).tiny)
+
+
+def class_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of each row, ``(B,)``; the labels of a row share its weight.
 
     Args:
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot, as :func:`~hybridhash.labels.as_labels` returns
-            them.
+        logits: ``(B, C)``.
+        labels: int64 ``(B,)``, bool ``(B, C)`` or real-valued ``(B, C)``; a row without a label counts 0.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    return -(label_shares(labels.to(logits.dtype)) * logits.log_softmax(1)).sum(1)
+
+
+def one_label_each(labels: Tensor, method: str) -> Tensor:
+    """Return the labels unchanged if no row has more than one, or shares of more than 1 in all.
+
+    Args:
+        labels: as :func:`class_batch` returns them.
         method: name of the loss, for the message.
 
     Raises:
-        ValueError: a row with several labels. Not looked for under ``torch.compile``, where such a row
-            counts for its first label.
+        ValueError: a row with several labels. Not looked for under ``torch.compile``.
     """
     if labels.ndim == 2 and labels.shape[0] and not torch.compiler.is_compiling():
-        most = int(labels.sum(1).max())
-        if most > 1:
+        most = float(labels.sum(1).max())
+        if most > 1 + 1e-3:
             raise ValueError(
                 f"{method} is defined for one label per image (softmax over the classes), got a row with "
-                f"{most} labels: use a loss for multi-label data, such as CSQLoss or OrthoHashLoss"
+                f"{most:g} labels: use a loss for multi-label data, such as CSQLoss or OrthoHashLoss"
             )
-    return class_ids(labels)
+    return labels
 
 
-def mean_over_labelled(losses: Tensor, labels: Tensor) -> Tensor:
+def add_up(terms: dict[str, Tensor], parts: dict[str, Tensor] | None) -> Tensor:
+    """Return the sum of the terms of a loss, 0-dim each, and note them in ``parts``."""
+    if parts is not None:
+        parts.update({name: term.detach() for name, term in terms.items()})
+    return torch.stack(list(terms.values())).sum()
+
+
+def reduce_rows(
+    terms: dict[str, Tensor],
+    labels: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
+) -> Tensor:
     """Return the mean of the losses of all rows that have a label, over all ranks; 0 if there is none.
 
     Args:
-        losses: ``(B,)``, one for each row.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot, as :func:`~hybridhash.labels.as_labels` returns
-            them.
+        terms: what the loss of a row is the sum of, by name, each ``(B,)``.
+        labels: ``(B,)`` or ``(B, C)``, as :func:`class_batch` returns them.
+        reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label; under
+            ``torch.distributed`` those of the joined batch, in the order of the ranks.
+        parts: a dict that gets the mean of each term, detached; None notes nothing.
+
+    Raises:
+        ValueError: another reduction.
     """
-    counted = labelled(labels).to(losses.dtype)
-    total = losses @ counted
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    rows = torch.stack(list(terms.values()))
+    counted = labelled(labels).to(rows.dtype)
+    totals = rows @ counted
     number = counted.sum()
     if world_size() > 1:
-        total = sum_over_ranks(total)
+        totals = sum_over_ranks(totals)
         number = sum_over_ranks(number)
-    return total / number.clamp(min=1)
+    means = totals / number.clamp(min=1)
+    if parts is not None:
+        parts.update(zip(terms, means.detach().unbind(), strict=True))
+    return means.sum() if reduction == "mean" else gather_rows(rows.sum(0) * counted)
 
 
 class PairBatch(NamedTuple):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridhash._checks import check_integer, check_not_negative
 from hybridhash.labels import as_labels, similar, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
-from hybridhash.losses._inputs import check_codes, check_rows, refuse_reference, upcast
+from hybridhash.losses._inputs import HasParts, check_codes, check_rows, refuse_reference, upcast
 
 __all__ = ["ADSHLoss"]
 
 
-class ADSHLoss(nn.Module):
+class ADSHLoss(HasParts):
     r"""Asymmetric Deep Supervised Hashing: network outputs u for queries, codes V in ±1 for the database.
 
     .. math::
@@ -150,7 +150,9 @@ class ADSHLoss(nn.Module):
         self._check_labels(labels, indices)
         if self.training:
             self._remember(codes, indices)
-        return self._objective(codes, indices)
+        terms = self._objective(codes, indices)
+        self._parts = dict(zip(("pairs", "quantization"), terms.detach().unbind(), strict=True))
+        return terms.sum()
 
     @torch.no_grad()
     def objective(self, codes: Tensor, indices: Tensor) -> Tensor:
@@ -160,7 +162,7 @@ class ADSHLoss(nn.Module):
             codes: ``(m, bits)``, outputs of the network for database rows ``indices``.
             indices: integers ``(m,)``.
         """
-        return self._objective(*self._check_sample(codes, indices))
+        return self._objective(*self._check_sample(codes, indices)).sum()
 
     @torch.no_grad()
     def update_database_codes(self, codes: Tensor, indices: Tensor, *, sweeps: int = 1) -> None:
@@ -253,7 +255,7 @@ class ADSHLoss(nn.Module):
             )
 
     def _objective(self, codes: Tensor, indices: Tensor) -> Tensor:
-        """Return J / (m n) of all ranks.
+        """Return the two terms of J / (m n) of all ranks, ``(2,)``.
 
         (u'v - K S)^2 is multiplied out, so that no (m, n) tensor is kept.
         """
@@ -264,9 +266,9 @@ class ADSHLoss(nn.Module):
                 gram = database.T @ database
             products = ((codes @ gram) * codes).sum() - 2 * self.bits * (codes * targets).sum()
             quantization = (database[indices] - codes).square().sum()
-            total = products + self.bits**2 * squares + self.gamma * quantization
-            count = sum_over_ranks(torch.full_like(total, codes.shape[0])).clamp(min=1)
-            return sum_over_ranks(total) / (count * self.num_database)
+            terms = torch.stack((products + self.bits**2 * squares, self.gamma * quantization))
+            count = sum_over_ranks(terms.new_tensor(codes.shape[0])).clamp(min=1)
+            return sum_over_ranks(terms) / (count * self.num_database)
 
     def _targets(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return ``S V`` of the given rows, ``(m, bits)``, and the sum of the squares of S."""

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import binarize
 from hybridhash.labels import as_labels, labelled
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import check_codes, check_rows, refuse_reference, upcast
+from hybridhash.losses._inputs import HasParts, check_codes, check_rows, refuse_reference, upcast
 
 __all__ = ["CNNHLoss", "cnnh_codes", "cnnh_objective"]
 
@@ -227,7 +227,7 @@ def _improve_row(old: Array, rest: Array, pull: Array, own: float, order: list[i
     return np.array(row)
 
 
-class CNNHLoss(nn.Module):
+class CNNHLoss(HasParts):
     r"""Second stage of CNNH: the network regresses the codes that :func:`cnnh_codes` made of the labels.
 
     .. math::
@@ -309,7 +309,9 @@ class CNNHLoss(nn.Module):
             losses = (codes - wanted).square() if squared else F.softplus(-wanted * codes)
             total = losses.sum()
             count = sum_over_ranks(torch.full_like(total, losses.numel())).clamp(min=1)
-            return sum_over_ranks(total) / count
+            loss = sum_over_ranks(total) / count
+            self._parts = {"targets": loss.detach()}
+            return loss
 
     def extra_repr(self) -> str:
         rows, bits = self.target_codes.shape

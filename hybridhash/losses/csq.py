@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative
 from hybridhash.losses._classes import CenterLoss
-from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
+from hybridhash.losses._inputs import Reduction, class_batch, label_shares, reduce_rows, refuse_reference
 from hybridhash.losses.centers import CenterMethod
 
 __all__ = ["CSQLoss", "centroids", "csq_loss"]
@@ -24,16 +24,20 @@ def csq_loss(
     tie_bits: Tensor | None = None,
     tanh: bool = False,
     quantization: float = 0.05,
+    reduction: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the central similarity loss of a batch; see :class:`CSQLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point, in [-1, 1]; any real numbers with ``tanh=True``.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot or soft.
         centers: ±1 ``(C, bits)``.
         tie_bits: ±1 ``(bits,)``, the bits of a centroid where its centers are undecided. None means all 1.
         tanh: whether to apply tanh to the codes first.
         quantization: weight of the quantiser, 0 or more.
+        reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label.
+        parts: a dict that gets the mean of each term of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -50,7 +54,7 @@ def csq_loss(
     if not quantization >= 0:
         raise ValueError(f"quantization must be 0 or a positive number, got {quantization}")
     given = codes
-    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1], soft=True)
     if codes.numel() and not tanh and not torch.compiler.is_compiling():
         largest = float(torch.linalg.vector_norm(codes.detach(), torch.inf))
         if largest > 1 + 1e-3:
@@ -65,33 +69,47 @@ def csq_loss(
             target = centers[labels].to(codes.dtype)
         else:
             target = centroids(labels, centers.to(codes.dtype), tie_bits)
-        if tanh:
-            # -log of (1 + c tanh(z)) / 2, exact for any z.
-            entropy = F.softplus(-2 * target * codes)
-            codes = codes.tanh()
-        else:
+
+        def entropy_of(c: Tensor | int) -> Tensor:
+            if tanh:
+                # -log of (1 + c tanh(z)) / 2, exact for any z.
+                return F.softplus(-2 * c * codes)
             # -log of (1 + c u) / 2. A code of -c counts as the next number that its dtype can hold: a network
             # in half precision saturates at exactly -1 and 1.
             next_to_one = 1 - torch.finfo(given.dtype).eps / 2
-            entropy = math.log(2) - torch.log1p((target * codes).clamp(min=-next_to_one))
-        penalty = (codes.abs() - 1).square()
-        return mean_over_labelled((entropy + quantization * penalty).mean(1), labels)
+            return math.log(2) - torch.log1p((c * codes).clamp(min=-next_to_one))
+
+        if labels.dtype.is_floating_point:
+            # A bit of a soft label is 1 with probability (1 + c) / 2.
+            entropy = (1 + target) / 2 * entropy_of(1) + (1 - target) / 2 * entropy_of(-1)
+        else:
+            entropy = entropy_of(target)
+        penalty = ((codes.tanh() if tanh else codes).abs() - 1).square()
+        terms = {"centers": entropy.mean(1), "quantization": quantization * penalty.mean(1)}
+        return reduce_rows(terms, labels, reduction=reduction, parts=parts)
 
 
 def centroids(labels: Tensor, centers: Tensor, tie_bits: Tensor | None) -> Tensor:
     """Return the majority of the centers of each row's labels, bit by bit.
 
+    The centroid of a row of soft labels is the mean of the centers, weighted with ``y / sum(y)``: a loss that
+    is linear in its target is then that of the classes, mixed in these shares.
+
     Args:
-        labels: bool ``(B, C)``.
+        labels: bool ``(B, C)``, or real-valued; a row of which all are 0 or 1 is not soft.
         centers: ±1 ``(C, bits)``.
         tie_bits: ±1 ``(bits,)`` for the bits on which the centers are undecided. None means all 1.
 
     Returns:
-        ±1 ``(B, bits)`` in the dtype of the centers.
+        ``(B, bits)`` in the dtype of the centers; ±1, for soft labels in [-1, 1].
     """
     sums = labels.to(centers.dtype) @ centers
     ties = torch.ones_like(centers[0]) if tie_bits is None else tie_bits.to(centers.dtype)
-    return torch.where(sums == 0, ties, sums.sign())
+    majority = torch.where(sums == 0, ties, sums.sign())
+    if labels.dtype == torch.bool:
+        return majority
+    hard = ((labels == 0) | (labels == 1)).all(1, keepdim=True)
+    return torch.where(hard, majority, label_shares(labels).to(centers.dtype) @ centers)
 
 
 class CSQLoss(CenterLoss):
@@ -103,7 +121,9 @@ class CSQLoss(CenterLoss):
 
     The first term is the binary cross entropy of (u + 1)/2 with (c + 1)/2. The sums run over the rows that
     have a label. For several labels, c is the majority of their centers, bit by bit; undecided bits are those
-    of one random codeword, drawn at construction (``tie_bits``).
+    of one random codeword, drawn at construction (``tie_bits``). For soft labels (mixup, label smoothing), c
+    is the mean of the centers, weighted with ``y / sum(y)``, and the first term the cross entropy with
+    ``(c + 1)/2``: the losses of the classes, mixed in these shares.
 
     Codes must lie in [-1, 1], as a tanh head gives them. A code of exactly -c, where the logarithm has no
     value, counts as the next number that its dtype can hold, so that saturated half-precision codes do not
@@ -158,26 +178,32 @@ class CSQLoss(CenterLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             codes: ``(B, bits)`` floating-point.
-            labels: ``(B,)`` class ids or ``(B, C)`` multi-hot; rows without a label are left out.
+            labels: ``(B,)`` class ids or ``(B, C)``, multi-hot or soft (in [0, 1]); rows without a label are
+                left out.
             indices: ignored.
             ref_codes: must be None; the loss has no second side.
             ref_labels: must be None.
+            reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label: the loss is their
+                sum over the number of rows that have one. Under ``torch.distributed`` they are those of the
+                joined batch, in the order of the ranks.
 
         Returns:
             0-dim, float32 (float64 for float64 codes), whatever autocast does; 0 without any label.
 
         Raises:
-            TypeError: codes that are not floating-point, or labels that are not integers or multi-hot.
+            TypeError: codes that are not floating-point, or labels that are not integers or ``(B, C)``.
             ValueError: another number of bits or classes than at construction, codes outside [-1, 1] without
-                ``tanh``, or reference codes.
+                ``tanh``, labels outside [0, 1], another reduction, or reference codes.
         """
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("CSQLoss")
+        self._parts = {}
         return csq_loss(
             codes,
             labels,
@@ -185,6 +211,8 @@ class CSQLoss(CenterLoss):
             tie_bits=self.tie_bits,
             tanh=self.tanh,
             quantization=self.quantization,
+            reduction=reduction,
+            parts=self._parts,
         )
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative, check_positive
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, balanced, cosines, squared_distances
 
 __all__ = ["DCHLoss", "dch_loss"]
@@ -89,7 +89,7 @@ class DCHLoss(PairwiseLoss):
         quantization: float = 0.1,
         max_cosine: float = 1.0,
         form: DCHForm = "paper",
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = True,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

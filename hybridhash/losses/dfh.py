@@ -8,8 +8,8 @@ from torch import Tensor
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.codes import sign
 from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._inputs import check_codes
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses._inputs import Reduction, check_codes
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["DFHLoss", "fisher_centers"]
@@ -92,7 +92,7 @@ class DFHLoss(PairwiseLoss):
         margin: float = 3.0,
         mu: float = 0.1,
         eta: float = 0.5,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -112,6 +112,7 @@ class DFHLoss(PairwiseLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch; arguments, result and errors are those of :class:`PairwiseLoss`."""
         classes, bits = self.centers.shape
@@ -120,7 +121,14 @@ class DFHLoss(PairwiseLoss):
         if labels.ndim == 2 and labels.shape[1] != classes:
             raise ValueError(f"labels have {labels.shape[1]} classes, the loss was made for {classes}")
         labels = to_multi_hot(labels, classes)
-        return super().forward(codes, labels, indices=indices, ref_codes=ref_codes, ref_labels=ref_labels)
+        return super().forward(
+            codes,
+            labels,
+            indices=indices,
+            ref_codes=ref_codes,
+            ref_labels=ref_labels,
+            reduction=reduction,
+        )
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         theta = 0.5 * codes @ ref_codes.T

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from hybridhash._checks import check_not_negative
 from hybridhash.labels import as_labels
 from hybridhash.losses._distributed import gather_rows
-from hybridhash.losses._inputs import check_codes, linear_layers, refuse_reference, upcast
+from hybridhash.losses._inputs import HasParts, add_up, check_codes, linear_layers, refuse_reference, upcast
 
 __all__ = ["DHLoss", "dh_loss", "regularize"]
 
 
 def dh_loss(
-    codes: Tensor, labels: Tensor | None = None, *, quantization: float = 0.001, variance: float = 1.0
+    codes: Tensor,
+    labels: Tensor | None = None,
+    *,
+    quantization: float = 0.001,
+    variance: float = 1.0,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute quantisation minus variance, the terms of :class:`DHLoss` on the codes.
 
@@ -26,6 +31,7 @@ def dh_loss(
         labels: ignored.
         quantization: lambda0, 0 or more.
         variance: lambda1, 0 or more.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes); may be negative.
@@ -44,13 +50,18 @@ def dh_loss(
     with torch.autocast(codes.device.type, enabled=False):
         j1 = (codes.abs() - 1).square().sum() / (2 * rows)
         j2 = codes.square().sum() / (2 * rows)
-        return quantization * j1 - variance * j2
+        return add_up({"quantization": quantization * j1, "variance": -variance * j2}, parts)
 
 
 def regularize(
-    loss: Tensor, layers: tuple[nn.Linear, ...], *, orthogonality: float, weight_decay: float
+    loss: Tensor,
+    layers: tuple[nn.Linear, ...],
+    parts: dict[str, Tensor],
+    *,
+    orthogonality: float,
+    weight_decay: float,
 ) -> Tensor:
-    """Add J3 and J4 of :class:`DHLoss` for the linear layers to a loss."""
+    """Add J3 and J4 of :class:`DHLoss` for the linear layers to a loss and to its parts."""
     with torch.autocast(loss.device.type, enabled=False):
         for layer in layers:
             weight = layer.weight.to(loss)
@@ -59,11 +70,14 @@ def regularize(
             j4 = weight.square().sum() / 2
             if layer.bias is not None:
                 j4 = j4 + layer.bias.to(loss).square().sum() / 2
-            loss = loss + orthogonality * j3 + weight_decay * j4
+            terms = {"orthogonality": orthogonality * j3, "weight_decay": weight_decay * j4}
+            for name, term in terms.items():
+                parts[name] = parts.get(name, 0) + term.detach()
+            loss = loss + terms["orthogonality"] + terms["weight_decay"]
     return loss
 
 
-class DHLoss(nn.Module):
+class DHLoss(HasParts):
     r"""Deep Hashing without labels (Liong et al.): codes close to binary, with much variance.
 
     .. math::
@@ -156,9 +170,11 @@ class DHLoss(nn.Module):
             refuse_reference("DHLoss")
         if labels is not None:
             as_labels(labels, length=check_codes(codes).shape[0])
+        self._parts = {}
         return regularize(
-            dh_loss(codes, quantization=self.quantization, variance=self.variance),
+            dh_loss(codes, quantization=self.quantization, variance=self.variance, parts=self._parts),
             self.layers,
+            self._parts,
             orthogonality=self.orthogonality,
             weight_decay=self.weight_decay,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative, check_positive
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["DHNLoss", "dhn_loss"]
@@ -78,7 +78,7 @@ class DHNLoss(PairwiseLoss):
         *,
         alpha: float = 1.0,
         quantization: float = 0.2,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from hybridhash._checks import check_choice
 from hybridhash.losses._classes import ClassifierLoss
-from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference, single_labels
+from hybridhash.losses._inputs import (
+    Reduction,
+    class_batch,
+    class_entropy,
+    one_label_each,
+    reduce_rows,
+    refuse_reference,
+)
 
 __all__ = ["DLBHCLoss", "dlbhc_loss"]
 
@@ -22,15 +29,19 @@ def dlbhc_loss(
     weight: Tensor,
     bias: Tensor | None = None,
     latent: Literal["sigmoid", "tanh"] = "sigmoid",
+    reduction: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the cross entropy of a classifier on latent sigmoid units; see :class:`DLBHCLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids, or ``(B, C)`` multi-hot with at most one label in a row.
+        labels: ``(B,)`` class ids, or ``(B, C)`` with at most one label in a row, or shares of at most 1.
         weight: ``(C, bits)`` of the classifier.
         bias: ``(C,)`` of the classifier. None means none.
         latent: what the codes are, see :class:`DLBHCLoss`.
+        reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label.
+        parts: a dict that gets the mean of each term of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -44,15 +55,13 @@ def dlbhc_loss(
         tensor(0.4333)
     """
     check_choice("latent", latent, ("sigmoid", "tanh"))
-    codes, labels = class_batch(codes, labels, num_classes=weight.shape[0], bits=weight.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=weight.shape[0], bits=weight.shape[1], soft=True)
     with torch.autocast(codes.device.type, enabled=False):
         activations = codes.sigmoid() if latent == "sigmoid" else (1 + codes) / 2
         bias = None if bias is None else bias.to(codes.dtype)
         logits = F.linear(activations, weight.to(codes.dtype), bias)
-        losses = F.cross_entropy(
-            logits, single_labels(labels, "DLBHCLoss"), ignore_index=-1, reduction="none"
-        )
-        return mean_over_labelled(losses, labels)
+        terms = {"classification": class_entropy(logits, one_label_each(labels, "DLBHCLoss"))}
+        return reduce_rows(terms, labels, reduction=reduction, parts=parts)
 
 
 class DLBHCLoss(ClassifierLoss):
@@ -61,7 +70,8 @@ class DLBHCLoss(ClassifierLoss):
     .. math:: L = -\frac{1}{B} \sum_i \log \mathrm{softmax}(W a_i + b)_{y_i}, \quad a_i = \sigma(z_i)
 
     over the rows that have a label. A bit is 1 where a > 1/2, which is z > 0. One label per image: the paper
-    has no rule for several, and rows with several are refused.
+    has no rule for several, and rows with several are refused. Soft labels that add up to at most 1 (mixup,
+    label smoothing) share the weight of their row.
 
     The classifier belongs to this loss: give ``loss.parameters()`` to the optimizer too (the paper trains it
     with ten times the learning rate), and under ``torch.distributed`` wrap the loss in
@@ -111,16 +121,18 @@ class DLBHCLoss(ClassifierLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             codes: ``(B, bits)`` floating-point.
-            labels: ``(B,)`` class ids, or ``(B, C)`` with one label in a row at most; rows without a label
-                are left out.
+            labels: ``(B,)`` class ids, or ``(B, C)`` with one label in a row at most, or with shares of at
+                most 1; rows without a label are left out.
             indices: ignored.
             ref_codes: must be None; the loss has no second side.
             ref_labels: must be None.
+            reduction: see :meth:`CSQLoss.forward`.
 
         Returns:
             0-dim, float32 (float64 for float64 codes), whatever autocast does; 0 without any label.
@@ -133,7 +145,16 @@ class DLBHCLoss(ClassifierLoss):
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("DLBHCLoss")
         weight, bias = self.classifier.weight, self.classifier.bias
-        return dlbhc_loss(codes, labels, weight=weight, bias=bias, latent=self.latent)
+        self._parts = {}
+        return dlbhc_loss(
+            codes,
+            labels,
+            weight=weight,
+            bias=bias,
+            latent=self.latent,
+            reduction=reduction,
+            parts=self._parts,
+        )
 
     def extra_repr(self) -> str:
         return f"latent={self.latent!r}"

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridhash._checks import check_positive
-from hybridhash.losses._inputs import pair_batch
+from hybridhash.losses._inputs import HasParts, pair_batch
 from hybridhash.losses._triplets import triplet_sums
 from hybridhash.losses.pairwise import squared_distances
 
@@ -58,7 +58,7 @@ def dnnh_loss(
         return sums.sum() / counts.sum().clamp(min=1)
 
 
-class DNNHLoss(nn.Module):
+class DNNHLoss(HasParts):
     r"""Deep Neural Network Hashing (also NINH): a hinge on triplets of squared distances.
 
     .. math::
@@ -120,7 +120,9 @@ class DNNHLoss(nn.Module):
             ValueError: shapes that do not fit each other, or one of ``ref_codes`` and ``ref_labels`` without
                 the other.
         """
-        return dnnh_loss(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels, margin=self.margin)
+        loss = dnnh_loss(codes, labels, ref_codes=ref_codes, ref_labels=ref_labels, margin=self.margin)
+        self._parts = {"triplets": loss.detach()}
+        return loss
 
     def extra_repr(self) -> str:
         return f"margin={self.margin:g}"

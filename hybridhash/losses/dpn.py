@@ -14,7 +14,7 @@ from hybridhash.codes import sign
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
+from hybridhash.losses._inputs import Reduction, class_batch, reduce_rows, refuse_reference
 from hybridhash.losses.centers import CenterMethod, minimum_distance
 from hybridhash.losses.csq import centroids
 
@@ -30,17 +30,22 @@ def dpn_loss(
     reduction: Literal["sum", "mean"] = "sum",
     multi_label: Literal["sum", "centroid"] = "sum",
     tie_bits: Tensor | None = None,
+    over_rows: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the polarization loss of a batch; see :class:`DPNLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot or soft.
         centers: ±1 ``(C, bits)``, the target vectors.
         margin: m > 0.
         reduction: how to reduce over the bits.
         multi_label: "sum" over the labels of an image, or one loss with their "centroid".
         tie_bits: ±1 ``(bits,)``, the bits of a centroid where its centers are undecided. None means all 1.
+        over_rows: "none" returns the losses of the rows, ``(B,)``, 0 without a label; what the other losses
+            call ``reduction``, which here is that over the bits.
+        parts: a dict that gets the mean of each term of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -56,7 +61,7 @@ def dpn_loss(
     check_positive(margin=margin)
     check_choice("reduction (over the bits)", reduction, ("sum", "mean"))
     check_choice("multi_label", multi_label, ("sum", "centroid"))
-    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1], soft=True)
     with torch.autocast(codes.device.type, enabled=False):
         if labels.ndim == 1:
             # Without a label (id -1) it is the last target, but these rows are left out of the mean.
@@ -64,7 +69,9 @@ def dpn_loss(
             losses = F.relu(margin - codes * target).sum(1)
         elif multi_label == "centroid":
             target = centroids(labels, centers.to(codes.dtype), tie_bits)
-            losses = F.relu(margin - codes * target).sum(1)
+            # A bit of a soft label is 1 with probability (1 + t) / 2; of another one, t is 1 or -1.
+            to_one, to_minus_one = F.relu(margin - codes), F.relu(margin + codes)
+            losses = ((1 + target) / 2 * to_one + (1 - target) / 2 * to_minus_one).sum(1)
         else:
             # relu(m - v t) is relu(m - v) for t = 1 and relu(m + v) for t = -1: no (B, C, bits) tensor.
             targets = centers.to(codes.dtype)
@@ -73,7 +80,7 @@ def dpn_loss(
             losses = (labels * (to_one + to_minus_one)).sum(1)
         if reduction == "mean":
             losses = losses / centers.shape[1]
-        return mean_over_labelled(losses, labels)
+        return reduce_rows({"centers": losses}, labels, reduction=over_rows, parts=parts)
 
 
 class DPNLoss(CenterLoss):
@@ -82,7 +89,7 @@ class DPNLoss(CenterLoss):
     .. math:: L = \frac{1}{B} \sum_i \sum_{c \in y_i} \sum_k \max(m - v_{ik} t_{ck}, 0)
 
     over the rows that have a label, with unbounded outputs v and target vectors t of the classes. The loss of
-    an image with several labels is the sum over them.
+    an image with several labels is the sum over them, and that of soft labels the sum weighted with them.
 
     With ``adaptive=True`` the targets follow the codes: in training mode the signs of the codes are summed
     for each class (an image counts for all its labels), and after every ``update_every`` epochs
@@ -161,10 +168,15 @@ class DPNLoss(CenterLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
-        """Compute the loss of a batch; arguments, result and errors as :meth:`CSQLoss.forward`."""
+        """Compute the loss of a batch; arguments, result and errors as :meth:`CSQLoss.forward`.
+
+        With ``adaptive`` soft labels are refused in training: an image counts for classes as a whole.
+        """
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("DPNLoss")
+        self._parts = {}
         loss = dpn_loss(
             codes,
             labels,
@@ -173,6 +185,8 @@ class DPNLoss(CenterLoss):
             reduction=self.reduction,
             multi_label=self.multi_label,
             tie_bits=self.tie_bits,
+            over_rows=reduction,
+            parts=self._parts,
         )
         if self.adaptive and self.training:
             self._count(codes, labels)

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer, check_not_negative
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["DPSHLoss", "dpsh_loss", "training_set_size"]
 
 
-def training_set_size(num_train: int | None, bank: CodeBank | None) -> int:
+def training_set_size(num_train: int | None, bank: CodeMemory | None) -> int:
     """Return the number of training images to which a weight refers; see :class:`DPSHLoss`."""
     if num_train is None:
         return 5000 if bank is None else bank.num_samples
@@ -78,7 +78,7 @@ class DPSHLoss(PairwiseLoss):
         eta: float = 10.0,
         *,
         num_train: int | None = None,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer, check_not_negative, check_positive
-from hybridhash.losses._inputs import check_codes, pair_batch
+from hybridhash.losses._inputs import HasParts, add_up, check_codes, pair_batch
 from hybridhash.losses._triplets import triplet_sums
 from hybridhash.losses.pairwise import squared_distances
 
@@ -26,6 +26,7 @@ def drsdh_loss(
     laplacian: float = 0.001,
     similar_weight: float = 1.0,
     dissimilar_weight: float = 0.001,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute triplets of weighted codes plus a Laplacian regulariser; see :class:`DRSDHLoss`.
 
@@ -40,6 +41,7 @@ def drsdh_loss(
         laplacian: weight of the regulariser, 0 or more.
         similar_weight: weight of an edge between items that share a label, 0 or more.
         dissimilar_weight: weight of an edge between others, 0 or more.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes); 0 without any triplet.
@@ -80,10 +82,12 @@ def drsdh_loss(
         edges = torch.where(relevance > 0, similar_weight, dissimilar_weight) * different
         smoothness = (edges * distances).sum() / (2 if batch.in_batch else 1)
         total = counts.sum()
-        return (sums.sum() + laplacian * smoothness) * (total > 0) / total.clamp(min=1)
+        mean = (total > 0) / total.clamp(min=1)
+        terms = {"triplets": sums.sum() * mean, "smoothness": laplacian * smoothness * mean}
+        return add_up(terms, parts)
 
 
-class DRSDHLoss(nn.Module):
+class DRSDHLoss(HasParts):
     r"""Bit-scalable deep hashing (DRSDH, also DRSCH): triplets of weighted codes and a graph regulariser.
 
     .. math::
@@ -120,7 +124,7 @@ class DRSDHLoss(nn.Module):
     Example:
         >>> loss = DRSDHLoss(bits=2)
         >>> loss(torch.tensor([[0.9, 0.2], [0.7, 0.1], [0.6, 0.8]]), torch.tensor([0, 0, 1]))
-        tensor(-0.4250, grad_fn=<DivBackward0>)
+        tensor(-0.4250, grad_fn=<SumBackward0>)
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"parameters", "epoch_hook"})
@@ -163,6 +167,7 @@ class DRSDHLoss(nn.Module):
     ) -> Tensor:
         """Compute the loss of a batch; arguments and result as :meth:`DNNHLoss.forward`."""
         check_codes(codes, bits=self.bit_weights.shape[0])
+        self._parts = {}
         return drsdh_loss(
             codes,
             labels,
@@ -173,6 +178,7 @@ class DRSDHLoss(nn.Module):
             laplacian=self.laplacian,
             similar_weight=self.similar_weight,
             dissimilar_weight=self.dissimilar_weight,
+            parts=self._parts,
         )
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from hybridhash._checks import check_positive
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._inputs import upcast
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.dpsh import training_set_size
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 from hybridhash.shallow.discrete import alternate, dsdh_codes
@@ -95,7 +95,7 @@ class DSDHLoss(PairwiseLoss):
         nu: float = 0.1,
         num_train: int | None = None,
         iterations: int = 10,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

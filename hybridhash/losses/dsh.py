@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, squared_distances
 
 __all__ = ["DSHLoss", "dsh_loss"]
@@ -70,7 +70,7 @@ class DSHLoss(PairwiseLoss):
         margin: float | None = None,
         *,
         alpha: float = 0.01,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = True,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

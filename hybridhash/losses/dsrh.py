@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash._checks import check_integer, check_not_negative, check_positive
-from hybridhash.losses._inputs import linear_layers, pair_batch
+from hybridhash.losses._inputs import HasParts, add_up, linear_layers, pair_batch
 from hybridhash.losses._triplets import mean_over_anchors, triplet_sums
 
 __all__ = ["DSRHLoss", "dsrh_loss"]
@@ -25,6 +25,7 @@ def dsrh_loss(
     margin: float = 5.0,
     balance: float = 1.0,
     top_k: int | None = None,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute a hinge on triplets graded by the number of shared labels; see :class:`DSRHLoss`.
 
@@ -37,6 +38,7 @@ def dsrh_loss(
         margin: rho > 0, in bits.
         balance: alpha, 0 or more.
         top_k: number of positions that Z counts. None means the whole list.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes); 0 without any triplet but the balance.
@@ -64,7 +66,11 @@ def dsrh_loss(
             distances, gains, different, lambda difference: F.relu(margin + difference)
         )
         mean_code = batch.codes.sum(0) / max(rows, 1)
-        return mean_over_anchors(sums, counts) + balance / 2 * mean_code.square().sum()
+        terms = {
+            "triplets": mean_over_anchors(sums, counts),
+            "balance": balance / 2 * mean_code.square().sum(),
+        }
+        return add_up(terms, parts)
 
 
 def _ndcg_gains(shared: Tensor, valid: Tensor, top_k: int | None) -> Tensor:
@@ -80,7 +86,7 @@ def _ndcg_gains(shared: Tensor, valid: Tensor, top_k: int | None) -> Tensor:
     return torch.exp2(shared - most) / torch.where(normalizer > 0, normalizer, 1)
 
 
-class DSRHLoss(nn.Module):
+class DSRHLoss(HasParts):
     r"""Deep Semantic Ranking Hashing: triplets graded by the number of shared labels.
 
     .. math::
@@ -114,7 +120,7 @@ class DSRHLoss(nn.Module):
     Example:
         >>> codes = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], requires_grad=True)
         >>> DSRHLoss()(codes, torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1]]))
-        tensor(3.2303, grad_fn=<AddBackward0>)
+        tensor(3.2303, grad_fn=<SumBackward0>)
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
@@ -149,6 +155,7 @@ class DSRHLoss(nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of a batch; arguments and result as :meth:`DNNHLoss.forward`."""
+        self._parts = {}
         loss = dsrh_loss(
             codes,
             labels,
@@ -157,11 +164,14 @@ class DSRHLoss(nn.Module):
             margin=self.margin,
             balance=self.balance,
             top_k=self.top_k,
+            parts=self._parts,
         )
         if not self.layers:
             return loss
         norms = [layer.weight.to(loss).square().sum() for layer in self.layers]
-        return loss + self.weight_decay / 2 * torch.stack(norms).sum()
+        decay = self.weight_decay / 2 * torch.stack(norms).sum()
+        self._parts["weight_decay"] = decay.detach()
+        return loss + decay
 
     def extra_repr(self) -> str:
         return f"margin={self.margin:g}, balance={self.balance:g}, top_k={self.top_k}"

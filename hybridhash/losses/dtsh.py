@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
-from hybridhash.losses._inputs import pair_batch
+from hybridhash.losses._inputs import HasParts, add_up, pair_batch
 from hybridhash.losses._triplets import mean_over_anchors, triplet_sums
 
 __all__ = ["DTSHLoss", "dtsh_loss"]
@@ -25,6 +25,7 @@ def dtsh_loss(
     scale: float = 0.5,
     quantization: float = 100 / 22500,
     exclude_self: bool = True,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the negative log-likelihood of triplets plus a quantiser; see :class:`DTSHLoss`.
 
@@ -38,6 +39,7 @@ def dtsh_loss(
         scale: s > 0.
         quantization: weight of the quantiser, 0 or more.
         exclude_self: whether to leave out the anchor as its own positive.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes); 0 without any triplet but the quantiser.
@@ -63,10 +65,11 @@ def dtsh_loss(
             theta, batch.relevance(), valid, lambda difference: F.softplus(m - difference)
         )
         penalty = (batch.codes.abs() - 1).square().sum() / max(rows, 1)
-        return mean_over_anchors(sums, counts) + quantization * penalty
+        terms = {"triplets": mean_over_anchors(sums, counts), "quantization": quantization * penalty}
+        return add_up(terms, parts)
 
 
-class DTSHLoss(nn.Module):
+class DTSHLoss(HasParts):
     r"""Deep Supervised Hashing with Triplet Labels: negative log-likelihood of triplets.
 
     .. math::
@@ -95,7 +98,7 @@ class DTSHLoss(nn.Module):
     Example:
         >>> codes = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], requires_grad=True)
         >>> DTSHLoss()(codes, torch.tensor([0, 0, 1]))
-        tensor(0.3133, grad_fn=<AddBackward0>)
+        tensor(0.3133, grad_fn=<SumBackward0>)
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
@@ -126,6 +129,7 @@ class DTSHLoss(nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of a batch; arguments and result as :meth:`DNNHLoss.forward`."""
+        self._parts = {}
         return dtsh_loss(
             codes,
             labels,
@@ -135,6 +139,7 @@ class DTSHLoss(nn.Module):
             scale=self.scale,
             quantization=self.quantization,
             exclude_self=self.exclude_self,
+            parts=self._parts,
         )
 
     def extra_repr(self) -> str:

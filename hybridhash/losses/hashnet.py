@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_positive
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, balanced, log_likelihood
 
 __all__ = ["HashNetLoss", "hashnet_loss"]
@@ -89,7 +89,7 @@ class HashNetLoss(PairwiseLoss):
         weighting: HashNetWeighting = "paper",
         jaccard: bool = True,
         similar_weight: float = 1.0,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = True,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
 __all__ = ["IDHNLoss", "idhn_loss"]
@@ -74,7 +74,7 @@ class IDHNLoss(PairwiseLoss):
         *,
         gamma: float = 0.1,
         quantization: float = 0.1,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         exclude_self: bool = False,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)

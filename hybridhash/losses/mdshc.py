@@ -11,27 +11,38 @@ from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses import quantizers
 from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._inputs import (
+    Reduction,
     check_codes,
     class_batch,
-    mean_over_labelled,
+    reduce_rows,
     refuse_reference,
     upcast,
 )
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.pairwise import PairwiseLoss, cosines
 
 __all__ = ["MDSHCLoss", "mdshc_loss"]
 
 
-def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: float = 1e-4) -> Tensor:
+def mdshc_loss(
+    codes: Tensor,
+    labels: Tensor,
+    *,
+    centers: Tensor,
+    quantization: float = 1e-4,
+    reduction: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
+) -> Tensor:
     """Compute the center part and the quantiser of a batch; see :class:`MDSHCLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot or soft.
         centers: ±1 ``(C, bits)``, at least two of them.
         quantization: weight of the quantiser.
+        reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label.
+        parts: a dict that gets the mean of each term of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -44,14 +55,15 @@ def mdshc_loss(codes: Tensor, labels: Tensor, *, centers: Tensor, quantization: 
     check_not_negative(quantization=quantization)
     if centers.shape[0] < 2:
         raise ValueError("the softmax over the centers needs at least two classes, got 1")
-    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1])
+    codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1], soft=True)
     with torch.autocast(codes.device.type, enabled=False):
         logits = cosines(codes, centers.to(codes.dtype)) * centers.shape[1] ** 0.5
         yes, no = _log_softmax_pair(logits)
-        losses = -torch.where(to_multi_hot(labels, centers.shape[0]), yes, no).mean(1)
+        s = to_multi_hot(labels, centers.shape[0]).to(codes.dtype)
+        terms = {"centers": -(s * yes + (1 - s) * no).mean(1)}
         if quantization:
-            losses = losses + quantization * quantizers.squared(codes)
-        return mean_over_labelled(losses, labels)
+            terms["quantization"] = quantization * quantizers.squared(codes)
+        return reduce_rows(terms, labels, reduction=reduction, parts=parts)
 
 
 def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +93,8 @@ class MDSHCLoss(CenterLoss):
         L = -\frac{1}{BC} \sum_{i,c} [s_{ic} \log p_{ic} + (1 - s_{ic}) \log(1 - p_{ic})]
         + \lambda \frac{1}{BK} \sum_{i,k} (|u_{ik}| - 1)^2 + \beta L_{pair}
 
-    with p the softmax over the classes of ``sqrt(K) cos(u_i, c)``, and s the multi-hot labels: several labels
-    need no centroid. The sums run over the rows that have a label.
+    with p the softmax over the classes of ``sqrt(K) cos(u_i, c)``, and s the multi-hot or soft labels:
+    several labels need no centroid. The sums run over the rows that have a label.
 
     With a ``bank`` there is a pair term, the mean over the similar pairs of batch and bank of
     ``softplus((1 - cos) / 2)``. It begins after ``pair_from`` calls of :meth:`epoch_end`; the bank is filled
@@ -126,7 +138,7 @@ class MDSHCLoss(CenterLoss):
         *,
         centers: CenterMethod | Tensor = "mds",
         quantization: float = 1e-4,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         pair_weight: float = 1.0,
         pair_from: int = 9,
         generator: torch.Generator | None = None,
@@ -145,7 +157,7 @@ class MDSHCLoss(CenterLoss):
         self.bank = bank
         self.attraction = _Attraction()
         if bank is not None:
-            self.requires = self.requires | {"bank", "indices"}
+            self.requires = self.requires | ({"bank", "indices"} if bank.needs_indices else {"bank"})
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def forward(
@@ -156,16 +168,19 @@ class MDSHCLoss(CenterLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             codes: ``(B, bits)`` floating-point.
-            labels: ``(B,)`` class ids or ``(B, C)`` multi-hot; rows without a label are left out.
+            labels: ``(B,)`` class ids or ``(B, C)`` multi-hot, without a bank also soft; rows without a label
+                are left out.
             indices: integers ``(B,)``, rows of the training set; needed with a bank in training mode.
             ref_codes: ``(B, bits)``, codes of the same images that are written into the bank instead of
                 ``codes``; only with a bank.
             ref_labels: not used by this loss; None.
+            reduction: see :meth:`CSQLoss.forward`; the pair term has a value for each row too.
 
         Returns:
             0-dim, float32 (float64 for float64 codes), whatever autocast does; 0 without any label.
@@ -178,30 +193,51 @@ class MDSHCLoss(CenterLoss):
         """
         if ref_labels is not None or (ref_codes is not None and self.bank is None):
             refuse_reference("MDSHCLoss")
-        loss = mdshc_loss(codes, labels, centers=self.centers, quantization=self.quantization)
+        self._parts = {}
+        loss = mdshc_loss(
+            codes,
+            labels,
+            centers=self.centers,
+            quantization=self.quantization,
+            reduction=reduction,
+            parts=self._parts,
+        )
         if self.bank is None:
             return loss
         stored = codes if ref_codes is None else ref_codes
-        return loss + self._against_bank(self.bank, codes, stored, labels, indices)
+        return loss + self._against_bank(self.bank, codes, stored, labels, indices, reduction)
 
     @torch.compiler.disable  # its checks read values, so that no graph could hold it
     def _against_bank(
-        self, bank: CodeBank, codes: Tensor, stored: Tensor, labels: Tensor, indices: Tensor | None
+        self,
+        bank: CodeMemory,
+        codes: Tensor,
+        stored: Tensor,
+        labels: Tensor,
+        indices: Tensor | None,
+        reduction: Reduction,
     ) -> Tensor:
         """Write ``stored`` into the bank (in a training step), and return the weighted pair term."""
-        if indices is None and self.training:
+        if indices is None and bank.needs_indices and self.training:
             raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
         labels = as_labels(labels, length=check_codes(stored, name="ref_codes").shape[0])
         rows, labels = bank.check(indices, stored, labels)
         # Without gradients this is no training step, whatever the mode of the loss: see loss.eval().
-        if self.training and rows is not None and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             kind = "codes" if stored is codes else "the ref_codes of MDSHCLoss"
             bank.write(rows, stored, labels, kind=kind)
         if not self.pair_weight or int(self.epochs) < self.pair_from:
             return codes.new_zeros(())
         pair_term = self.attraction.compare(
-            upcast(codes), labels, bank.codes, bank.labels, counted=bank.seen, over_ranks=True
+            upcast(codes),
+            labels,
+            bank.codes,
+            bank.labels,
+            counted=bank.seen,
+            over_ranks=True,
+            reduction=reduction,
         )
+        self._parts["pairs"] = self.pair_weight * self.attraction.parts()["pairs"]
         return self.pair_weight * pair_term
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._classes import CenterLoss
-from hybridhash.losses._inputs import class_batch, mean_over_labelled, refuse_reference
+from hybridhash.losses._inputs import Reduction, class_batch, label_shares, reduce_rows, refuse_reference
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.pairwise import cosines
 
@@ -23,16 +23,20 @@ def orthohash_loss(
     scale: float = 8.0,
     margin: float = 0.2,
     quantization: float = 0.0,
+    reduction: Reduction = "mean",
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the cosine cross entropy of a batch against fixed codes; see :class:`OrthoHashLoss`.
 
     Args:
         codes: ``(B, bits)`` floating-point.
-        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
+        labels: ``(B,)`` class ids or ``(B, C)`` multi-hot or soft.
         centers: ±1 ``(C, bits)``.
         scale: s > 0.
         margin: m >= 0.
         quantization: weight of ``1 - cos(v, sign v)``.
+        reduction: "none" returns the losses of the rows, ``(B,)``, 0 without a label.
+        parts: a dict that gets the mean of each term of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes).
@@ -50,18 +54,17 @@ def orthohash_loss(
     check_positive(scale=scale)
     check_not_negative(margin=margin, quantization=quantization)
     num_classes, bits = centers.shape
-    codes, labels = class_batch(codes, labels, num_classes=num_classes, bits=bits)
+    codes, labels = class_batch(codes, labels, num_classes=num_classes, bits=bits, soft=True)
     with torch.autocast(codes.device.type, enabled=False):
         targets = to_multi_hot(labels, num_classes).to(codes.dtype)
         logits = scale * (cosines(codes, centers.to(codes.dtype)) - margin * targets)
         # An image with several labels shares its weight between them.
-        share = targets / targets.sum(1, keepdim=True).clamp(min=1)
-        losses = -(share * logits.log_softmax(1)).sum(1)
+        terms = {"centers": -(label_shares(targets) * logits.log_softmax(1)).sum(1)}
         if quantization:
             # cos(v, sign v) = |v|_1 / (|v|_2 sqrt(bits)), the cosine of |v| with the codeword of ones.
             ones = codes.new_ones(1, bits)
-            losses = losses + quantization * (1 - cosines(codes.abs(), ones)[:, 0])
-        return mean_over_labelled(losses, labels)
+            terms["quantization"] = quantization * (1 - cosines(codes.abs(), ones)[:, 0])
+        return reduce_rows(terms, labels, reduction=reduction, parts=parts)
 
 
 class OrthoHashLoss(CenterLoss):
@@ -71,8 +74,8 @@ class OrthoHashLoss(CenterLoss):
         L = -\frac{1}{B} \sum_i \sum_c \frac{y_{ic}}{\sum_d y_{id}} \log p_{ic}, \quad
         p_i = \mathrm{softmax}_c\, s (\cos(v_i, c) - m y_{ic})
 
-    over the rows that have a label; y are the multi-hot labels. The paper's network ends in a linear layer
-    without bias and a batch normalisation, which balances the bits.
+    over the rows that have a label; y are the multi-hot or soft labels. The paper's network ends in a linear
+    layer without bias and a batch normalisation, which balances the bits.
 
     Args:
         num_classes: number of classes C.
@@ -123,10 +126,12 @@ class OrthoHashLoss(CenterLoss):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch; arguments, result and errors as :meth:`CSQLoss.forward`."""
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("OrthoHashLoss")
+        self._parts = {}
         return orthohash_loss(
             codes,
             labels,
@@ -134,6 +139,8 @@ class OrthoHashLoss(CenterLoss):
             scale=self.scale,
             margin=self.margin,
             quantization=self.quantization,
+            reduction=reduction,
+            parts=self._parts,
         )
 
     def extra_repr(self) -> str:

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hybridhash.labels import as_labels, labelled, shared_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
-from hybridhash.losses._inputs import check_codes, upcast
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses._inputs import HasParts, Reduction, check_codes, upcast
+from hybridhash.losses.bank import CodeMemory
 
 __all__ = [
     "Affinity",
@@ -162,7 +163,7 @@ class _SumInChunks(torch.autograd.Function):
         return grads[0] * grad, None, None
 
 
-class PairwiseLoss(nn.Module, ABC):
+class PairwiseLoss(HasParts, ABC):
     r"""Base of all pairwise losses: state the loss of a pair, and everything else is done.
 
     .. math::
@@ -184,7 +185,8 @@ class PairwiseLoss(nn.Module, ABC):
         requires: What a training loop must provide, see :func:`hybridhash.losses.create_loss`.
 
     Args:
-        bank: Memory of the training set's codes, to compare a batch with; None compares within the batch.
+        bank: Memory of codes to compare a batch with, a :class:`CodeBank` of the training set or a
+            :class:`CodeQueue` of a stream; None compares within the batch.
         exclude_self: Leave out the pair of an item with itself.
 
     Example:
@@ -200,11 +202,11 @@ class PairwiseLoss(nn.Module, ABC):
     count_self: bool = False
     requires: frozenset[str] = frozenset()
 
-    def __init__(self, *, bank: CodeBank | None = None, exclude_self: bool = False) -> None:
+    def __init__(self, *, bank: CodeMemory | None = None, exclude_self: bool = False) -> None:
         super().__init__()
         self.bank = bank
         if bank is not None:
-            self.requires = self.requires | {"bank", "indices"}
+            self.requires = self.requires | ({"bank", "indices"} if bank.needs_indices else {"bank"})
         self.exclude_self = exclude_self
 
     @abstractmethod
@@ -237,6 +239,7 @@ class PairwiseLoss(nn.Module, ABC):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the loss of a batch.
 
@@ -246,6 +249,9 @@ class PairwiseLoss(nn.Module, ABC):
             indices: integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
             ref_codes: ``(M, bits)``, codes to compare the batch with; they get no gradient. Not with a bank.
             ref_labels: ``(M,)`` or ``(M, C)``, labels of ``ref_codes``.
+            reduction: "none" returns a value for each row of the batch, ``(B,)``, whose mean is the loss:
+                ``B`` times its weighted pairs, plus its penalty. Under ``torch.distributed`` they are those
+                of the joined batch, in the order of the ranks.
 
         Returns:
             0-dim, float32 (float64 for float64 codes), whatever autocast does. More than about a million
@@ -266,11 +272,11 @@ class PairwiseLoss(nn.Module, ABC):
                 raise ValueError(
                     "this loss compares with its bank: make one without a bank to give ref_codes"
                 )
-            return self._against_bank(self.bank, codes, labels, indices)
+            return self._against_bank(self.bank, codes, labels, indices, reduction)
         if ref_codes is not None and ref_labels is not None:
             ref_codes = check_codes(ref_codes, bits=codes.shape[1], name="ref_codes").detach()
             ref_labels = as_labels(ref_labels, length=ref_codes.shape[0], name="ref_labels")
-            return self.compare(codes, labels, ref_codes, ref_labels, over_ranks=True)
+            return self.compare(codes, labels, ref_codes, ref_labels, over_ranks=True, reduction=reduction)
         if ref_codes is not None:
             raise ValueError("ref_codes was given without ref_labels: give both, or neither")
         if ref_labels is not None:
@@ -278,17 +284,19 @@ class PairwiseLoss(nn.Module, ABC):
         # Both sides are the batch of all processes, and both get the gradient.
         codes, labels = gather_rows(codes), gather_rows(labels)
         self_index = torch.arange(codes.shape[0], device=codes.device) if self.exclude_self else None
-        return self.compare(codes, labels, codes, labels, self_index=self_index)
+        return self.compare(codes, labels, codes, labels, self_index=self_index, reduction=reduction)
 
     @torch.compiler.disable  # its checks read values, so that no graph could hold it
-    def _against_bank(self, bank: CodeBank, codes: Tensor, labels: Tensor, indices: Tensor | None) -> Tensor:
+    def _against_bank(
+        self, bank: CodeMemory, codes: Tensor, labels: Tensor, indices: Tensor | None, reduction: Reduction
+    ) -> Tensor:
         """Write the batch into the bank (in a training step), then compare it with the bank."""
         rows, labels = bank.check(indices, codes, labels)
-        if rows is None and (self.training or self.exclude_self):
+        if rows is None and bank.needs_indices and (self.training or self.exclude_self):
             raise ValueError("indices are needed with a bank: the rows of the batch in the training set")
         # Without gradients this is no training step, whatever the mode of the loss: see loss.eval().
-        if self.training and rows is not None and torch.is_grad_enabled():
-            bank.write(rows, codes, labels)
+        if self.training and torch.is_grad_enabled():
+            rows = bank.write(rows, codes, labels)
         return self.compare(
             codes,
             labels,
@@ -297,6 +305,7 @@ class PairwiseLoss(nn.Module, ABC):
             counted=None if bank.count_unseen else bank.seen,
             self_index=rows if self.exclude_self else None,
             over_ranks=True,
+            reduction=reduction,
         )
 
     def compare(
@@ -309,6 +318,7 @@ class PairwiseLoss(nn.Module, ABC):
         counted: Tensor | None = None,
         self_index: Tensor | None = None,
         over_ranks: bool = False,
+        reduction: Reduction = "mean",
         chunk_size: int | None = None,
     ) -> Tensor:
         """Compute the loss of two sides; :meth:`forward` chooses them, checks them, and calls this.
@@ -322,12 +332,15 @@ class PairwiseLoss(nn.Module, ABC):
             self_index: int64 ``(B,)``, the row of ``ref_codes`` that is the item itself. Its pair is left
                 out. None leaves out no pair.
             over_ranks: Sum over the ``codes`` of all processes.
+            reduction: "none" for a value of each row, see :meth:`forward`.
             chunk_size: Take so many rows of ``ref_codes`` at once. None takes all of them if there are at
                 most about a million pairs, or if ``ref_codes is codes``.
 
         Returns:
             0-dim, dtype of ``codes``.
         """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
         num_refs, bits = ref_codes.shape
         # What a reference code needs: its copy, and its pairs with the batch.
         width = bits + codes.shape[0]
@@ -369,7 +382,7 @@ class PairwiseLoss(nn.Module, ABC):
                 of_similar, of_dissimilar = scale * of_similar, scale * of_dissimilar
 
             def chunk_sum(codes: Tensor, start: int, stop: int) -> Tensor:
-                """Sum the weighted losses of the pairs of a chunk."""
+                """Sum the weighted losses of the pairs of a chunk, all of them or those of each row."""
                 s = label_affinity(labels, ref_labels[start:stop], self.affinity, codes.dtype)
                 # A copy, because a bank may be written to before the backward pass.
                 chunk = ref_codes[start:stop].to(codes.dtype, copy=True)
@@ -379,21 +392,35 @@ class PairwiseLoss(nn.Module, ABC):
                 similar = s if self.affinity == "binary" else (s > 0).to(s.dtype)
                 more = (of_similar - of_dissimilar) * keep
                 weight = torch.addcmul(of_dissimilar * keep, similar, more)
+                if reduction == "none":
+                    return (weight * losses).sum(1)
                 return torch.dot(weight.flatten(), losses.flatten())
 
             if len(chunks) == 1:
-                loss = chunk_sum(codes, 0, num_refs)
+                pairs = chunk_sum(codes, 0, num_refs)
+            elif reduction == "none":
+                # The backward pass computes each chunk again: there is a gradient for each row.
+                parts = [checkpoint(chunk_sum, codes, *chunk, use_reentrant=False) for chunk in chunks]
+                pairs = torch.stack(parts).sum(0)
             else:
-                loss = _sum_in_chunks(chunk_sum, codes, chunks)
+                pairs = _sum_in_chunks(chunk_sum, codes, chunks)
 
+            # Each process adds its share of the mean over the batch of all.
+            count = torch.tensor(codes.shape[0], dtype=codes.dtype, device=codes.device)
+            if over_ranks:
+                count = sum_over_ranks(count)
+            terms = {"pairs": pairs.sum()}
             penalties = self.penalty(codes, labels)
             if penalties is not None:
-                # Each process adds its share of the mean over the batch of all.
-                count = torch.tensor(codes.shape[0], dtype=codes.dtype, device=codes.device)
-                if over_ranks:
-                    count = sum_over_ranks(count)
-                loss = loss + penalties.sum() / count.clamp(min=1)
-            return sum_over_ranks(loss) if over_ranks else loss
+                terms["penalty"] = penalties.sum() / count.clamp(min=1)
+            values = torch.stack(list(terms.values()))
+            if over_ranks:
+                values = sum_over_ranks(values)
+            self._parts = dict(zip(terms, values.detach().unbind(), strict=True))
+            if reduction == "mean":
+                return values.sum()
+            rows = count * pairs if penalties is None else count * pairs + penalties
+            return gather_rows(rows) if over_ranks else rows
 
     def extra_repr(self) -> str:
         settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}

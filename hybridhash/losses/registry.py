@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridhash.labels import as_labels
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeBank, CodeMemory
+from hybridhash.losses.centers import hash_centers
 from hybridhash.losses.cnnh import cnnh_codes
+from hybridhash.losses.nested import NestedLoss, check_lengths
 
 __all__ = ["create_loss", "create_loss_for", "list_losses"]
 
 
 def _classes() -> dict[str, type[nn.Module]]:
-    """Return every public loss class by its name without "Loss", in lower case."""
+    """Return every public loss class by its name without "Loss", in lower case.
+
+    NestedLoss is no method, but made of the losses of methods.
+    """
     from hybridhash import losses
 
-    found = {name: getattr(losses, name) for name in losses.__all__ if name.endswith("Loss")}
+    names = (name for name in losses.__all__ if name.endswith("Loss") and name != "NestedLoss")
+    found = {name: getattr(losses, name) for name in names}
     found = {name: cls for name, cls in found.items() if not inspect.isabstract(cls)}
     return {name.removesuffix("Loss").lower(): found[name] for name in sorted(found, key=str.lower)}
 
@@ -87,9 +94,10 @@ def create_loss_for(
     labels: Tensor,
     bits: int,
     *,
+    lengths: Sequence[int] | None = None,
     num_classes: int | None = None,
     model: nn.Module | None = None,
-    bank: CodeBank | bool = False,
+    bank: CodeMemory | bool = False,
     count_unseen: bool = False,
     generator: torch.Generator | None = None,
     **kwargs: Any,
@@ -107,10 +115,13 @@ def create_loss_for(
         name: one of :func:`list_losses`.
         labels: ``(N,)`` class ids or ``(N, C)`` multi-hot, of the whole training set.
         bits: code length.
+        lengths: code lengths that one network is to be good at, ascending; the last is ``bits``. One loss is
+            made for each of them, and returned as a :class:`NestedLoss`. Centers and target codes of a length
+            are the first bits of those of the longest; ``centers`` is "nested" unless given.
         num_classes: number of classes. None takes the number of columns, or one more than the largest id.
         model: the network, for losses that regularise its last layer.
-        bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A bank of
-            your own works too.
+        bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A
+            bank of your own works too, and so does a :class:`CodeQueue`.
         count_unseen: whether the bank made here counts rows that were never visited.
         generator: source of the random choices.
         **kwargs: other arguments of the class; they win over those above.
@@ -120,13 +131,16 @@ def create_loss_for(
 
     Raises:
         TypeError: an argument that the class does not take.
-        ValueError: no loss of that name, or a bank for a loss that has none.
+        ValueError: no loss of that name, a bank for a loss that has none, lengths that do not ascend to
+            ``bits``, or a bank of your own for several lengths.
 
     Example:
         >>> create_loss_for("csq", torch.tensor([0, 1, 2]), bits=16).centers.shape
         torch.Size([3, 16])
         >>> create_loss_for("wml", torch.tensor([0, 1, 2]), bits=16, bank=True).bank.num_samples
         3
+        >>> create_loss_for("csq", torch.tensor([0, 1, 2]), bits=16, lengths=(8, 16)).lengths
+        (8, 16)
     """
     labels = as_labels(labels)
     loss_class = _class_of(name)
@@ -136,6 +150,15 @@ def create_loss_for(
         raise ValueError(f"{loss_class.__name__} has no bank; those with one: {', '.join(with_bank)}")
     if num_classes is None:
         num_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    if lengths is not None:
+        shared: dict[str, Any] = {
+            "num_classes": num_classes,
+            "model": model,
+            "bank": bank,
+            "count_unseen": count_unseen,
+            "generator": generator,
+        }
+        return _nested(name, labels, bits, lengths, takes, shared, kwargs)
     known: dict[str, Any] = {
         "num_classes": num_classes,
         "bits": bits,
@@ -150,7 +173,7 @@ def create_loss_for(
     get_classifier: Any = getattr(model, "get_classifier", None)
     if "layers" in takes and get_classifier is not None:
         known["layers"] = get_classifier()
-    if isinstance(bank, CodeBank):
+    if isinstance(bank, CodeMemory):
         known["bank"] = bank
     elif bank:
         # Class ids compare faster, but these two fit a classifier to one-hot rows.
@@ -159,3 +182,42 @@ def create_loss_for(
         known["bank"] = CodeBank(len(labels), bits, columns, count_unseen=count_unseen)
     given = {key: value for key, value in known.items() if key in takes}
     return create_loss(name, **{**given, **kwargs})
+
+
+def _nested(
+    name: str,
+    labels: Tensor,
+    bits: int,
+    lengths: Sequence[int],
+    takes: Mapping[str, inspect.Parameter],
+    shared: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> NestedLoss:
+    """Return a NestedLoss of one loss for each length, whose targets are prefixes of those of all bits."""
+    lengths = check_lengths(tuple(lengths))
+    if lengths[-1] != bits:
+        raise ValueError(f"lengths must end with the code length {bits}, got {lengths}")
+    if isinstance(shared["bank"], CodeBank):
+        raise ValueError("a bank of your own is of one length: bank=True makes one for each")
+    generator = shared["generator"]
+    targets: dict[str, Tensor] = {}
+    if "centers" in takes:
+        centers = kwargs.get("centers", "nested")
+        if not isinstance(centers, Tensor):
+            centers = hash_centers(shared["num_classes"], bits, centers, generator)
+        targets["centers"] = centers
+    if "target_codes" in takes:
+        given = kwargs.get("target_codes")
+        targets["target_codes"] = cnnh_codes(labels, bits, generator) if given is None else given
+    for key, target in targets.items():
+        if target.ndim != 2 or target.shape[1] != bits:
+            raise ValueError(f"{key} must have {bits} bits, got shape {tuple(target.shape)}")
+    losses = {}
+    for length in lengths:
+        cut = {key: target[:, :length] for key, target in targets.items()}
+        losses[length] = create_loss_for(name, labels, length, **shared, **{**kwargs, **cut})
+    # Bits on which the centers of several labels are undecided take one side, whatever the length.
+    for length, loss in losses.items():
+        if "tie_bits" in dict(loss.named_buffers()):
+            loss.get_buffer("tie_bits").copy_(losses[bits].get_buffer("tie_bits")[:length])
+    return NestedLoss(losses)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_not_negative
-from hybridhash.losses._inputs import pair_batch, refuse_reference
+from hybridhash.losses._inputs import add_up, pair_batch, refuse_reference
 from hybridhash.losses.dh import DHLoss, regularize
 from hybridhash.losses.pairwise import squared_distances
 
@@ -22,6 +22,7 @@ def supervised_dh_loss(
     quantization: float = 0.001,
     variance: float = 1.0,
     alpha: float = 1.0,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute quantisation minus variance and class separation, see :class:`SupervisedDHLoss`.
 
@@ -31,6 +32,7 @@ def supervised_dh_loss(
         quantization: lambda0, 0 or more.
         variance: lambda1, 0 or more.
         alpha: weight of the classes, 0 or more.
+        parts: a dict that gets the terms of the loss, detached. None notes nothing.
 
     Returns:
         0-dim, float32 (float64 for float64 codes); may be negative.
@@ -58,7 +60,7 @@ def supervised_dh_loss(
         within = (distances * similar).sum() / similar.sum().clamp(min=1)
         between = (distances * dissimilar).sum() / dissimilar.sum().clamp(min=1)
         j2 = codes.square().sum() / (2 * rows) + alpha / 2 * (between - within)
-        return quantization * j1 - variance * j2
+        return add_up({"quantization": quantization * j1, "variance": -variance * j2}, parts)
 
 
 class SupervisedDHLoss(DHLoss):
@@ -144,11 +146,18 @@ class SupervisedDHLoss(DHLoss):
             refuse_reference("SupervisedDHLoss")
         if labels is None:
             raise ValueError("labels are needed: this is the supervised loss; DHLoss needs none")
+        self._parts = {}
         return regularize(
             supervised_dh_loss(
-                codes, labels, quantization=self.quantization, variance=self.variance, alpha=self.alpha
+                codes,
+                labels,
+                quantization=self.quantization,
+                variance=self.variance,
+                alpha=self.alpha,
+                parts=self._parts,
             ),
             self.layers,
+            self._parts,
             orthogonality=self.orthogonality,
             weight_decay=self.weight_decay,
         )

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridhash._checks import check_integer, check_positive
-from hybridhash.losses._inputs import PairBatch, pair_batch
+from hybridhash.losses._inputs import HasParts, PairBatch, pair_batch
 
 __all__ = ["TieAwareAPLoss", "check_settings", "distance_levels", "soft_histogram", "tie_aware_ap_loss"]
 
@@ -115,7 +115,7 @@ def soft_histogram(weights: Tensor, lower: Tensor, share: Tensor, levels: int) -
     return counts.scatter_add(1, lower + 1, weights * share)
 
 
-class TieAwareAPLoss(nn.Module):
+class TieAwareAPLoss(HasParts):
     r"""1 minus the relaxed tie-aware average precision (TALR), each item as a query for the others.
 
     .. math::
@@ -179,9 +179,11 @@ class TieAwareAPLoss(nn.Module):
             ValueError: shapes that do not fit each other, or one of ``ref_codes`` and ``ref_labels`` without
                 the other.
         """
-        return tie_aware_ap_loss(
+        loss = tie_aware_ap_loss(
             codes, labels, ref_codes=ref_codes, ref_labels=ref_labels, bins=self.bins, gamma=self.gamma
         )
+        self._parts = {"precision": loss.detach()}
+        return loss
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, gamma={self.gamma}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridhash.losses._inputs import pair_batch
+from hybridhash.losses._inputs import HasParts, pair_batch
 from hybridhash.losses.tieawareap import check_settings, distance_levels, soft_histogram
 
 __all__ = ["TieAwareNDCGLoss", "tie_aware_ndcg_loss"]
@@ -65,7 +65,7 @@ def tie_aware_ndcg_loss(
         return ((1 - ndcg) * counted).sum() / counted.sum().clamp(min=1)
 
 
-class TieAwareNDCGLoss(nn.Module):
+class TieAwareNDCGLoss(HasParts):
     r"""1 minus the relaxed tie-aware NDCG (TALR), each item as a query for the others.
 
     .. math::
@@ -110,9 +110,11 @@ class TieAwareNDCGLoss(nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of a batch; arguments and result as :meth:`TieAwareAPLoss.forward`."""
-        return tie_aware_ndcg_loss(
+        loss = tie_aware_ndcg_loss(
             codes, labels, ref_codes=ref_codes, ref_labels=ref_labels, bins=self.bins, gamma=self.gamma
         )
+        self._parts = {"ndcg": loss.detach()}
+        return loss
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, gamma={self.gamma}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.losses import quantizers
-from hybridhash.losses.bank import CodeBank
+from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, balanced, log_likelihood
 
 __all__ = ["WMLLoss", "wml_loss"]
@@ -84,7 +84,7 @@ class WMLLoss(PairwiseLoss):
         self,
         alpha: float = 0.5,
         *,
-        bank: CodeBank | None = None,
+        bank: CodeMemory | None = None,
         jaccard: bool = False,
         exclude_self: bool = False,
         quantization: float = 0.0,

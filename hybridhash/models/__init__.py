@@ -1,6 +1,7 @@
 """Networks that hash images. Importing this registers ``hybridhash_*`` and ``hash_model`` with timm."""
 
 from hybridhash._moved import moved
+from hybridhash.models.batch_norm import reestimate_batch_norm
 from hybridhash.models.checkpoint import checkpoint_filter_fn, load_checkpoint
 from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.fit import fit_hash_head, fit_hash_layer
@@ -20,6 +21,7 @@ __all__ = [
     "fit_hash_layer",
     "list_heads",
     "load_checkpoint",
+    "reestimate_batch_norm",
 ]
 
 __getattr__ = moved(

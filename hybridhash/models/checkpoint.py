@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor
+from torch.nn.init import dirac_
 
 from hybridhash.models.blocks import Attention, merge_blocks, split_blocks
 
@@ -54,7 +55,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
 
     - that of the model itself;
     - timm's NesT (``nest_*_jx``): its classifier and surplus layers are dropped, and what it lacks (global
-      branches, hash layer) is filled in so that ``forward_features`` computes what NesT computes;
+      branches, hash layer) is filled in so that ``forward_features`` computes what NesT computes, and the
+      hash layer max-pools that map;
     - that of the public HybridHash reference.
 
     Position embeddings are resampled to the grid of the model. ``head.fc`` is passed on unchanged; timm drops
@@ -245,10 +247,7 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
         del mapped[key]
     for key, value in expected.items():
         if key not in mapped and _NEW_IN_HYBRIDHASH.search(key):
-            # A zero projection silences the branch until it is trained; the maps before it start at random,
-            # so that every one of them gets a gradient.
-            silent = ".global_branch.attn.proj." in key
-            mapped[key] = torch.zeros_like(value) if silent else value.clone()
+            mapped[key] = _start_of(key, value)
     if model.num_classes > 0:
         warnings.warn(
             "the weights are NesT's backbone: the hash layer is untrained, so train the model (see "
@@ -256,6 +255,18 @@ def _from_nest(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Te
             stacklevel=2,
         )
     return mapped
+
+
+def _start_of(key: str, value: Tensor) -> Tensor:
+    """Return the first weights of a part that NesT lacks, given those of the model."""
+    if ".global_branch.attn.proj." in key:
+        # Silences the branch until it is trained; the maps before it start at random, so that every one of
+        # them gets a gradient.
+        return torch.zeros_like(value)
+    if key.endswith((".local_row.weight", ".local_col.weight")):
+        # The hash layer passes NesT's map on to its max-pooling, whatever the seed.
+        return dirac_(torch.empty_like(value))
+    return value.clone()
 
 
 def _warn_if_most_are_dropped(layers: Sequence[str], model: HybridHash) -> None:

@@ -386,7 +386,7 @@ def _check_stages(
 
 @torch.no_grad()
 def _add_identity(conv: nn.Conv2d) -> None:
-    """Add the identity, so that a pretrained map passes the convolution instead of being scrambled."""
+    """Add the identity, so that the map itself is a part of what comes out, beside the random mixture."""
     rows, cols = conv.kernel_size
     conv.weight[:, :, rows // 2, cols // 2].diagonal().add_(1.0)
 

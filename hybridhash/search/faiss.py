@@ -23,6 +23,8 @@ from hybridhash.search.interface import (
     nearest_first,
     new_rows,
     query_rows,
+    real_queries,
+    rescored,
     result_count,
 )
 from hybridhash.search.shared_lock import SharedLock
@@ -264,28 +266,50 @@ class FaissIndex:
         codes: Tensor | HashCodes,
         top_k: int | None,
         *,
+        rescore: int = 1,
         among: Ids | None = None,
         model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
-        The codes ``among`` some ids are compared one by one, so the result is exact with every kind.
+        The codes ``among`` some ids are compared one by one, so the result is exact with every kind, and so
+        are the candidates if ``rescore`` is above 1.
 
         Raises:
-            TypeError, ValueError: ``top_k`` is below 1, the index is empty, there is no query, the codes
-                have other bits or another model, or ``among`` are no ids as those of the index.
+            TypeError, ValueError: ``top_k`` or ``rescore`` is below 1, the index is empty, there is no query,
+                the codes have other bits or another model, ``among`` are no ids as those of the index, or
+                ``rescore`` is above 1 and the queries are packed or not finite.
+
+        Example:
+            >>> index = FaissIndex(bits=2)
+            >>> index.add(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+            >>> query = torch.tensor([[0.1, 0.9]])
+            >>> index.search(query, top_k=1)  # one bit differs from each
+            (tensor([[1]], dtype=torch.int16), tensor([[0]]))
+            >>> index.search(query, top_k=1, rescore=2)  # and that of the first is the surer one
+            (tensor([[0.8000]]), tensor([[1]]))
         """
+        check_integer("rescore", rescore, 1)
         with self._lock.reading():
             query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
+            values = real_queries(codes, rescore) if rescore > 1 else None
             if among is None:
-                return self._nearest(query, result_count(top_k, len(self)))
+                count = result_count(top_k, len(self))
+                if values is None:
+                    return self._nearest(query, count)
+                ids, packed = self._candidates(query, min(rescore * count, len(self)))
+                return rescored(values, packed, ids, count)
             chosen = self._codes_of(among)
+        assert chosen.ids is not None
         count = result_count(top_k, len(chosen))
         if count == 0:
-            return torch.empty(len(query), 0, dtype=torch.int16), torch.empty(len(query), 0).long()
-        distances, rows = hamming_topk(HashCodes(torch.from_numpy(query), self.bits), chosen, count)
-        assert chosen.ids is not None
-        return distances, chosen.ids[rows]
+            first = torch.empty(len(query), 0, dtype=torch.int16 if values is None else torch.float32)
+            return first, torch.empty(len(query), 0).long()
+        reach = min(rescore * count, len(chosen))
+        distances, rows = hamming_topk(HashCodes(torch.from_numpy(query), self.bits), chosen, reach)
+        if values is None:
+            return distances, chosen.ids[rows]
+        return rescored(values, chosen.packed[rows].numpy(), chosen.ids[rows].numpy(), count)
 
     @renamed_arguments(model="model_id")
     def range_search(
@@ -498,6 +522,23 @@ class FaissIndex:
                 ids = ids.clamp(min=-1)
                 return distances[:, :count].contiguous(), ids[:, :count].contiguous()
             reach = min(2 * reach, self.index.ntotal)
+
+    def _candidates(self, query: Array, count: int) -> tuple[Array, Array]:
+        """Return ids and codes of the ``count`` nearest rows of each query that were not removed."""
+        reach = count
+        while True:
+            rows, packed = _kinds().nearest_codes(self.index, self.kind, query, reach)
+            ids = np.where(rows < 0, -1, self._ids()[rows])
+            if self._removed == 0:
+                return ids, packed
+            removed = ids == _REMOVED
+            if (~removed).sum(1).min() >= count or reach == self.index.ntotal:
+                break
+            reach = min(2 * reach, self.index.ntotal)
+        # A stable sort puts those removed last and leaves the others nearest first.
+        order = np.argsort(removed, axis=1, kind="stable")[:, :count]
+        ids = np.take_along_axis(ids, order, axis=1)
+        return np.maximum(ids, -1), np.take_along_axis(packed, order[:, :, None], axis=1)
 
     def _within(self, query: Array, radius: int) -> tuple[Array, Array]:
         """Return distances and ids of one query within ``radius``, by search for ever more neighbours."""

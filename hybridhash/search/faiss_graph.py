@@ -73,16 +73,21 @@ class CodeGraph:
 
         Rows whose id in ``id_map`` is negative are among them, behind others at the same distance.
         """
+        distances, rows = self.nearest_rows(query, top_k)
+        return distances, np.where(rows < 0, -1, view(self.id_map)[rows])
+
+    def nearest_rows(self, query: Array, top_k: int) -> tuple[Array, Array]:
+        """Do the same, but return row numbers in place of ids."""
         few = self.index.ntotal <= _SCANNED
         engine = faiss.downcast_IndexBinary(self.index.storage) if few else self.index
         node_distances, nodes = engine.search(query, min(top_k, self.index.ntotal))
         distances = np.zeros((len(query), top_k), np.int64)
-        ids = np.full((len(query), top_k), -1)
-        for row in range(len(query)):
-            found_distances, found_ids = self._of_nodes(node_distances[row], nodes[row], top_k)
-            distances[row, : len(found_ids)] = found_distances
-            ids[row, : len(found_ids)] = found_ids
-        return distances, ids
+        rows = np.full((len(query), top_k), -1)
+        for i in range(len(query)):
+            found_distances, found = self._of_nodes(node_distances[i], nodes[i], top_k)
+            distances[i, : len(found)] = found_distances
+            rows[i, : len(found)] = found
+        return distances, rows
 
     def reset(self) -> None:
         """Remove all rows and nodes."""
@@ -103,14 +108,14 @@ class CodeGraph:
         self._nodes = SortedPairs()  # of each code
 
     def _of_nodes(self, distances: Array, nodes: Array, top_k: int) -> tuple[Array, Array]:
-        """Return distances and ids of the ``top_k`` nearest rows of some nodes, which are nearest first."""
+        """Return distances and numbers of the ``top_k`` nearest rows of some nodes, nearest first."""
         distances, nodes = distances[nodes >= 0], nodes[nodes >= 0]
         sizes = view(self._sizes)[nodes]
         needed = np.cumsum(sizes) - sizes < top_k  # the nodes before it have too few rows
         positions, rows = self._rows.find(nodes[needed])
         distances, ids = distances[positions], view(self.id_map)[rows]
         order = np.lexsort((ids, ids < 0, distances))[:top_k]
-        return distances[order], ids[order]
+        return distances[order], rows[order]
 
     def _know(self, codes: Array, nodes: Array) -> None:
         """Note the nodes of codes."""

@@ -15,6 +15,7 @@ from hybridhash.search.sorted_pairs import Array
 __all__ = [
     "apply_options",
     "checked_options",
+    "nearest_codes",
     "new_index",
     "read_index",
     "row_ids",
@@ -137,6 +138,29 @@ def stored_codes(index: Any, kind: str, rows: Array) -> Array:
             content = faiss.rev_swig_ptr(lists.get_codes(number), size * width)
             codes[members] = content.reshape(size, width)
     return codes[rows]
+
+
+def nearest_codes(index: Any, kind: str, query: Array, count: int) -> tuple[Array, Array]:
+    """Return the rows of the ``count`` nearest codes of each query, and these codes, nearest first.
+
+    Returns:
+        ``(rows, packed)``: int64 ``(Nq, count)``, -1 where nothing was found, and uint8
+        ``(Nq, count, width)``, anything there.
+    """
+    if kind == "hnsw":
+        _, rows = index.nearest_rows(query, count)
+        return rows, stored_codes(index, kind, rows)
+    base = faiss.downcast_IndexBinary(index.index)
+    if kind != "ivf":
+        _, rows = base.search(query, count)
+        return rows, stored_codes(index, kind, rows)
+    # The codes are in the lists, which have no order by row, so FAISS takes them while it searches.
+    distances = np.empty((len(query), count), np.int32)
+    rows = np.empty((len(query), count), np.int64)
+    packed = np.empty((len(query), count, base.d // 8), np.uint8)
+    pointers = (faiss.swig_ptr(array) for array in (distances, rows, packed))
+    base.search_and_reconstruct(len(query), faiss.swig_ptr(query), count, *pointers)
+    return rows, packed
 
 
 def writers(index: Any, kind: str) -> dict[str, Callable[[Write], object]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import from_numpy
 from hybridhash.codes import HashCodes, as_packed
 from hybridhash.search.ids import Ids, as_numbers, check_distinct
 from hybridhash.search.sorted_pairs import Array
@@ -22,8 +23,12 @@ __all__ = [
     "nearest_first",
     "new_rows",
     "query_rows",
+    "real_queries",
+    "rescored",
     "result_count",
 ]
+
+_PRECISION = 40  # bits of a query's values, counted from that of its largest
 
 
 @runtime_checkable
@@ -63,6 +68,7 @@ class SearchIndex(Protocol):
         codes: Tensor | HashCodes,
         top_k: int | None,
         *,
+        rescore: int = 1,
         among: Ids | None = None,
         model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -70,10 +76,19 @@ class SearchIndex(Protocol):
 
         With ``among``, only codes of these ids are found; ids that the index does not hold are ignored.
 
+        A Hamming distance sees the signs of a query, and not how far from 0 its values are. With ``rescore``
+        above 1, the ``rescore * top_k`` nearest codes are candidates. Of these, the ``top_k`` with the
+        largest scores are found: the inner products ``<q, s>`` of the real-valued query ``q`` with the signs
+        ``s`` of the codes, -1 or +1. Queries must be real-valued then; packed ones have no magnitudes. Which
+        of the codes at the distance of the last candidate are candidates depends on the engine.
+
         Returns:
             ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
             distances by id. Where an approximate index finds fewer, ids are -1 and distances ``bits + 1``.
             With ``among``, there are at most as many columns as codes of these ids.
+
+            ``(scores, ids)`` if ``rescore`` is above 1: float32 and int64 of the same shape, largest scores
+            first, equal scores by id. Where fewer are found, ids are -1 and scores minus infinity.
         """
 
     def range_search(
@@ -123,7 +138,7 @@ def new_rows(
         (array([[160]], dtype=uint8), None, None)
     """
     check_model_id(held, model_id)
-    if isinstance(codes, Tensor) and codes.dtype == torch.uint8:
+    if _is_packed(codes):
         packed, given = as_packed(codes, bits=bits)
     else:
         packed, given = as_packed(codes)
@@ -142,6 +157,13 @@ def new_rows(
         raise ValueError(f"ids must be one for each of the {len(rows)} codes, got {len(numbers)}")
     check_distinct(numbers, names)
     return rows, numbers, names
+
+
+def _is_packed(codes: object) -> bool:
+    """Return whether codes are a tensor or an array of packed bits."""
+    if isinstance(codes, np.ndarray):
+        return bool(codes.dtype == np.uint8)
+    return isinstance(codes, Tensor) and codes.dtype == torch.uint8
 
 
 def query_rows(
@@ -163,6 +185,65 @@ def query_rows(
     if len(packed) == 0:
         raise ValueError("codes is empty: search needs at least one query")
     return np.ascontiguousarray(packed)
+
+
+def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
+    """Return queries for :func:`rescored`: float64 ``(Nq, bits)``, rounded so that sums of them are exact.
+
+    They are whole multiples of a power of two, which is 2^-40 of the largest or less. So equal codes have
+    equal scores, in whatever order the products are added.
+
+    Raises:
+        TypeError: The queries are packed, or HashCodes.
+        ValueError: A query is not finite, or too large for scores in float32.
+
+    Example:
+        >>> real_queries(torch.tensor([[0.5, -2.0]]), rescore=4)
+        array([[ 0.5, -2. ]])
+    """
+    if isinstance(codes, HashCodes) or _is_packed(codes):
+        kind = "HashCodes" if isinstance(codes, HashCodes) else "packed codes"
+        raise TypeError(
+            f"rescore={rescore} ranks by the real values of the queries, but {kind} have only their signs: "
+            "give the outputs of the model, or leave rescore out"
+        )
+    if isinstance(codes, np.ndarray):
+        codes = from_numpy(codes, "codes")
+    values = codes.detach().double().cpu().numpy()
+    largest = np.abs(values).sum(axis=1).max()
+    if not largest < np.finfo(np.float32).max:
+        raise ValueError(
+            f"rescore={rescore} needs finite queries whose absolute values add up to less than 3.4e38, got "
+            f"{largest:g}: check them, and what made them"
+        )
+    _, exponent = np.frexp(np.abs(values).max(axis=-1, keepdims=True, initial=0.0))
+    rounded: Array = np.ldexp(np.round(np.ldexp(values, _PRECISION - exponent)), exponent - _PRECISION)
+    return rounded
+
+
+def rescored(query: Array, packed: Array, ids: Array, top_k: int) -> tuple[Tensor, Tensor]:
+    """Rank the candidates of each query by inner products, as :meth:`SearchIndex.search` describes.
+
+    Args:
+        query: From :func:`real_queries`, ``(Nq, bits)``.
+        packed: Codes of the candidates, uint8 ``(Nq, candidates, ceil(bits / 8))``.
+        ids: Their ids, int64 ``(Nq, candidates)``, -1 where there is no candidate.
+        top_k: How many to return, at most the number of candidates.
+
+    Example:
+        >>> packed = np.array([[[0b10000000], [0b01000000]]], np.uint8)
+        >>> rescored(np.array([[0.5, -2.0]]), packed, np.array([[7, 8]]), top_k=1)
+        (tensor([[2.5000]]), tensor([[7]]))
+    """
+    scores = np.empty(ids.shape, np.float32)
+    for row, values in enumerate(query):
+        bits = np.unpackbits(packed[row], axis=1, count=len(values))
+        # <q, s> is the sum of q over the bits that are 1, less that over the others.
+        scores[row] = 2 * (bits @ values) - values.sum()
+    scores[ids < 0] = -np.inf
+    order = np.lexsort((ids, -scores), axis=-1)[:, :top_k]
+    scores = np.take_along_axis(scores, order, axis=-1)
+    return torch.from_numpy(scores), torch.from_numpy(np.take_along_axis(ids, order, axis=-1))
 
 
 def result_count(top_k: int | None, size: int) -> int:

@@ -24,6 +24,8 @@ from hybridhash.search.interface import (
     nearest_first,
     new_rows,
     query_rows,
+    real_queries,
+    rescored,
     result_count,
 )
 from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
@@ -50,7 +52,10 @@ class MilvusIndex:
     once, so after an error the same ``add`` continues where it stopped.
 
     Threads and processes may add and search at the same time. Only codes without ids must be added by one
-    process: two would give the same numbers to different codes.
+    process: two would give the same numbers to different codes. Milvus has no transactions that could prevent
+    it. :meth:`add` looks for codes of others around each batch and raises if it finds some, but it cannot see
+    two processes that store the same numbers within the same milliseconds. Ids, such as names of files, have
+    no such limit.
 
     Args:
         uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
@@ -144,7 +149,8 @@ class MilvusIndex:
 
         Raises:
             ConnectionError: The server stayed down or refused; the message says how many codes are stored.
-            RuntimeError: The server took all codes but does not have them.
+            RuntimeError: The server took all codes but does not have them, or another process adds codes
+                without ids at the same time. The message says how many codes are stored.
             TypeError, ValueError: The codes have other bits, another model or NaN, an id is negative or
                 occurs twice, or numbers for codes without ids are ids of the collection already. Nothing is
                 added then.
@@ -156,8 +162,10 @@ class MilvusIndex:
             if names is not None:
                 assert numbers is not None
                 self._check_names(numbers, names)
-            self._add(packed, self._numbers(packed) if numbers is None else numbers, names, numbers is None)
-            self._unfinished = None
+            if numbers is None:
+                self._add_numbered(packed)
+            else:
+                self._add(packed, numbers, names)
 
     def remove(self, ids: Ids) -> None:
         """Remove the codes of these ids.
@@ -205,39 +213,38 @@ class MilvusIndex:
         codes: Tensor | HashCodes,
         top_k: int | None,
         *,
+        rescore: int = 1,
         among: Ids | None = None,
         model_id: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Find the ``top_k`` nearest codes of each query, as :meth:`SearchIndex.search` describes.
 
+        With ``rescore`` above 1, the codes of the candidates are fetched in a second request.
+
         Raises:
             ConnectionError: The server stayed down or refused.
-            TypeError, ValueError: ``top_k`` is below 1 or asks for more than 16,384 results, the collection
-                is empty, there is no query, or the codes have other bits or another model.
+            TypeError, ValueError: ``top_k`` or ``rescore`` is below 1, they ask for more than 16,384 results,
+                the collection is empty, there is no query, the codes have other bits or another model, or
+                ``rescore`` is above 1 and the queries are packed or not finite.
         """
+        check_integer("rescore", rescore, 1)
         size = len(self)
         query = query_rows(codes, self.bits, size, self.model_id, model_id)
+        values = real_queries(codes, rescore) if rescore > 1 else None
         chosen = None if among is None else as_numbers(among)[0]
         if chosen is not None:
             size = sum(1 for _ in self._rows(chosen, "id"))
         count = result_count(top_k, size)
-        if count > _LIMIT:
+        reach = min(rescore * count, size)
+        if reach > _LIMIT:
+            asked = f"top_k={top_k}" + (f" with rescore={rescore}" if rescore > 1 else "")
             raise ValueError(
-                f"top_k={top_k} asks for {count:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
+                f"{asked} asks for {reach:,} results, Milvus gives at most {_LIMIT:,}: use FaissIndex"
             )
-        conditions = [""] if chosen is None else self._conditions(chosen)
-        parts = [(np.zeros((len(query), count)), np.full((len(query), count), -1))]
-        for condition in conditions if count else []:
-            distances = np.zeros((len(query), count))
-            ids = np.full((len(query), count), -1)
-            for row, (query_distances, query_ids) in enumerate(self._hits(query, count, None, condition)):
-                distances[row, : len(query_ids)] = query_distances
-                ids[row, : len(query_ids)] = query_ids
-            parts.append((distances, ids))
-        distances = np.concatenate([part_distances for part_distances, _ in parts], axis=1)
-        ids = np.concatenate([part_ids for _, part_ids in parts], axis=1)
-        best_distances, best_ids = nearest_first(distances, ids, self.bits)
-        return best_distances[:, :count].contiguous(), best_ids[:, :count].contiguous()
+        distances, ids = self._nearest(query, reach, chosen)
+        if values is None:
+            return distances, ids
+        return rescored(values, *self._candidates(ids.numpy()), count)
 
     @renamed_arguments(model="model_id")
     def range_search(
@@ -407,17 +414,53 @@ class MilvusIndex:
         check_model_id(model_id, self.model_id)
         self.model_id = self.model_id if model_id is None else model_id
 
-    def _add(self, packed: Array, ids: Array, names: list[str] | None, numbered: bool) -> None:
+    def _add_numbered(self, packed: Array) -> None:
+        """Store codes without ids under the next numbers, or those of a failed ``add`` of the same codes."""
+        digest = hashlib.sha256(np.ascontiguousarray(packed).data).digest()
+        if self._unfinished is not None and self._unfinished[0] == digest:
+            start = self._unfinished[1]
+        else:
+            start = len(self)
+            if self._held_between(start, start + len(packed)):
+                raise ValueError(
+                    f"{self._where()} holds ids from {start} on already, where codes without ids are to be "
+                    "numbered: give the codes ids of their own. Nothing was added"
+                )
+        self._unfinished = (digest, start)
+        self._add(packed, np.arange(start, start + len(packed)), None, numbered=True)
+        self._unfinished = None
+
+    def _check_numbers(self, numbers: Array, packed: Array, stored: int) -> None:
+        """Raise RuntimeError if the collection holds other codes under some of these numbers."""
+        wanted = dict(zip(numbers.tolist(), packed, strict=True))
+        if any(row["code"][0] != wanted[row["id"]].tobytes() for row in self._rows(numbers, "code")):
+            self._unfinished = None  # or the same call would overwrite the codes of the other process
+            raise RuntimeError(
+                f"{self._where()} has got codes of another process under the numbers from {numbers[0]} on. "
+                f"Only one may add codes without ids. {stored:,} of these codes are known to be stored: add "
+                f"codes[{stored}:] once the other has ended, or give codes ids"
+            )
+
+    def _held_between(self, start: int, stop: int) -> int:
+        """Return how many codes the collection holds with ids from ``start`` to ``stop - 1``."""
+        return self._count(f"id >= {start} and id < {stop}")
+
+    def _add(self, packed: Array, ids: Array, names: list[str] | None, *, numbered: bool = False) -> None:
         """Store rows in batches and look all of them up."""
         stored = 0
         try:
             for rows in _slices(len(packed), self._batch_size):
+                if numbered and self._held_between(ids[rows.start], ids[rows.stop - 1] + 1):
+                    self._check_numbers(ids[rows], packed[rows], stored)
                 pairs = zip(ids[rows].tolist(), packed[rows], strict=True)
                 data: list[dict[str, Any]] = [{"id": number, "code": row.tobytes()} for number, row in pairs]
                 if self._has_names:
                     for row, entry in enumerate(data, rows.start):
                         entry["name"] = "" if names is None else names[row]
                 self._request("upsert", self.collection, data=data)
+                if numbered:
+                    # Another process that began at the same number stores batches with the same first one.
+                    self._check_numbers(ids[rows][:1], packed[rows][:1], stored)
                 stored += len(data)
             missing = sum(self._missing(ids[rows]) for rows in _slices(len(ids), self._batch_size))
         except OSError as error:
@@ -451,21 +494,6 @@ class MilvusIndex:
                     f"{given[row['id']]!r}: rename one. Nothing was added"
                 )
 
-    def _numbers(self, packed: Array) -> Array:
-        """Return ids for codes without: those of a failed ``add`` of the same codes, or the next numbers."""
-        digest = hashlib.sha256(np.ascontiguousarray(packed).data).digest()
-        if self._unfinished is not None and self._unfinished[0] == digest:
-            start = self._unfinished[1]
-        else:
-            start = len(self)
-            if self._count(f"id >= {start} and id < {start + len(packed)}"):
-                raise ValueError(
-                    f"{self._where()} holds ids from {start} on already, where codes without ids are to be "
-                    "numbered: give the codes ids of their own. Nothing was added"
-                )
-        self._unfinished = (digest, start)
-        return np.arange(start, start + len(packed))
-
     def _conditions(self, ids: Array) -> Iterator[str]:
         """Yield filters that together are fulfilled by codes of these ids."""
         for rows in _slices(len(ids), min(self._batch_size, _LIMIT)):
@@ -479,13 +507,41 @@ class MilvusIndex:
     def _missing(self, ids: Array) -> int:
         """Return how many of the ids the collection does not have."""
         if (np.diff(ids) == 1).all():
-            return len(ids) - self._count(f"id >= {ids[0]} and id <= {ids[-1]}")
+            return len(ids) - self._held_between(ids[0], ids[-1] + 1)
         return len(ids) - self._count(f"id in {ids.tolist()}")
 
     def _count(self, condition: str) -> int:
         """Return the number of codes that fulfil a condition; an empty one means all."""
         rows = self._request("query", self.collection, filter=condition, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
+
+    def _nearest(self, query: Array, count: int, chosen: Array | None) -> tuple[Tensor, Tensor]:
+        """Return distances and ids of the nearest codes of each query, all or those of chosen ids."""
+        conditions = [""] if chosen is None else self._conditions(chosen)
+        parts = [(np.zeros((len(query), count)), np.full((len(query), count), -1))]
+        for condition in conditions if count else []:
+            distances = np.zeros((len(query), count))
+            ids = np.full((len(query), count), -1)
+            for row, (query_distances, query_ids) in enumerate(self._hits(query, count, None, condition)):
+                distances[row, : len(query_ids)] = query_distances
+                ids[row, : len(query_ids)] = query_ids
+            parts.append((distances, ids))
+        distances = np.concatenate([part_distances for part_distances, _ in parts], axis=1)
+        ids = np.concatenate([part_ids for _, part_ids in parts], axis=1)
+        best_distances, best_ids = nearest_first(distances, ids, self.bits)
+        return best_distances[:, :count].contiguous(), best_ids[:, :count].contiguous()
+
+    def _candidates(self, ids: Array) -> tuple[Array, Array]:
+        """Return the codes of ids ``(Nq, candidates)``, and the ids, -1 where one was removed meanwhile."""
+        distinct, places = np.unique(ids, return_inverse=True)
+        packed = np.zeros((len(distinct), -(-self.bits // 8)), np.uint8)
+        found = np.zeros(len(distinct), bool)
+        for row in self._rows(distinct[distinct >= 0], "code"):
+            place = np.searchsorted(distinct, row["id"])
+            packed[place] = np.frombuffer(row["code"][0], np.uint8)
+            found[place] = True
+        places = places.reshape(ids.shape)
+        return packed[places], np.where(found[places], ids, -1)
 
     def _hits(
         self, query: Array, limit: int, radius: int | None = None, condition: str = ""

@@ -28,6 +28,7 @@ class FeatureStatistics:
     Attributes:
         count: The number of rows so far.
         mean: float64 ``(D,)``.
+        variances: float64 ``(D,)``, with the divisor ``count - 1``.
         total_variance: The sum of the variances of all features.
         sample: float32 ``(min(count, sample_size), D)``.
 
@@ -75,9 +76,12 @@ class FeatureStatistics:
         return self._scatter / (self.count - 1)
 
     @property
+    def variances(self) -> Tensor:
+        return self._squares() / max(self.count - 1, 1)
+
+    @property
     def total_variance(self) -> float:
-        squares = self._scatter.diagonal() if self._full else self._scatter
-        return float(squares.sum()) / max(self.count - 1, 1)
+        return float(self._squares().sum()) / max(self.count - 1, 1)
 
     @property
     def sample(self) -> Tensor:
@@ -126,6 +130,10 @@ class FeatureStatistics:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the generator, which cannot be pickled: other processes merge statistics, not draw."""
         return {**vars(self), "_generator": None}
+
+    def _squares(self) -> Tensor:
+        """Return the sum of the squared deviations of each feature."""
+        return self._scatter.diagonal() if self._full else self._scatter
 
     def _join(self, size: int, mean: Tensor, scatter: Tensor) -> None:
         if self.count == 0:

@@ -21,6 +21,35 @@ def test_labelled_images_refuse_what_does_not_fit():
         LabelledImages(["a", "b"], torch.arange(2), rows=torch.tensor([0, 2]))
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (torch.tensor([0, 3]), ("cat", "dog"), "labels have the class id 3, but there are 2 names"),
+        (torch.eye(2, 3), ("cat", "dog"), "labels have 3 columns, but there are 2 names"),
+        (torch.eye(2, 3), ("cat", "dog", "cow", "hen"), "labels have 3 columns, but there are 4 names"),
+    ],
+)
+def test_names_of_other_classes_are_refused(labels, classes, message):
+    with pytest.raises(ValueError, match=f"{message}.*classes="):
+        LabelledImages(["a", "b"], labels, classes=classes)
+    images = LabelledImages(["a", "b"], torch.tensor([0, 1]), classes=classes)
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(images, labels)  # whose own labels would fit
+
+
+def test_names_that_no_image_has_and_images_without_a_label_are_fine():
+    images = LabelledImages(["a", "b"], torch.tensor([-1, 0]), classes=["cat", "dog"])
+    assert images.num_classes == 2
+    with pytest.raises(TypeError, match="got the string 'cat'"):
+        LabelledImages(["a"], torch.tensor([0]), classes="cat")
+
+
+def test_rows_are_integers():
+    for rows in (torch.tensor([True, False]), torch.tensor([0.0, 1.5])):
+        with pytest.raises(TypeError, match="rows must be integers"):
+            LabelledImages(["a", "b"], torch.tensor([0, 1]), rows=rows)
+
+
 def test_the_file_of_an_item_is_known(folder):
     (folder / "x").mkdir()
     for name in "abc":

@@ -17,7 +17,7 @@ from hybridhash import HashCodes, open_codes
 from hybridhash.data import ImageList, TarImages, read_image
 from hybridhash.encoding import Manifest, read_failures
 from tests.data._images import encoded, photo, write_tar
-from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, expected, image_folder, run
+from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, expected, image_folder, probed, run
 
 SHARD = "shard-00001-of-00003.safetensors"
 DATASET = TensorDataset(IMAGES, LABELS)
@@ -59,6 +59,18 @@ def test_other_ids_are_refused(tmp_path):
     run(Net(), TensorDataset(IMAGES, LABELS, torch.arange(23) * 2), tmp_path)
     other = TensorDataset(IMAGES, LABELS, torch.arange(23) * 3)
     refused(tmp_path, Net(), other, "row 1 of the data set has the id 2 there and 3 now")
+
+
+def test_rows_that_change_places_between_the_samples_are_told_by_ids_only(tmp_path):
+    """Reading every image again would take as long as encoding it."""
+    rows = [0, 1, 2, 6, 4, 5, 3, *range(7, 23)]
+    assert not {3, 6} & set(probed(23))
+    before, after = TensorDataset(IMAGES, LABELS), TensorDataset(IMAGES[rows], LABELS[rows])
+    run(Net(), before, tmp_path / "nameless")
+    run(Net(), after, tmp_path / "nameless")
+    before.ids, after.ids = [f"{row}.jpg" for row in range(23)], [f"{row}.jpg" for row in rows]
+    run(Net(), before, tmp_path / "named")
+    refused(tmp_path / "named", Net(), after, "names_sha256 '.*' there and '.*' now")
 
 
 def write_photos(root, names):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from torch.utils.data import TensorDataset
 
 import hybridhash.encoding.opening
 from hybridhash import HashCodes, open_codes
-from hybridhash.encoding import Manifest, read_failures
-from tests.encoding._helpers import IMAGES, LABELS, Net, contents, run
+from hybridhash.encoding import Manifest, read_failures, verify
+from tests.encoding._helpers import IMAGES, LABELS, Net, contents, run, unprivileged
 
 SHARD = "shard-00001-of-00003.safetensors"
 MULTI_HOT = torch.rand(23, 11, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -94,6 +95,37 @@ def test_the_merged_file_may_lie_elsewhere(folder, tmp_path):
     codes = open_codes(folder, merged=tmp_path / "all.safetensors")
     assert contents(folder) == before
     assert HashCodes.load(tmp_path / "all.safetensors") == codes
+
+
+@pytest.fixture
+def read_only(folder):
+    """An encoding in a folder that cannot be written to, and that everybody may read."""
+    with tempfile.TemporaryDirectory() as root:  # others may not look into tmp_path
+        out = Path(root, "codes")
+        shutil.copytree(folder, out)
+        for path, mode in ((Path(root), 0o755), (out, 0o555)):
+            path.chmod(mode)
+        yield out
+        out.chmod(0o755)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_a_read_only_folder_is_named_with_what_to_do(read_only, folder, tmp_path):
+    before = contents(read_only)
+    merged = re.escape(str(read_only / "merged.safetensors"))
+    dataset = TensorDataset(IMAGES, LABELS)
+    with unprivileged():
+        with pytest.raises(PermissionError, match=f"cannot be written, give merged=: '{merged}'"):
+            open_codes(read_only)
+        for out in (read_only, read_only / "new"):
+            match = f"cannot be written to, choose another folder for out: '{re.escape(str(out))}'"
+            with pytest.raises(PermissionError, match=match):
+                run(Net(), dataset, out)
+        with pytest.raises(PermissionError, match=rf"Permission denied: '{read_only}/all.safetensors'"):
+            HashCodes.load(read_only / SHARD).save(read_only / "all.safetensors")
+        verify(read_only)
+    assert contents(read_only) == before
+    assert open_codes(read_only, merged=tmp_path / "all.safetensors") == open_codes(folder)
 
 
 def test_a_full_disk_leaves_no_merged_file(folder, monkeypatch):

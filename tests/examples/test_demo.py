@@ -13,7 +13,7 @@ from tests import ROOT
 
 pytest.importorskip("gradio", reason="the demo page needs hybridhash[demo]")
 
-from hybridhash import HashCodes, encode, hamming_topk, unpack_codes
+from hybridhash import HashCodes, asymmetric_topk, encode, hamming_distance, hamming_topk, unpack_codes
 from hybridhash.hub import save_pretrained
 from hybridhash.models import create_hash_model
 
@@ -178,6 +178,24 @@ def test_a_query_is_ranked_as_hamming_topk_does(demo, digits):
         assert torch.equal(distances, expected[0][0])
         assert torch.equal(rows, expected[1][0])
         assert (space.codes.bits, len(space.codes)) == (bits, 150)
+
+
+def test_the_values_of_a_query_rank_all_images_beside_their_distances(demo, digits):
+    pictures, spaces = digits
+    space = spaces["digits, 16 bits"]
+    query, distances, rows = demo.rank(space, pictures.queries[3], by_values=True)
+    with torch.no_grad():
+        values = space.model(demo.digit_tensor(pictures.queries[3])[None])
+    assert torch.equal(rows, asymmetric_topk(values, space.codes, None)[1][0])
+    assert rows.tolist() != demo.rank(space, pictures.queries[3])[2].tolist()
+    expected = hamming_distance(query, space.codes[rows])[0]
+    assert torch.equal(distances, expected)
+    _, text, hits, _, _ = demo.show(pictures, spaces, pictures.queries[3], "digits, 16 bits", 4, 2, True)
+    assert f"the nearest at distance {expected.min()}, the farthest at {expected.max()} of 16" in text
+    assert [caption for _, caption in hits] == [
+        f"d = {d} · {pictures.captions[row]}"
+        for d, row in zip(expected[:4].tolist(), rows[:4].tolist(), strict=True)
+    ]
 
 
 def test_an_image_of_the_database_finds_itself_at_distance_0(demo, digits, tmp_path):

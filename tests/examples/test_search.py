@@ -33,10 +33,11 @@ def number(text, before):
 
 def test_faiss_finds_the_right_digits(run, tmp_path):
     pytest.importorskip("faiss")
-    text = run("--kind=ivf", "--epochs=1")
+    text = run("--kind=ivf", "--epochs=1", "--rescore=4")
     assert "indexed 1497 codes: FaissIndex(bits=20, kind='ivf', size=1497" in text
     assert number(text, "recall@10 by distance") > 0.95
     assert number(text, "of the 10 nearest images") > 0.5
+    assert number(text, "with rescore=4") > number(text, "of the 10 nearest images")
     assert (tmp_path / "index" / "manifest.json").exists()
 
 

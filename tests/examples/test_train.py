@@ -219,6 +219,18 @@ def test_every_loss_can_be_chosen(photos, tmp_path, monkeypatch, name):
     assert all(map(math.isfinite, losses))
 
 
+def test_one_run_trains_and_measures_several_lengths(photos, tmp_path, capsys):
+    run(photos, tmp_path, "--epochs 1 --loss csq --lengths 4,6,8 --model test_resnet", model_args=())
+    printed, card = capsys.readouterr().out, (tmp_path / "model" / "README.md").read_text()
+    database = HashCodes.load(tmp_path / "database.safetensors")
+    for length in (4, 6):
+        report = RetrievalReport.from_json(tmp_path / f"report_{length}.json")
+        assert (report.bits, report.database) == (length, len(database))
+        assert f"first {length} bits: mAP {report['map']:.4f}" in printed
+        assert f"| {length} | {report['map']:.4f} |" in card
+    assert database.bits == 8
+
+
 def test_what_losses_require_is_provided(photos, tmp_path, monkeypatch):
     requires, ends = {}, []
     update = train.Run.update
@@ -312,6 +324,8 @@ def test_layers_near_the_input_learn_more_slowly(photos, tmp_path):
         ("--head tan", "argument --head: invalid choice: 'tan'"),
         ("--val-fraction 1", "--val-fraction must be at least 0 and below 1, got 1.0"),
         ("--accumulate 0", "--accumulate must be at least 1, got 0"),
+        ("--lengths 4,16", "--lengths must end with --bits 8, got 16"),
+        ("--lengths 4,8 --loss drsdh --head weighted", "leave --lengths out"),
         ("--data-dir nowhere", "--data-dir: there is no nowhere"),
         ("--csv nowhere.csv", "--csv: there is no nowhere.csv"),
         pytest.param(

@@ -1,5 +1,6 @@
 """Publishing on a Hub and loading from it, against a Hub on this machine that can be told to misbehave."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 import hybridhash
+from hybridhash._downloads import _cache_lock, explained
 from hybridhash.hub import load, push_to_hub, save_pretrained
 from tests import ROOT
 from tests import _hub_server as hub_server
@@ -462,6 +464,29 @@ def test_a_damaged_file_that_cannot_be_deleted_is_named(online, repository, tmp_
         assert f"the download of {name} is damaged and cannot be deleted" in text
         assert f"have {blob} deleted" in text
         assert "another cache_dir" in text
+
+
+def test_a_damaged_file_stays_while_another_process_loads_it(online, repository, tmp_path):
+    # Else the other compares what a third has fetched meanwhile, not what it has loaded itself.
+    _, name = repository
+    cache = tmp_path / "cache"
+    online.call(_codes_of, f"hf-hub:{name}", {}, cache)
+    (blob,) = {path.resolve() for path in cache.rglob("model.safetensors")}
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    with _cache_lock(name, cache, shared=True):  # as any process does while it loads
+        failure = online.start(_failure_of, f"hf-hub:{name}", cache)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            failure.result(timeout=1)
+        assert blob.exists()
+    assert failure.result(timeout=120)[0] == "OSError"
+    assert not blob.exists()
+
+
+def test_a_file_that_vanishes_while_it_is_read_is_told_from_a_failing_transfer():
+    error = FileNotFoundError("No such file or directory: blobs/0123")  # that of safetensors has no errno
+    message = r"someone/model was deleted from the cache.*load it again"
+    with pytest.raises(FileNotFoundError, match=message), explained("someone/model"):
+        raise error
 
 
 def _run_python_blocks(text, folder):

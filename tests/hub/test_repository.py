@@ -170,6 +170,36 @@ def test_the_card_carries_every_metric_with_its_definition(report, tmp_path):
         assert line in card.text
 
 
+def cut_report(bits, ties="expected"):
+    generator = torch.Generator().manual_seed(0)
+    query, database = (torch.randn(n, bits, generator=generator) for n in (5, 30))
+    return evaluate(query, torch.arange(5) % 3, database, torch.arange(30) % 3, ties=ties)
+
+
+def test_the_card_lists_the_map_of_codes_cut_to_their_first_bits(tmp_path):
+    shorter = {8: cut_report(8), 4: cut_report(4).to_dict()}
+    save_pretrained(create(), tmp_path, cut_report(16), shorter=shorter, dataset="CIFAR-10")
+    text = (tmp_path / "README.md").read_text()
+    values = [cut_report(bits)["map"] for bits in (4, 8, 16)]
+    rows = [f"| {bits} | {value:.4f} |" for bits, value in zip((4, 8, 16), values, strict=True)]
+    assert "\n".join(["| bits | mAP |", "|---|---|", *rows]) in text
+    assert "codes[:, :4]" in text
+
+
+@pytest.mark.parametrize(
+    ("report", "shorter", "message"),
+    [
+        (None, {8: cut_report(8)}, "give their report too"),
+        (cut_report(16), {16: cut_report(16)}, "fewer bits than the model, 16, got 16"),
+        (cut_report(16), {8: cut_report(4)}, "of 4-bit codes, expected 8"),
+        (cut_report(16), {8: cut_report(8, "best")}, "ties='best', that of 16 bits 'expected'"),
+    ],
+)
+def test_shorter_codes_are_measured_like_the_whole_ones(report, shorter, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save_pretrained(create(), tmp_path, report, shorter=shorter, dataset="CIFAR-10")
+
+
 def test_a_report_may_come_as_the_dictionary_it_was_stored_as(report, tmp_path):
     stored = json.loads(json.dumps(report.to_dict()))
     save_pretrained(create(), tmp_path / "a", stored, dataset="CIFAR-10")
@@ -240,7 +270,7 @@ def test_only_hash_models_of_timm_are_saved(model, tmp_path):
 def test_reports_that_do_not_belong_to_the_model_are_refused(report, tmp_path):
     with pytest.raises(ValueError, match="dataset="):
         save_pretrained(create(), tmp_path, report)
-    with pytest.raises(ValueError, match="16-bit codes, the model has 24"):
+    with pytest.raises(ValueError, match="16-bit codes, expected 24"):
         save_pretrained(create(num_classes=24), tmp_path, report, dataset="CIFAR-10")
     with pytest.raises(ValueError, match="not a retrieval report"):
         save_pretrained(create(), tmp_path, {"map": 0.9}, dataset="CIFAR-10")

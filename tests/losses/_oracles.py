@@ -132,6 +132,31 @@ def dsh(u, y, *, margin, alpha, exclude_self):
     return torch.stack(terms).mean() + pull
 
 
+def dbdh(u, y, *, balance, power, exclude_self):
+    """mean of softplus(t) - s t, t = <v_i, v_j> / 2, v = u cut at ±1, plus balance mean_i |mean_k v_ik|^p."""
+    v = torch.stack([torch.stack([x if abs(x) <= 1 else x.detach().sign() for x in row]) for row in u])
+    similar = (y @ y.T) > 0
+    terms = []
+    for i, j in pairs(len(u), exclude_self):
+        t = (v[i] @ v[j]) / 2
+        terms.append(softplus(t) - float(similar[i, j]) * t)
+    return sum(terms) / len(terms) + balance * sum((sum(row) / len(row)).abs() ** power for row in v) / len(u)
+
+
+def lcdsh(u, y, *, locality, exclude_self):
+    """mean softplus(-s t) + locality (sigmoid(t) - sigmoid(t of the signs))^2, t = <u_i, u_j> / 2, s ±1."""
+    similar = (y @ y.T) > 0
+    terms = []
+    for i, j in pairs(len(u), exclude_self):
+        t = (u[i] @ u[j]) / 2
+        agreement = sum(1 if (a > 0) == (b > 0) else -1 for a, b in zip(u[i], u[j], strict=True)) / 2
+        s = 1 if similar[i, j] else -1
+        terms.append(
+            softplus(-s * t) + locality * (1 / (1 + (-t).exp()) - 1 / (1 + math.exp(-agreement))) ** 2
+        )
+    return sum(terms) / len(terms)
+
+
 def dch(u, y, *, gamma, quantization, max_cosine, exclude_self):
     """w_ij [s log(d/gamma) + log(1 + gamma/d)] + lambda log(1 + d(|h|, 1)/gamma), d = K/2 (1 - cos)."""
     bits, terms = u.shape[1], {}

@@ -37,7 +37,7 @@ def test_rows_are_written_detached_and_marked_as_seen():
 def test_the_last_of_duplicate_indices_counts():
     bank = CodeBank(3, 1)
     bank.update(
-        torch.tensor([2, 0, 2, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([1, 2, 3, 4])
+        torch.tensor([2, 0, 2, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([4, 2, 4, 4])
     )
     assert bank.codes[:, 0].tolist() == [2, 0, 4]
     assert bank.labels.tolist() == [2, -1, 4]
@@ -146,6 +146,21 @@ def test_a_label_that_contradicts_the_stored_one_is_refused(make, num_classes):
         assert loss(-codes, torch.tensor([0, 1]), indices=torch.tensor([3, 4])).isfinite()
 
 
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize("make", [lambda bank: WMLLoss(bank=bank), lambda bank: MDSHCLoss(3, 4, bank=bank)])
+def test_a_row_with_two_labels_in_one_batch_is_refused(make, num_classes):
+    bank = CodeBank(20, 4, num_classes)
+    loss, codes = make(bank), torch.ones(4, 4, requires_grad=True)
+    for labels in ([0, 1, 2, 1], [0, -1, 2, 1], [0, 1, 2, -1]):
+        with pytest.raises(ValueError, match="row 4 occurs twice in the batch, with two labels"):
+            loss(codes, torch.tensor(labels), indices=torch.tensor([3, 4, 4, 2]))
+    assert not bool(bank.seen.any())
+    assert bank.kind is None
+    loss(codes, torch.tensor([0, 1, 1, 2]), indices=torch.tensor([3, 4, 4, 2]))
+    assert bank.seen.nonzero()[:, 0].tolist() == [2, 3, 4]
+    loss(codes[:1], torch.tensor([0]), indices=torch.tensor([9]))  # a batch of one
+
+
 @pytest.mark.parametrize("other", [DFHLoss(3, 4), *(make() for make in WITH_BANK)])
 def test_losses_that_share_a_bank_may_be_called_in_any_order(other):
     generator = torch.Generator().manual_seed(0)
@@ -172,12 +187,17 @@ def test_losses_that_store_different_codes_cannot_share_a_bank():
 def _update_from_ranks(rank, argument):
     bank = CodeBank(6, 2)
     indices = torch.tensor([[0, 3, 4], [3]][rank])
-    bank.update(indices, torch.full((len(indices), 2), rank + 1.0), torch.full((len(indices),), rank))
-    return bank.state_dict()
+    bank.update(indices, torch.full((len(indices), 2), rank + 1.0), torch.tensor([[5, 6, 7], [6]][rank]))
+    state = {name: value.clone() for name, value in bank.state_dict().items()}
+    # A row that the ranks label differently is refused on all of them.
+    with pytest.raises(ValueError, match="row 1 occurs twice in the batch, with two labels"):
+        bank.update(torch.tensor([1]), torch.ones(1, 2), torch.tensor([rank]))
+    assert all(torch.equal(value, state[name]) for name, value in bank.state_dict().items())
+    return state
 
 
 def test_banks_of_all_ranks_hold_the_rows_of_all_ranks():
     for state in run_on_ranks(_update_from_ranks):
         assert state["codes"][:, 0].tolist() == [1, 0, 0, 2, 1, 0]
-        assert state["labels"].tolist() == [0, -1, -1, 1, 0, -1]
+        assert state["labels"].tolist() == [5, -1, -1, 6, 7, -1]
         assert state["seen"].tolist() == [True, False, False, True, True, False]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hybridhash.losses._hadamard import hadamard_matrix, hadamard_order
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 
-METHODS = ["hadamard", "bernoulli", "gilbert-varshamov", "mds"]
+METHODS = ["hadamard", "bernoulli", "gilbert-varshamov", "mds", "nested"]
 BITS = (16, 32, 48, 64)
 TARGETS = {
     10: (6, 13, 21, 28),
@@ -50,6 +50,30 @@ def test_searched_centers_reach_the_target(classes, method):
 )
 def test_mds_reaches_the_distance_of_the_known_codes(classes, bits, distance):
     assert minimum_distance(hash_centers(classes, bits, "mds", seeded())) >= distance
+
+
+@pytest.mark.parametrize(
+    ("classes", "distances"),
+    [
+        (2, {8: 8, 16: 16}),
+        (10, {8: 4, 16: 8, 32: 16, 64: 32, 128: 64}),
+        (100, {8: 2, 16: 6, 32: 13, 64: 28, 128: 60}),
+        (1000, {16: 4, 32: 10, 64: 25, 128: 56}),
+    ],
+)
+def test_prefixes_of_nested_centers_are_about_as_far_apart_as_centers_of_their_own(classes, distances):
+    centers = hash_centers(classes, max(distances), "nested", seeded())
+    assert {k: minimum_distance(centers[:, :k]) >= d for k, d in distances.items()} == dict.fromkeys(
+        distances, True
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.integers(0, 40), st.integers(0, 5))
+def test_prefixes_of_nested_centers_are_distinct_from_the_first_possible_length(classes, more, seed):
+    least = max((classes - 1).bit_length(), 1)
+    centers = hash_centers(classes, least + more, "nested", seeded(seed))
+    assert torch.unique(centers[:, :least], dim=0).shape[0] == classes
 
 
 @pytest.mark.parametrize("order", [n for n in range(1, 131) if n < 3 or n % 4 == 0])
@@ -137,7 +161,7 @@ def test_more_classes_than_hadamard_rows_take_random_rows():
     )
 
 
-@pytest.mark.parametrize("method", ["bernoulli", "gilbert-varshamov", "mds"])
+@pytest.mark.parametrize("method", ["bernoulli", "gilbert-varshamov", "mds", "nested"])
 def test_generator_decides_and_leaves_the_global_one_alone(method):
     state = torch.get_rng_state()
     first, again, other = (hash_centers(150, 40, method, seeded(seed)) for seed in (1, 1, 2))

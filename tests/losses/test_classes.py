@@ -15,6 +15,7 @@ from hybridhash.losses import (
     DLBHCLoss,
     DPNLoss,
     GreedyHashLoss,
+    HyP2Loss,
     MDSHCLoss,
     OrthoHashLoss,
 )
@@ -35,13 +36,14 @@ def build(name):
         "dpn": lambda: DPNLoss(CLASSES, BITS, adaptive=True, generator=generator),
         "dpn centroid": lambda: DPNLoss(CLASSES, BITS, multi_label="centroid", generator=generator),
         "orthohash": lambda: OrthoHashLoss(CLASSES, BITS, quantization=0.1, generator=generator),
+        "hyp2": lambda: HyP2Loss(CLASSES, BITS, generator=generator),
         "dlbhc": lambda: DLBHCLoss(CLASSES, BITS, generator=generator),
         "greedyhash": lambda: GreedyHashLoss(CLASSES, BITS, generator=generator),
     }
     return builders[name]()
 
 
-MULTI_LABEL = ["csq", "csq tanh", "mdshc", "mdshc bank", "dpn", "dpn centroid", "orthohash"]
+MULTI_LABEL = ["csq", "csq tanh", "mdshc", "mdshc bank", "dpn", "dpn centroid", "orthohash", "hyp2"]
 ALL = [*MULTI_LABEL, "dlbhc", "greedyhash"]
 SMOOTH = [name for name in ALL if name != "greedyhash"]
 

@@ -58,13 +58,10 @@ def test_greedyhash_takes_zero_for_minus_one():
     assert torch.equal(zero, minus)
 
 
-@pytest.mark.parametrize("build", [DLBHCLoss, GreedyHashLoss])
-def test_several_labels_are_refused_with_the_reason(build):
-    loss = build(3, 4)
+def test_several_labels_are_refused_with_the_reason():
+    loss = DLBHCLoss(3, 4)
     assert loss(U, torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]])).isfinite()
-    with pytest.raises(
-        ValueError, match=f"{build.__name__} is defined for one label per image .* with 2 labels"
-    ):
+    with pytest.raises(ValueError, match=r"DLBHCLoss is defined for one label per image .* with 2 labels"):
         loss(U, torch.tensor([[1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]]))
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridhash.losses import (
     CodeBank,
+    DBDHLoss,
     DCHLoss,
     DFHLoss,
     DHNLoss,
@@ -22,6 +23,7 @@ from hybridhash.losses import (
     DSHLoss,
     HashNetLoss,
     IDHNLoss,
+    LCDSHLoss,
     MDSHCLoss,
     PairwiseLoss,
     WMLLoss,
@@ -73,6 +75,10 @@ CASES: list[tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]] = [
     (DHNLoss, functional.dhn_loss, oracle.dhn, {"variant": "E", "alpha": 0.5}, {"quantization": 0.2}),
     (DHNLoss, functional.dhn_loss, oracle.dhn, {"variant": "B"}, {"alpha": 1.0, "quantization": 0.2}),
     (IDHNLoss, functional.idhn_loss, oracle.idhn, {}, {"alpha": 0.5, "gamma": 0.1, "quantization": 0.1}),
+    (DBDHLoss, functional.dbdh_loss, oracle.dbdh, {}, {"balance": 0.1, "power": 2}),
+    (DBDHLoss, functional.dbdh_loss, oracle.dbdh, {"balance": 2.0, "power": 1}, {}),
+    (LCDSHLoss, functional.lcdsh_loss, oracle.lcdsh, {}, {"locality": 3.0}),
+    (LCDSHLoss, functional.lcdsh_loss, oracle.lcdsh, {"locality": 0.5}, {}),
     (DSHLoss, functional.dsh_loss, oracle.dsh, {}, {"margin": 10.0, "alpha": 0.01}),
     (DSHLoss, functional.dsh_loss, oracle.dsh, {"margin": 3.0, "alpha": 0.2}, {}),
     (
@@ -160,7 +166,9 @@ def test_official_form_of_dch(labels):
     )
 
 
-@pytest.mark.parametrize("loss_class", [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss])
+@pytest.mark.parametrize(
+    "loss_class", [DBDHLoss, LCDSHLoss, DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss]
+)
 @pytest.mark.parametrize("multi", [True, False])
 def test_bank_and_reference_codes_give_the_same_loss(loss_class, multi):
     generator = torch.Generator().manual_seed(3)

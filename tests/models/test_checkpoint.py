@@ -47,6 +47,18 @@ def test_after_loading_nest_the_features_are_nests(nest):
 
 
 @pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
+def test_after_loading_nest_the_embedding_is_nests_map_pooled_whatever_the_seed(nest):
+    x = torch.randn(2, 3, 32, 32)
+    padded = torch.nn.functional.pad(nest.forward_features(x), (0, 1, 0, 1), value=-torch.inf)
+    pooled = torch.nn.functional.max_pool2d(padded, 3, 2).mean((2, 3))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = load(create(depths=(1, 1, 3)), nest.state_dict())
+        embedding = model.forward_head(model.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(embedding, pooled, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the weights are NesT's backbone")
 def test_surplus_layers_of_nest_are_dropped_and_logged(nest, caplog):
     with caplog.at_level(logging.INFO, logger="hybridhash.models.checkpoint"):
         model = load(create(depths=(1, 1, 2)), nest.state_dict())

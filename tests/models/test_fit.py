@@ -369,7 +369,7 @@ def test_more_bits_than_the_width_names_the_limit_and_methods_without_one(method
 
 
 @pytest.mark.parametrize("method", ["lsh", "sh", "sph"])
-def test_methods_without_a_limit_have_none(method):
+def test_methods_without_this_limit_give_more(method):
     head = fit_hash_head(features(), method, bits=64)
     assert head(features()).shape == (150, 64)
 

@@ -179,6 +179,8 @@ class _Stub:
 
     def do_query(self, filter, output_fields):
         bounds = [int(number) for number in re.findall(r"\d+", filter)]
+        if "code" in output_fields:
+            return [{"id": key, "code": [self.rows[key]]} for key in bounds if key in self.rows]
         if " in " in filter:
             count = len(self.rows.keys() & set(bounds))
         elif bounds:
@@ -254,6 +256,51 @@ def test_after_a_server_that_keeps_refusing_the_same_call_goes_on(stub, ids):
     stored = HashCodes.from_codes(codes(25, seed=1)).packed.numpy()
     expected = range(2, 27) if ids is None else ids.tolist()
     assert [stub.client.rows[key] for key in expected] == [row.tobytes() for row in stored]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_numbers_that_another_process_gives_at_the_same_time_are_noticed(stub, moment):
+    """It stores its codes around the second batch, which starts at 10."""
+    others, upsert, batches = codes(5, seed=2), stub.client.do_upsert, itertools.count()
+    packed = HashCodes.from_codes(others).packed.numpy()
+    rows = [{"id": 10 + row, "code": code.tobytes()} for row, code in enumerate(packed)]
+
+    def stored(data):
+        batch = next(batches)
+        upsert(data)
+        if batch == ["before", "after"].index(moment):
+            upsert(rows)
+
+    stub.client.do_upsert = stored
+    with pytest.raises(RuntimeError, match=r"another process.*from 10 on.* 10 of these codes.*codes\[10:\]"):
+        stub.add(codes(25, seed=1))
+    kept = dict(stub.client.rows)
+    stub.client.do_upsert = upsert
+    first = len(stub)
+    stub.add(codes(25, seed=1)[10:])
+    assert {key: stub.client.rows[key] for key in kept} == kept
+    assert len(stub) == first + 15
+
+
+@needs_lite
+def test_two_processes_that_number_codes_lose_none_without_an_error(server):
+    """The second begins while the first is at work, in the real engine."""
+    first, second = (MilvusIndex(server.address, "photos", 24, batch_size=100) for _ in range(2))
+    upsert, batches = first.client.upsert, itertools.count()
+
+    def interrupted(*args, **kwargs):
+        answer = upsert(*args, **kwargs)
+        if next(batches) == 1:
+            second.add(codes(50, seed=2))
+        return answer
+
+    first.client.upsert = interrupted
+    with pytest.raises(RuntimeError, match=r"200 of these codes are known to be stored: add codes\[200:\]"):
+        first.add(codes(500, seed=1))
+    first.add(codes(500, seed=1)[200:])
+    assert len(first) == 550
+    every = torch.cat([codes(500, seed=1), codes(50, seed=2)])
+    assert (first.search(every, 1)[0] == 0).all()
 
 
 @pytest.mark.parametrize("ids", [torch.arange(25), torch.arange(25) * 3])

@@ -14,6 +14,7 @@ BLOCKS = dict(re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE.read_text(),
 MODULES = {
     "faiss": ["faiss"],
     "ids": ["faiss"],
+    "rescore": ["faiss"],
     "usearch": ["usearch"],
     "duckdb": ["duckdb", "pyarrow"],
     "lancedb": ["lancedb", "pyarrow"],
@@ -27,7 +28,8 @@ def namespace():
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(30, 64, generator=generator).repeat(50, 1)
     codes = centres + torch.randn(1500, 64, generator=generator)
-    return {"query": HashCodes.from_codes(codes[:5]), "database": HashCodes.from_codes(codes[5:])}
+    query, database = HashCodes.from_codes(codes[:5]), HashCodes.from_codes(codes[5:])
+    return {"query_codes": codes[:5], "query": query, "database": database}
 
 
 def _run(name, namespace):
@@ -51,6 +53,15 @@ def _check(namespace, *, exact=True):
         assert torch.equal(distances, best.long())
     else:
         assert (distances <= best[-1]).float().mean() >= 0.8
+
+
+def test_rescoring_ranks_by_the_values_of_the_query(namespace):
+    _skip_without("rescore")
+    _run("rescore", namespace)
+    signs = namespace["database"].codes().double()
+    products = namespace["query_codes"].double() @ signs.T
+    assert torch.equal(products.gather(1, namespace["ids"]).float(), namespace["scores"])
+    assert (namespace["scores"].diff(dim=1) <= 0).all()
 
 
 def test_names_of_images_are_ids(namespace):
@@ -97,4 +108,13 @@ def test_postgresql_finds_the_nearest_without_and_with_pgvector(namespace, tmp_p
 
 
 def test_every_recipe_is_run():
-    assert BLOCKS.keys() == {"faiss", "ids", "usearch", "duckdb", "lancedb", "postgresql", "pgvector"}
+    assert BLOCKS.keys() == {
+        "faiss",
+        "ids",
+        "rescore",
+        "usearch",
+        "duckdb",
+        "lancedb",
+        "postgresql",
+        "pgvector",
+    }
