@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash._checks import check_choice, check_integer
+from hybridhash._inference import eval_mode
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
 from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
-from hybridhash._inference import eval_mode
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
+from hybridhash.models.hash_model import HashModel
+from hybridhash.models.heads import ProjectionHead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,9 +173,9 @@ def binarization_report(
     for k in top_k:
         check_integer("top_k", k, 1, len(database), advice="there are no more items")
     with torch.no_grad(), eval_mode(head):
-        query_codes, database_codes = _real_codes(head, query), _real_codes(head, database)
-    with_factors = HashCodes.from_codes(database_codes, factors=True)
-    plain = HashCodes.from_codes(database_codes)
+        query_codes = torch.cat([head(batch).float() for batch in _batches(query)])
+        with_factors = HashCodes.cat([_codes_with_factors(head, batch) for batch in _batches(database)])
+    plain = replace(with_factors, factors=None)
     if metric == "cosine":
         query, database = F.normalize(query, dim=1), F.normalize(database, dim=1)
 
@@ -262,9 +264,17 @@ def _rows(features: Features) -> Tensor:
     return rows
 
 
-def _real_codes(head: nn.Module, features: Tensor) -> Tensor:
-    """Return the head's output for all rows, in batches."""
-    return torch.cat([head(batch).float() for batch in features.split(8192)])
+def _batches(features: Tensor) -> tuple[Tensor, ...]:
+    return features.split(8192)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
+    """Return the codes of a batch, with the norms of the whole embeddings if the head knows them."""
+    codes, projection = head(features).float(), head
+    if isinstance(head, HashModel):
+        features, projection = head.backbone(features), head.head
+    norms = projection.norms(features) if isinstance(projection, ProjectionHead) else None
+    return HashCodes.from_codes(codes, factors=True, norms=norms)
 
 
 def _common(nearest: Tensor, ranking: Tensor) -> int:

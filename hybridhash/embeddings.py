@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from torch import Tensor, nn
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash._code_checks import MAX_BITS, from_numpy
+from hybridhash._inference import eval_mode, input_device
 from hybridhash.codes import HashCodes
-from hybridhash.encoding import encode
 from hybridhash.labels import as_labels
 from hybridhash.models.fit import fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
+from hybridhash.models.heads import ProjectionHead
 
-__all__ = ["hash_embeddings"]
+__all__ = ["encode_embeddings", "hash_embeddings"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Features: TypeAlias = "Tensor | Array | Iterable[Tensor | Array]"
@@ -60,8 +63,8 @@ def hash_embeddings(
 
     Returns:
         ``(codes, model)``. The codes have row numbers as ids, and factors if the method is ``"rabitq"``. The
-        model maps embeddings ``(B, D)`` to real-valued codes ``(B, bits)``; :func:`hybridhash.encode` and
-        :mod:`hybridhash.hub` take it. It is in eval mode.
+        model maps embeddings ``(B, D)`` to real-valued codes ``(B, bits)`` of queries;
+        :func:`encode_embeddings` and :mod:`hybridhash.hub` take it. It is in eval mode.
 
     Raises:
         TypeError: The features are an iterator, which can be read only once, or hold no floating-point
@@ -84,18 +87,64 @@ def hash_embeddings(
     batches = EmbeddingBatches(features, batch_size)
     if labels is not None:
         labels = as_labels(labels, length=batches.rows)
-    settings = {"in_chans": batches.width, "normalize": metric == "cosine"}
-    model = create_hash_model("embedding_input", bits, **settings)
+    cosine = metric == "cosine"
+    model = create_hash_model("embedding_input", bits, in_chans=batches.width(), normalize=cosine)
     if method == "itqcca":
         _fit_to_labels(model, batches, labels, generator)
     else:
         fit_hash_layer(model, batches, method, generator=generator, progress=progress)  # type: ignore[arg-type]
     model.eval()
-    codes = encode(model, batches, factors=method == "rabitq", progress=progress)
-    ids = torch.arange(len(codes))
+    codes = encode_embeddings(model, batches, progress=progress)
     if labels is not None:
-        labels = as_labels(labels, length=len(codes)).cpu()
-    return HashCodes(codes.packed, bits, labels, ids, codes.factors), model
+        codes = replace(codes, labels=as_labels(labels, length=len(codes)))
+    return codes, model
+
+
+def encode_embeddings(
+    model: HashModel, features: Features, *, batch_size: int = 8192, progress: bool = False
+) -> HashCodes:
+    """Encode further embeddings with a fitted model, such as new items of the database.
+
+    Args:
+        model: The model of :func:`hash_embeddings`, also after saving and loading. It runs in eval mode and
+            returns to its own.
+        features: Embeddings as for :func:`hash_embeddings`; an iterator is fine here.
+        batch_size: The number of rows of an array that are read at a time.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The codes, with row numbers as ids; and with factors if the head is that of ``"rabitq"``. The factors
+        hold the norms of the centred embeddings, so that distances count what lies outside of the projection.
+
+    Raises:
+        TypeError, ValueError: As :func:`hash_embeddings`.
+
+    Example:
+        >>> features = torch.randn(500, 96)
+        >>> _, model = hash_embeddings(features, bits=64)
+        >>> encode_embeddings(model, features[:3]).factors.shape
+        torch.Size([3, 2])
+    """
+    check_integer("batch_size", batch_size, 1)
+    if not isinstance(features, EmbeddingBatches):
+        features = EmbeddingBatches(features, batch_size, once=True)
+    parts = []
+    bar = tqdm(desc="encode", unit="row", disable=not progress)  # type: ignore[no-untyped-call]
+    with eval_mode(model), torch.no_grad(), bar:
+        for batch in features:
+            inputs = model.backbone(batch.to(input_device(model, None)))
+            parts.append(_codes(model.head, inputs))
+            bar.update(len(batch))
+    codes = HashCodes.cat(parts)
+    return replace(codes, ids=torch.arange(len(codes)))
+
+
+def _codes(head: nn.Module, inputs: Tensor) -> HashCodes:
+    """Return the codes of a batch, with factors where the head is a projection."""
+    codes = head(inputs)
+    if isinstance(head, ProjectionHead):
+        return HashCodes.from_codes(codes, factors=True, norms=head.norms(inputs)).to("cpu")
+    return HashCodes.from_codes(codes).to("cpu")
 
 
 class EmbeddingBatches:
@@ -104,32 +153,32 @@ class EmbeddingBatches:
     Args:
         features: As for :func:`hash_embeddings`.
         batch_size: The number of rows of an array that are read at a time.
+        once: Whether an iterator will do, which is used up after one pass.
 
     Attributes:
         rows: The number of rows, None if the batches do not say.
-        width: The width of the embeddings.
 
     Example:
         >>> [len(batch) for batch in EmbeddingBatches(np.zeros((5, 2)), 2)]
         [2, 2, 1]
     """
 
-    def __init__(self, features: Features, batch_size: int) -> None:
+    def __init__(self, features: Features, batch_size: int, *, once: bool = False) -> None:
         self.rows: int | None = None
         if isinstance(features, (Tensor, np.ndarray)):
             if features.ndim != 2:
                 raise ValueError(f"features must be (N, D), got shape {tuple(features.shape)}")
             self.rows = len(features)
-        elif iter(features) is features:
+        elif not once and iter(features) is features:
             raise TypeError(
                 f"features must be readable twice, got a {type(features).__name__}, which is used up after "
                 "one pass: give a list, a DataLoader, or an array mapped from a file (numpy.load with "
                 "mmap_mode='r')"
             )
         self._features, self._batch_size = features, batch_size
-        self.width = self._first_width()
 
-    def _first_width(self) -> int:
+    def width(self) -> int:
+        """Return the width of the first batch."""
         for batch in self:
             return batch.shape[1]
         raise ValueError("features are empty: give at least one batch with rows")

@@ -72,8 +72,8 @@ Codes are compared by Hamming distance (`hybridhash.hamming_topk`): the fewer bi
 images. `num_classes=0` gives the embedding before the hash layer. `hybridhash.hub.load("{source}")` loads
 the model too, and says what to do if that fails."""
 _INTRODUCTION_FROM_EMBEDDINGS = (
-    "A hash head for ready embeddings of width {width}: it turns an embedding into a code of **{bits} bits**, "
-    "and near embeddings into codes at a small Hamming distance."
+    "A hash head for ready embeddings of width {width}: it turns an embedding into a code of **{bits} "
+    "bits**, and near embeddings into codes at a small Hamming distance."
 )
 _USAGE_FROM_EMBEDDINGS = """\
 ```python
@@ -84,8 +84,8 @@ model = timm.create_model("{source}", pretrained=True).eval()
 packed = hybridhash.pack_codes(model(embeddings))  # float32 (B, {width}) to uint8 (B, {size})
 ```
 
-Give it embeddings of the network that it was fitted to, prepared in the same way. Codes are compared by Hamming
-distance (`hybridhash.hamming_topk`), or with real-valued queries (`hybridhash.asymmetric_topk`)."""
+Give it embeddings of the network that it was fitted to, prepared in the same way. Codes are compared by
+Hamming distance (`hybridhash.hamming_topk`), or with real-valued queries (`hybridhash.asymmetric_topk`)."""
 _USAGE_OF_EMBEDDING = '`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.'
 _METRICS = "Measured on {dataset}. The numbers hold for exactly this definition:\n\n{table}"
 _SHORTER = """

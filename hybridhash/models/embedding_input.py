@@ -88,4 +88,4 @@ def embedding_input(pretrained: bool = False, **kwargs: Any) -> EmbeddingInput:
         "std": (1.0,),
         "num_classes": 0,
     }
-    return model  # type: ignore[no-any-return]
+    return model
