@@ -24,17 +24,20 @@ from hybridhash.codes import (
     pack_codes,
     unpack_codes,
 )
+from hybridhash.embeddings import hash_embeddings
 from hybridhash.encoding import encode, encode_dataset, open_codes
 from hybridhash.models import create_hash_model, fit_hash_layer, reestimate_batch_norm
 from hybridhash.pairs import pairs_within, pairs_within_chunks
 
 if TYPE_CHECKING:
     from hybridhash import data, eval, export, hub, losses, search, shallow
+    from hybridhash.binarization import binarization_report
     from hybridhash.hub import load
 
 __all__ = [
     "HashCodes",
     "asymmetric_topk",
+    "binarization_report",
     "binarize",
     "create_hash_model",
     "create_model",
@@ -46,6 +49,7 @@ __all__ = [
     "fit_hash_layer",
     "hamming_distance",
     "hamming_topk",
+    "hash_embeddings",
     "hub",
     "load",
     "losses",
@@ -66,6 +70,8 @@ def __getattr__(name: str) -> Any:
     """Import what registering the models does not need when it is first asked for."""
     if name == "load":
         return import_module("hybridhash.hub").load
+    if name == "binarization_report":
+        return import_module("hybridhash.binarization").binarization_report
     if name in ("data", "eval", "export", "hub", "losses", "search", "shallow"):
         return import_module(f"hybridhash.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

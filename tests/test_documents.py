@@ -11,7 +11,7 @@ import hybridhash
 from tests import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN_ELSEWHERE = {"publishing", "methods"}  # by the tests of hub, and of methods
+RUN_ELSEWHERE = {"publishing", "methods", "embeddings"}  # by the tests of these
 
 
 def blocks(document):

@@ -17,7 +17,8 @@ FLOORS = [
     {"eval", "losses", "search"},
     {"models"},
     {"encoding"},
-    {"export", "hub"},
+    {"embeddings", "export", "hub"},
+    {"binarization"},
 ]
 ALIASES = {"bits", "images", "shards"}
 

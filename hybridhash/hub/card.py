@@ -71,6 +71,21 @@ packed = hybridhash.pack_codes(model(transform(image).unsqueeze(0)))  # of a PIL
 Codes are compared by Hamming distance (`hybridhash.hamming_topk`): the fewer bits differ, the more alike the
 images. `num_classes=0` gives the embedding before the hash layer. `hybridhash.hub.load("{source}")` loads
 the model too, and says what to do if that fails."""
+_INTRODUCTION_FROM_EMBEDDINGS = (
+    "A hash head for ready embeddings of width {width}: it turns an embedding into a code of **{bits} "
+    "bits**, and near embeddings into codes at a small Hamming distance."
+)
+_USAGE_FROM_EMBEDDINGS = """\
+```python
+import timm
+import hybridhash  # registers the models
+
+model = timm.create_model("{source}", pretrained=True).eval()
+packed = hybridhash.pack_codes(model(embeddings))  # float32 (B, {width}) to uint8 (B, {size})
+```
+
+Give it embeddings of the network that it was fitted to, prepared in the same way. Codes are compared by
+Hamming distance (`hybridhash.hamming_topk`), or with real-valued queries (`hybridhash.asymmetric_topk`)."""
 _USAGE_OF_EMBEDDING = '`timm.create_model("{source}", pretrained=True)` after `import hybridhash`.'
 _METRICS = "Measured on {dataset}. The numbers hold for exactly this definition:\n\n{table}"
 _SHORTER = """
@@ -118,8 +133,8 @@ def model_card(
     bits = model.num_classes
     report = _checked_report(report, dataset, bits)
     name = source.rpartition(":")[2].rpartition("/")[2]
-    introduction = _INTRODUCTION.format(bits=bits) if bits else _INTRODUCTION_OF_EMBEDDING
-    usage = _USAGE if bits else _USAGE_OF_EMBEDDING
+    introduction, usage = _words(model)
+    width = input_size[0]
     metrics = _NO_METRICS
     if report is not None:
         metrics = _METRICS.format(dataset=dataset, table=report.to_markdown())
@@ -127,7 +142,7 @@ def model_card(
         metrics = metrics.rstrip() + _shorter_codes(shorter, report, dataset, bits)
     text = _CARD.format(
         name=name,
-        introduction=f"{description.strip()}\n\n{introduction}".strip(),
+        introduction=f"{description.strip()}\n\n{introduction.format(bits=bits, width=width)}".strip(),
         architecture=_architecture(model),
         code_length=f"{bits} bits" if bits else "none (embedding)",
         input_size=" x ".join(map(str, input_size)),
@@ -136,7 +151,7 @@ def model_card(
         training=_cell(training or "not stated"),
         license=_cell(license),
         sha256=weights_sha256(model),
-        usage=usage.format(source=source, size=math.ceil(bits / 8)),
+        usage=usage.format(source=source, size=math.ceil(bits / 8), width=width),
         metrics=metrics,
     )
     index = ModelCardData(
@@ -148,6 +163,15 @@ def model_card(
         eval_results=None if report is None else _eval_results(report, dataset),
     )
     return str(ModelCard(f"---\n{index.to_yaml()}\n---\n\n{text.strip()}\n"))
+
+
+def _words(model: Any) -> tuple[str, str]:
+    """Return introduction and usage for what a model takes and gives."""
+    if not model.num_classes:
+        return _INTRODUCTION_OF_EMBEDDING, _USAGE_OF_EMBEDDING
+    if model.model_args.get("backbone") == "embedding_input":
+        return _INTRODUCTION_FROM_EMBEDDINGS, _USAGE_FROM_EMBEDDINGS
+    return _INTRODUCTION, _USAGE
 
 
 def _checked_report(

@@ -143,6 +143,9 @@ def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) 
     written = json.loads(path.read_text(encoding="utf-8"))
     # timm adds what create_model was called with, which need not be what rebuilds the network.
     written["model_args"] = config["model_args"]
+    for key in ("mean", "std"):  # one number for all channels of an embedding, which timm repeats
+        if len(config["model_config"]["pretrained_cfg"].get(key, ())) == 1:
+            written["pretrained_cfg"][key] = config["model_config"]["pretrained_cfg"][key]
     if model.in_chans not in (1, 3):
         # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
         written["pretrained_cfg"]["first_conv"] = None

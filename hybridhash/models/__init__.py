@@ -3,12 +3,14 @@
 from hybridhash._moved import moved
 from hybridhash.models.batch_norm import reestimate_batch_norm
 from hybridhash.models.checkpoint import checkpoint_filter_fn, load_checkpoint
+from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.fit import fit_hash_head, fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
 from hybridhash.models.heads import create_head, list_heads
 from hybridhash.models.hybridhash import HybridHash, build_hybridhash
 
 __all__ = [
+    "EmbeddingInput",
     "HashModel",
     "HybridHash",
     "build_hybridhash",

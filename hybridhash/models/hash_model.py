@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -274,7 +275,7 @@ class HashModel(nn.Module):
         """
         if global_pool is not None:
             self.backbone.reset_classifier(0, global_pool)
-        weight = next(self.backbone.parameters())
+        weight = next(self.parameters(), torch.empty(0))  # embeddings as input: there may be none
         self._make_head(num_classes, weight.device, weight.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,0 +1,282 @@
+"""What binarising costs: rankings by real-valued embeddings and by their codes, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridhash._checks import check_choice, check_integer
+from hybridhash._inference import eval_mode
+from hybridhash._tables import aligned
+from hybridhash.asymmetric import asymmetric_topk
+from hybridhash.codes import HashCodes, hamming_topk
+from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
+from hybridhash.eval.plots import new_figure
+from hybridhash.eval.reranking import evaluate_ranking
+from hybridhash.labels import as_labels
+from hybridhash.models.hash_model import HashModel
+from hybridhash.models.heads import ProjectionHead
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Labels: TypeAlias = Tensor | np.ndarray[Any, Any]
+
+__all__ = ["BinarizationReport", "binarization_report"]
+
+Ranker: TypeAlias = Callable[[slice, int], Tensor]
+Scoring = Literal["float", "asymmetric with factors", "asymmetric", "hamming"]
+_BLOCK = 64  # queries that are ranked at a time
+_NAMES = {
+    "float": "embeddings",
+    "asymmetric with factors": "codes with factors, real-valued query",
+    "asymmetric": "codes, real-valued query",
+    "hamming": "codes, Hamming distance",
+}
+
+
+@dataclass(frozen=True)
+class BinarizationReport:
+    """How well codes rank compared with the embeddings they were made of; see :func:`binarization_report`.
+
+    ``print(report)`` shows it as a table.
+
+    Attributes:
+        queries: The number of queries.
+        database: The number of items that were ranked.
+        width: The width of the embeddings.
+        bits: The code length.
+        metric: What makes embeddings near: ``"euclidean"`` or ``"cosine"``.
+        bytes_per_item: Bytes of one item, for each scoring.
+        recall: For each scoring and k, the share of the k nearest by the embeddings that are among the first
+            k, a mean over the queries.
+        map: mAP over all items for each scoring; None without labels.
+    """
+
+    queries: int
+    database: int
+    width: int
+    bits: int
+    metric: str
+    bytes_per_item: dict[str, int]
+    recall: dict[str, dict[int, float]]
+    map: dict[str, float] | None = None
+
+    def __str__(self) -> str:
+        title = f"{self.queries:,} queries, {self.database:,} items, {self.width} numbers to {self.bits} bits"
+        cuts = list(self.recall["hamming"])
+        header = ["ranked by", "bytes an item", *(f"recall@{k}" for k in cuts)]
+        rows = [header + (["mAP"] if self.map else [])]
+        for scoring, size in self.bytes_per_item.items():
+            cells = [_NAMES[scoring], f"{size:,}", *(f"{self.recall[scoring][k]:.3f}" for k in cuts)]
+            rows.append(cells + ([f"{self.map[scoring]:.3f}"] if self.map else []))
+        return f"{title}, neighbours by {self.metric} distance\n{aligned(rows)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers and texts, which :mod:`json` can write."""
+        values = asdict(self)
+        values["recall"] = {
+            scoring: {str(k): value for k, value in cuts.items()} for scoring, cuts in self.recall.items()
+        }
+        json.dumps(values)
+        return values
+
+    def plot(self, *, ax: Axes | None = None) -> Figure:
+        """Draw recall of each scoring over k, and return the figure.
+
+        Args:
+            ax: The matplotlib axes to draw into; None makes a new figure.
+
+        Raises:
+            ImportError: matplotlib is not installed (``pip install "hybridhash[plot]"``).
+        """
+        axes = new_figure(1, 1, (5.6, 3.6))[1][0][0] if ax is None else ax
+        scorings = [scoring for scoring in self.recall if scoring != "float"]
+        for scoring, marker in zip(scorings, "osD", strict=False):
+            cuts = self.recall[scoring]
+            label = f"{_NAMES[scoring]}, {self.bytes_per_item[scoring]} bytes"
+            axes.plot(list(cuts), list(cuts.values()), marker=marker, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(list(self.recall["hamming"]), [str(k) for k in self.recall["hamming"]])
+        axes.minorticks_off()
+        axes.set_xlabel("k")
+        axes.set_ylabel("share of the k nearest among the first k")
+        axes.set_ylim(0, 1)
+        axes.legend(frameon=False, fontsize=8)
+        figure: Figure = axes.figure.figure
+        return figure
+
+
+def binarization_report(
+    features: Features | tuple[Features, Features],
+    head: nn.Module,
+    labels: Labels | tuple[Labels, Labels] | None = None,
+    *,
+    top_k: Sequence[int] = (1, 10, 100),
+    metric: Metric = "euclidean",
+    queries: int = 1000,
+    max_database: int = 100_000,
+    generator: torch.Generator | None = None,
+) -> BinarizationReport:
+    """Measure what is lost when embeddings become codes: by recall of their neighbours, and by mAP.
+
+    Four rankings of the same items are compared: by the embeddings themselves; by real-valued queries against
+    codes with correction factors, and without; and by Hamming distance. Recall@k is the share of the k
+    nearest items by the embeddings that the ranking has among its first k. Items at equal distance are in
+    the order of the database.
+
+    Args:
+        features: Embeddings ``(N, D)``, of which random rows become queries and are taken out of the
+            database; or a pair ``(query, database)``. Each may be of any kind that
+            :func:`hybridhash.hash_embeddings` takes.
+        head: Maps embeddings ``(B, D)`` to real-valued codes ``(B, bits)``, such as the model of
+            :func:`hybridhash.hash_embeddings`. Factors have a meaning for a linear head only, such as that of
+            ``"rabitq"``; elsewhere their row shows whether they help.
+        labels: Labels ``(N,)`` or ``(N, C)`` of the features, or a pair of those of queries and database.
+            With labels the report has mAP over all items.
+        top_k: The values of k, each at least 1 and at most the number of items.
+        metric: What makes embeddings near.
+        queries: The most queries that are measured.
+        max_database: The most items that are ranked. A larger database is sampled, which makes recall higher
+            than it is over all items.
+        generator: The source of the random choice of rows.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: Embeddings or labels are of a wrong kind.
+        ValueError: There are too few rows, a k is out of range, the sides have different widths, a number is
+            not finite, or labels are given for one side only.
+
+    Example:
+        >>> from hybridhash import hash_embeddings
+        >>> features = torch.randn(300, 48, generator=torch.Generator().manual_seed(0))
+        >>> _, head = hash_embeddings(features, bits=96)
+        >>> report = binarization_report(features, head, top_k=[1, 10], queries=50)
+        >>> report.queries, report.database, report.bytes_per_item["hamming"]
+        (50, 250, 12)
+    """
+    check_choice("metric", metric, METRICS)
+    check_integer("queries", queries, 1)
+    check_integer("max_database", max_database, 1)
+    sides = _split(features, labels, queries, max_database, generator)
+    query, database, query_labels, database_labels = sides
+    for k in top_k:
+        check_integer("top_k", k, 1, len(database), advice="there are no more items")
+    with torch.no_grad(), eval_mode(head):
+        query_codes = torch.cat([head(batch).float() for batch in _batches(query)])
+        with_factors = HashCodes.cat([_codes_with_factors(head, batch) for batch in _batches(database)])
+    plain = replace(with_factors, factors=None)
+    if metric == "cosine":
+        query, database = F.normalize(query, dim=1), F.normalize(database, dim=1)
+
+    def by_embeddings(rows: slice, depth: int) -> Tensor:
+        # Squared distances without the query's own length, which is the same for all items.
+        squares = database.square().sum(1) - 2 * query[rows] @ database.T
+        return squares.sort(dim=1, stable=True).indices[:, :depth]
+
+    rankers: dict[str, Ranker] = {
+        "float": by_embeddings,
+        "asymmetric with factors": lambda rows, depth: asymmetric_topk(
+            query_codes[rows], with_factors, depth, metric="euclidean"
+        )[1],
+        "asymmetric": lambda rows, depth: asymmetric_topk(query_codes[rows], plain, depth)[1],
+        "hamming": lambda rows, depth: hamming_topk(query_codes[rows], plain, depth)[1],
+    }
+    labelled = query_labels is not None
+    depth = len(database) if labelled else max(top_k)
+    found = {scoring: dict.fromkeys(top_k, 0.0) for scoring in rankers}
+    precision = dict.fromkeys(rankers, 0.0)
+    for start in range(0, len(query), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        nearest = by_embeddings(rows, depth)
+        for scoring, ranker in rankers.items():
+            ranking = ranker(rows, depth)
+            for k in top_k:
+                found[scoring][k] += _common(nearest[:, :k], ranking[:, :k])
+            if query_labels is not None and database_labels is not None:
+                report = evaluate_ranking(ranking, query_labels[rows], database_labels)
+                precision[scoring] += len(ranking) * report.metrics["map"]
+    bits, width = plain.bits, query.shape[1]
+    packed = plain.packed.shape[1]
+    return BinarizationReport(
+        queries=len(query),
+        database=len(database),
+        width=width,
+        bits=bits,
+        metric=metric,
+        bytes_per_item=dict(zip(rankers, (4 * width, packed + 8, packed, packed), strict=True)),
+        recall={
+            scoring: {k: total / (k * len(query)) for k, total in totals.items()}
+            for scoring, totals in found.items()
+        },
+        map={scoring: total / len(query) for scoring, total in precision.items()} if labelled else None,
+    )
+
+
+def _split(
+    features: Features | tuple[Features, Features],
+    labels: Labels | tuple[Labels, Labels] | None,
+    queries: int,
+    max_database: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the rows of queries and database, with their labels: drawn from one set, or of a pair."""
+    if not isinstance(features, tuple):
+        if isinstance(labels, tuple):
+            raise ValueError("labels are a pair, but features are not: give both as (query, database)")
+        rows = _rows(features)
+        if len(rows) < 2:
+            raise ValueError(f"there must be at least 2 rows, a query and an item, got {len(rows)}")
+        order = torch.randperm(len(rows), generator=generator)
+        count = min(queries, len(rows) // 2)
+        chosen = order[:count], order[count : count + max_database].sort().values
+        both = None if labels is None else as_labels(labels, length=len(rows))
+        parts = (None, None) if both is None else (both[chosen[0]], both[chosen[1]])
+        return rows[chosen[0]], rows[chosen[1]], *parts
+    query, database = map(_rows, features)
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(f"queries are {query.shape[1]} wide, the database {database.shape[1]}")
+    sampled = torch.randperm(len(query), generator=generator)[:queries].sort().values
+    kept = torch.randperm(len(database), generator=generator)[:max_database].sort().values
+    if labels is None:
+        return query[sampled], database[kept], None, None
+    if not isinstance(labels, tuple):
+        raise ValueError("features are a pair, so labels must be one, too: (query_labels, database_labels)")
+    query_labels = as_labels(labels[0], length=len(query), name="query_labels")
+    database_labels = as_labels(labels[1], length=len(database), name="database_labels")
+    return query[sampled], database[kept], query_labels[sampled], database_labels[kept]
+
+
+def _rows(features: Features) -> Tensor:
+    rows = torch.cat(list(EmbeddingBatches(features, 8192)))
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("features have NaN or infinite entries: leave these rows out")
+    return rows
+
+
+def _batches(features: Tensor) -> tuple[Tensor, ...]:
+    return features.split(8192)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
+    """Return the codes of a batch, with the norms of the whole embeddings if the head knows them."""
+    codes, projection = head(features).float(), head
+    if isinstance(head, HashModel):
+        features, projection = head.backbone(features), head.head
+    norms = projection.norms(features) if isinstance(projection, ProjectionHead) else None
+    return HashCodes.from_codes(codes, factors=True, norms=norms)
+
+
+def _common(nearest: Tensor, ranking: Tensor) -> int:
+    """The number of items that two rankings ``(q, k)`` have in common, summed over the queries."""
+    return int((nearest[:, :, None] == ranking[:, None, :]).sum())

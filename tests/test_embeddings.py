@@ -1,0 +1,269 @@
+"""Codes of ready embeddings: every kind of input, the model that comes with them, what binarising costs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hybridhash
+from hybridhash import HashCodes, binarization_report, encode, hash_embeddings
+from hybridhash.hub import load, save_pretrained
+from tests import ROOT
+
+
+def _features(rows=400, width=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(2, 0.2, width)
+    return torch.randn(rows, width, generator=generator) * scales + 0.3
+
+
+def _generator():
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return hash_embeddings(_features(), 16, generator=_generator(), batch_size=100)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["numpy", "mapped", "float16", "list", "loader", "noncontiguous"],
+)
+def test_every_kind_of_features_gives_the_same_codes(kind, reference, tmp_path):
+    features = _features()
+    tolerance = 0
+    if kind == "numpy":
+        given = features.numpy()
+    elif kind == "mapped":
+        np.save(tmp_path / "x.npy", features.numpy())
+        given = np.load(tmp_path / "x.npy", mmap_mode="r")
+    elif kind == "float16":
+        given, tolerance = features.half(), 0.02
+    elif kind == "list":
+        given = [part.numpy() for part in features.split(100)]
+    elif kind == "loader":
+        given = torch.utils.data.DataLoader(features, batch_size=100)
+    else:
+        given = features.T.contiguous().T
+    codes, _ = hash_embeddings(given, 16, generator=_generator(), batch_size=100)
+    differing = (codes.codes() != reference[0].codes()).float().mean()
+    assert differing <= tolerance
+    assert codes.ids.tolist() == list(range(400))
+
+
+def test_codes_are_those_of_the_model_and_carry_factors(reference):
+    codes, model = reference
+    norms = model.head.norms(_features())
+    again = HashCodes.from_codes(model(_features()), ids=torch.arange(400), factors=True, norms=norms)
+    assert torch.equal(codes.packed, again.packed)
+    assert torch.allclose(codes.factors, again.factors)
+    assert not model.training
+
+
+@pytest.mark.parametrize("bits", [5, 24, 77])
+def test_lengths_below_at_and_above_the_width(bits):
+    codes, model = hash_embeddings(_features(), bits, generator=_generator())
+    assert codes.bits == model.bits == bits
+    assert model(_features()[:2]).shape == (2, bits)
+
+
+@pytest.mark.parametrize("method", ["itq", "lsh"])
+def test_other_methods_have_no_factors(method):
+    codes, _ = hash_embeddings(_features(), 16, method, generator=_generator())
+    assert codes.factors is None
+
+
+def test_labels_are_kept_and_used(reference):
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(400) % 4
+    centres = torch.randn(4, 24, generator=generator)
+    features = centres[labels] + 1.5 * torch.randn(400, 24, generator=generator)
+    query, query_labels = features[:100], labels[:100]
+    maps = {}
+    for method in ("auto", "itq"):
+        codes, model = hash_embeddings(features[100:], 8, method, labels[100:], generator=_generator())
+        assert torch.equal(codes.labels, labels[100:])
+        found = hybridhash.eval.mean_average_precision(model(query).detach(), query_labels, codes)
+        maps[method] = float(found)
+    assert maps["auto"] > maps["itq"]
+
+
+def test_cosine_ignores_lengths():
+    features = _features()
+    lengths = torch.linspace(0.5, 3, 400)[:, None]
+    one, _ = hash_embeddings(features, 16, metric="cosine", generator=_generator())
+    other, model = hash_embeddings(features * lengths, 16, metric="cosine", generator=_generator())
+    assert (one.codes() != other.codes()).float().mean() < 0.01
+    assert torch.allclose(model(features), model(features * 7), atol=1e-4)
+
+
+def test_the_model_is_saved_and_loaded_with_its_card(reference, tmp_path):
+    codes, model = reference
+    save_pretrained(model, tmp_path / "head")
+    loaded = load(tmp_path / "head").eval()
+    assert torch.equal(loaded(_features()), model(_features()))
+    assert encode(loaded, [_features()], progress=False).packed.equal(codes.packed)
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert "embeddings of width 24" in card
+    assert "PIL" not in card
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    assert config["pretrained_cfg"]["mean"] == [0.0]
+
+
+def test_batches_are_read_in_bounded_memory():
+    class Stream:
+        """Batches that are made when they are asked for, and counted while they live."""
+
+        alive = most = 0
+
+        def __iter__(self):
+            for seed in range(30):
+                batch = _features(200, seed=seed).numpy()
+                Stream.alive += 1
+                Stream.most = max(Stream.most, Stream.alive)
+                try:
+                    yield batch
+                finally:
+                    Stream.alive -= 1
+
+    codes, _ = hash_embeddings(Stream(), 16, generator=_generator())
+    assert len(codes) == 6000
+    assert Stream.most == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "error", "words"),
+    [
+        (iter([_features()]), {}, TypeError, "readable twice"),
+        ([], {}, ValueError, "empty"),
+        (_features().long(), {}, TypeError, "floating point"),
+        (_features()[0], {}, ValueError, r"\(N, D\)"),
+        (_features().masked_fill(_features() > 2.5, torch.nan), {}, ValueError, "NaN|finite"),
+        (_features()[:10], {"method": "itq"}, ValueError, "10 for 16"),
+        (torch.ones(400, 24), {}, ValueError, "same"),
+        ([_features(), _features(width=25)], {}, ValueError, "24|25"),
+        (_features(), {"labels": torch.zeros(3)}, (TypeError, ValueError), "labels"),
+        (_features(), {"metric": "dot"}, ValueError, "metric"),
+        (_features(), {"method": "itqcca"}, ValueError, "labels"),
+        (_features(), {"method": "ITQ"}, ValueError, "itq"),
+    ],
+)
+def test_bad_input_is_named(features, settings, error, words):
+    with pytest.raises(error, match=words):
+        hash_embeddings(features, 16, **settings)
+
+
+def test_report_orders_the_scorings(reference):
+    _, model = reference
+    labels = torch.arange(400) % 3
+    report = binarization_report(
+        _features(), model, labels, top_k=[1, 10], queries=100, generator=_generator()
+    )
+    ten = {scoring: cuts[10] for scoring, cuts in report.recall.items()}
+    assert ten["float"] == 1.0
+    assert ten["asymmetric with factors"] > ten["hamming"]
+    assert report.bytes_per_item == {
+        "float": 96,
+        "asymmetric with factors": 10,
+        "asymmetric": 2,
+        "hamming": 2,
+    }
+    assert (report.queries, report.database) == (100, 300)
+    assert set(report.map) == set(report.recall)
+    assert "recall@10" in str(report)
+    assert "mAP" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["bits"] == 16
+
+
+def test_report_against_plain_loops(reference):
+    _, model = reference
+    query, database = _features(20, seed=1), _features(60, seed=2)
+    report = binarization_report((query, database), model, top_k=[3], queries=20)
+    codes, query_codes = model(database).sign(), model(query)
+    hits = {"hamming": 0, "asymmetric": 0}
+    order = torch.randperm(20)  # the queries are taken in any order
+    for row in order.tolist():
+        exact = (database - query[row]).square().sum(1).argsort(stable=True)[:3]
+        scores = {
+            "hamming": (codes != query_codes[row].sign()).sum(1),
+            "asymmetric": -(codes @ query_codes[row]),
+        }
+        for scoring, distance in scores.items():
+            found = distance.argsort(stable=True)[:3]
+            hits[scoring] += len(set(found.tolist()) & set(exact.tolist()))
+    for scoring, count in hits.items():
+        assert report.recall[scoring][3] == pytest.approx(count / 60)
+
+
+def test_report_draws_a_figure(reference):
+    pytest.importorskip("matplotlib")
+    report = binarization_report(_features(), reference[1], top_k=[1, 5], queries=20)
+    axes = report.plot().axes[0]
+    assert len(axes.get_lines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "settings", "words"),
+    [
+        (_features(1), None, {}, "at least 2"),
+        (_features(), None, {"top_k": [500]}, "top_k"),
+        ((_features(), _features(width=30)), None, {}, "30"),
+        ((_features(), _features()), torch.zeros(400).long(), {}, "pair"),
+        (_features().masked_fill(_features() > 2.5, torch.inf), None, {}, "infinite"),
+    ],
+)
+def test_report_names_bad_input(features, labels, settings, words, reference):
+    with pytest.raises(ValueError, match=words):
+        binarization_report(features, reference[1], labels, **settings)
+
+
+class _TextNetwork:
+    """Looks like a SentenceTransformer from outside."""
+
+    def encode(self, sentences):
+        return np.random.default_rng(0).normal(size=(len(sentences), 32)).astype(np.float32)
+
+
+def test_the_manual_runs(tmp_path, monkeypatch):
+    """Every block of the page, with small networks of random weights in place of downloads."""
+    transformers = pytest.importorskip("transformers")
+    import re
+
+    import timm
+
+    monkeypatch.chdir(tmp_path)
+    np.save("embeddings.npy", torch.randn(400, 40).numpy())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/embeddings.md").read_text(), flags=re.DOTALL)
+    config = transformers.CLIPTextConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=2,
+        projection_dim=24, max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2,
+    )  # fmt: skip
+    clip = transformers.CLIPTextModelWithProjection
+    monkeypatch.setattr(clip, "from_pretrained", lambda name: clip(config))
+    create, names = timm.create_model, []
+
+    def create_small(name, pretrained=False, **settings):
+        if not name.startswith("vit_"):
+            return create(name, pretrained, **settings)
+        names.append(name)
+        assert timm.is_model(name.split(".")[0])
+        assert name in timm.list_pretrained()
+        small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 28, "patch_size": 14}
+        return create(name.split(".")[0], **settings, **small)
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+    tokens = torch.randint(3, 99, (200, 16))
+    namespace = {
+        "image_batches": torch.randn(200, 3, 28, 28).split(50),
+        "tokens": [{"input_ids": part} for part in tokens.split(50)],
+        "sentences": [f"sentence {number}" for number in range(200)],
+    }
+    for block in blocks:
+        if "sentence_transformers" in block:
+            sentences = pytest.importorskip("sentence_transformers")
+            monkeypatch.setattr(sentences, "SentenceTransformer", lambda name: _TextNetwork())
+        exec(compile(block, "embeddings.md", "exec"), namespace)
+    assert len(names) == 2
+    assert namespace["codes"].bits == 128
