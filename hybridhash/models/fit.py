@@ -24,9 +24,11 @@ from hybridhash._inference import (
     read_batch,
     to_device,
 )
+from hybridhash.models.fit_contrastive import fit_hash_coder, paired
 from hybridhash.models.hash_model import HashModel
 from hybridhash.models.heads import (
     BatchNormHead,
+    HashCoderHead,
     LinearHead,
     SpectralHead,
     SphericalHead,
@@ -45,12 +47,19 @@ from hybridhash.shallow.unsupervised import (
 
 __all__ = ["fit_hash_head", "fit_hash_layer"]
 
-Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
+Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "contrastive"]
 
-_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph")
+_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "contrastive")
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
-_SAMPLED = ("itq", "sh", "sph")  # need rows of features, not only their mean and covariance
-_HEAD_NAMES = {TanhHead: "tanh", SpectralHead: "spectral", SphericalHead: "spherical"}
+_SAMPLED = ("itq", "sh", "sph", "contrastive")  # need rows of features, not only their mean and covariance
+_SAMPLE_SIZE = 10_000
+_CONTRASTIVE_SAMPLE_SIZE = 50_000
+_HEAD_NAMES = {
+    HashCoderHead: "hashcoder",
+    SpectralHead: "spectral",
+    SphericalHead: "spherical",
+    TanhHead: "tanh",
+}
 # A variance below this share of the squared size of the features is taken for rounding (1e-6 of their size).
 _NOISE = 1e-12
 
@@ -63,7 +72,7 @@ def fit_hash_layer(
     generator: torch.Generator | None = None,
     *,
     iterations: int | None = None,
-    sample_size: int = 10_000,
+    sample_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = True,
@@ -76,8 +85,9 @@ def fit_hash_layer(
     - ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written into ``model.get_classifier()``. A head
       whose bits are not the signs of that map, such as ``"mlp"`` or ``"batchnorm"``, is replaced by
       ``"tanh"``.
-    - ``"sh"`` and ``"sph"`` replace the head by ``"spectral"`` or ``"spherical"``. :mod:`hybridhash.hub`
-      refuses to save a ``hybridhash_*`` with these; use ``create_hash_model("hybridhash_64", bits)``.
+    - ``"sh"``, ``"sph"`` and ``"contrastive"`` replace the head by ``"spectral"``, ``"spherical"`` or
+      ``"hashcoder"``. :mod:`hybridhash.hub` refuses to save a ``hybridhash_*`` with these; use
+      ``create_hash_model("hybridhash_64", bits)``.
 
     The model runs in eval mode; afterwards every module returns to its own mode. If anything fails, the model
     is unchanged.
@@ -93,8 +103,8 @@ def fit_hash_layer(
         method: One of the methods of :func:`fit_hash_head`.
         bits: Code length; None keeps that of the model.
         generator: Source of all random numbers.
-        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
-        sample_size: Number of features kept for ``"itq"``, ``"sh"`` and ``"sph"``.
+        iterations: See :func:`fit_hash_head`.
+        sample_size: See :func:`fit_hash_head`.
         device: Device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
@@ -159,8 +169,9 @@ def fit_hash_head(
     generator: torch.Generator | None = None,
     *,
     iterations: int | None = None,
-    sample_size: int = 10_000,
-) -> LinearHead:
+    sample_size: int | None = None,
+    views: Tensor | Iterable[Tensor] | None = None,
+) -> LinearHead | HashCoderHead:
     """Fit a hash head to features without labels.
 
     Let m and C be the mean and the covariance of all features, and P the ``bits`` eigenvectors of C with the
@@ -172,15 +183,18 @@ def fit_hash_head(
     - ``"lsh"``: ``W (x - m)``, W of N(0, 1) (Charikar, STOC 2002);
     - ``"sh"``: ``sin(pi / 2 + omega (P_d · (x - m) - a_d))``, omega and d of :func:`spectral_modes` on the
       box of the projected features (Weiss et al., NIPS 2008);
-    - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012).
+    - ``"sph"``: inside or outside the spheres of :func:`spherical_pivots` (Heo et al., CVPR 2012);
+    - ``"contrastive"``: a network of two layers, trained by :class:`hybridhash.losses.ContrastiveLoss` on the
+      signs of its codes. The positive of an item is where a walk of three steps ends that goes to one of the
+      ten nearest neighbours by cosine in each; or, with ``views``, the item's other view.
 
     Linear maps are scaled by one positive number so that their outputs have mean square 1. Scaling does not
     change the bits and keeps tanh out of saturation.
 
     Features are read once, in float64. Kept are their mean; except for ``"lsh"`` and ``"sph"`` their
-    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"`` and ``"sph"`` a uniform sample of ``sample_size`` rows
-    (all rows if there are fewer), to which rotation, box and spheres are fitted. For ``torch.distributed``
-    see :func:`fit_hash_layer`.
+    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"``, ``"sph"`` and ``"contrastive"`` a uniform sample of
+    ``sample_size`` rows (all rows if there are fewer), to which rotation, box, spheres and network are
+    fitted. For ``torch.distributed`` see :func:`fit_hash_layer`.
 
     Args:
         features: Real-valued ``(N, D)``, or an iterable of such batches.
@@ -188,19 +202,25 @@ def fit_hash_head(
         bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
             directions in which the features vary; the others have no limit.
         generator: Source of all random numbers.
-        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
-        sample_size: Rows of the sample, more than ``bits``.
+        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200; steps of 256 items of
+            ``"contrastive"``, by default 400.
+        sample_size: Rows of the sample, more than ``bits``; by default 10,000, and 50,000 for
+            ``"contrastive"``.
+        views: For ``"contrastive"``, another view of each item: the features of the same items in the same
+            order, and in the same batches, from images that were augmented otherwise. None takes neighbours.
 
     Returns:
-        A head from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map in
-        ``fc``: ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, else ``TanhHead``, all of
-        :mod:`hybridhash.models.heads`.
+        A head from ``(B, D)`` to codes ``(B, bits)``, float32 on the CPU, of :mod:`hybridhash.models.heads`:
+        ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, ``HashCoderHead`` for
+        ``"contrastive"`` (in evaluation mode, with unbounded codes), else ``TanhHead``. Codes of the others
+        are in [-1, 1], and their linear map is in ``fc``.
 
     Raises:
         TypeError: A batch of features is not a floating-point tensor, or a number is not an integer.
         ValueError: The method is unknown; ``bits`` is below 1 or above what the method can give;
-            ``iterations`` is negative; or the features are empty, constant, not finite, of different widths,
-            or (except for ``"lsh"``) no more than the bits.
+            ``iterations`` is negative; the features are empty, constant, not finite, of different widths,
+            or (except for ``"lsh"``) no more than the bits; or ``views`` are of other shapes than the
+            features, or given to another method.
 
     Example:
         >>> features = torch.randn(200, 32)
@@ -208,9 +228,16 @@ def fit_hash_head(
         >>> head(features).shape
         torch.Size([200, 16])
     """
+    if sample_size is None:
+        sample_size = _CONTRASTIVE_SAMPLE_SIZE if method == "contrastive" else _SAMPLE_SIZE
     _check_settings(method, bits, iterations, sample_size)
-    rounds = {} if iterations is None else {"iterations": iterations}
+    if views is not None and method != "contrastive":
+        raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
+    settings = {} if iterations is None else {"iterations": iterations}
     batches = [features] if isinstance(features, Tensor) else features
+    if views is not None:
+        batches = paired(features, views)
+        settings["pairs"] = True
     ranks = Ranks()
     try:
         parts = ranks.collect(lambda: _collect(batches, method, bits, generator, sample_size))
@@ -220,9 +247,9 @@ def fit_hash_head(
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
         fitted = ranks.collect(
-            lambda: _fit(statistics, method, bits, generator, **rounds) if ranks.rank == 0 else None
+            lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
         )
-        return cast(LinearHead, fitted[0])
+        return cast("LinearHead | HashCoderHead", fitted[0])
     finally:
         ranks.close()
 
@@ -242,7 +269,7 @@ def _collect(
     batches: Iterable[Tensor], method: str, bits: int, generator: torch.Generator | None, sample_size: int
 ) -> FeatureStatistics:
     statistics = FeatureStatistics(
-        covariance=method not in ("lsh", "sph"),
+        covariance=method not in ("lsh", "sph", "contrastive"),
         sample_size=sample_size if method in _SAMPLED else 0,
         generator=generator,
     )
@@ -272,7 +299,7 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
 def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
         f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods without a "
-        "limit are 'lsh', 'sh' and 'sph'"
+        "limit are 'lsh', 'sh', 'sph' and 'contrastive'"
     )
 
 
@@ -281,15 +308,17 @@ def _fit(
     method: str,
     bits: int,
     generator: torch.Generator | None,
-    **rounds: int,
-) -> LinearHead:
+    **settings: Any,
+) -> LinearHead | HashCoderHead:
+    if method == "contrastive":
+        return fit_hash_coder(statistics.sample, bits, generator, **settings)
     mean = statistics.mean
     width = len(mean)
     if method == "lsh":
         weight = random_normal(bits, width, generator=generator)
         return _linear(weight, mean, statistics.total_variance)
     if method == "sph":
-        return _spherical(statistics, bits, generator, **rounds)
+        return _spherical(statistics, bits, generator, **settings)
     directions, variances = principal_directions(statistics.covariance, min(bits, width))
     floor = _NOISE * float(variances[0] + mean.square().max())
     rank = int((variances > floor).sum())
@@ -299,7 +328,7 @@ def _fit(
         raise ValueError(_too_many_bits(method, rank, "the directions in which the features vary", bits))
     if method == "itq":
         projected = (statistics.sample.double() - mean) @ directions
-        directions = directions @ itq_rotation(projected, generator=generator, **rounds)
+        directions = directions @ itq_rotation(projected, generator=generator, **settings)
     elif method == "pca-rr":
         directions = directions @ random_rotation(bits, generator)
     return _linear(directions.T, mean, float(variances.mean()))
@@ -338,14 +367,15 @@ def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
 
 
 @torch.no_grad()
-def _install(model: HashModel, head: LinearHead) -> None:
+def _install(model: HashModel, head: LinearHead | HashCoderHead) -> None:
     linear = isinstance(head, TanhHead)
     keeps_head = linear and _is_sign_of_its_map(model.head)
     if not keeps_head:
         model.head_name = _HEAD_NAMES[type(head)]
-        model.head_args = {}
+        hidden = {"hidden": head.hidden.out_features} if isinstance(head, HashCoderHead) else {}
+        model.head_args = hidden
         if hasattr(model, "model_args"):  # the arguments that it is saved with
-            model.model_args |= {"head": model.head_name, "head_args": {}}
+            model.model_args |= {"head": model.head_name, "head_args": dict(hidden)}
     if not keeps_head or head.bits != model.bits:
         model.reset_classifier(head.bits)
     if linear:
@@ -360,7 +390,7 @@ def _is_sign_of_its_map(head: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _install_in_hybridhash(model: HybridHash, head: LinearHead) -> None:
+def _install_in_hybridhash(model: HybridHash, head: LinearHead | HashCoderHead) -> None:
     linear = isinstance(head, TanhHead)
     if not linear or head.bits != model.bits or not isinstance(model.get_classifier(), nn.Linear):
         model.reset_classifier(head.bits)
