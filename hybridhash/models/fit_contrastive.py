@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 
 from hybridhash.losses.contrastive import contrastive_loss
 from hybridhash.models.heads import HashCoderHead
+from hybridhash.shallow.statistics import FeatureStatistics
 from hybridhash.shallow.unsupervised import principal_directions
 
 __all__ = ["fit_hash_coder", "nearest_neighbours", "paired", "walk_ends"]
@@ -26,6 +27,7 @@ _BATCH = 256
 _RATE = 1e-3
 _HIDDEN = 512
 _DIRECTIONS = 256
+_BLOCK = 4096  # rows of features in float64 at once
 
 
 def paired(features: Tensor | Iterable[Tensor], views: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
@@ -100,12 +102,15 @@ def fit_hash_coder(
     """
     with torch.inference_mode(False), torch.enable_grad():
         views = [part.clone() for part in features.chunk(2, dim=1)] if pairs else [features.clone()]
-        both = torch.cat(views)
-        mean = both.mean(0)
+        statistics = FeatureStatistics(sample_size=0)
+        for view in views:
+            for start in range(0, len(view), _BLOCK):
+                statistics.update(view[start : start + _BLOCK])
         # Training sees the features along their principal directions, all divided by one number.
-        covariance = torch.cov(both.double().T).reshape(both.shape[1], -1)  # a matrix for one feature too
-        directions, variances = principal_directions(covariance, min(_DIRECTIONS, both.shape[1]))
+        width = len(statistics.mean)
+        directions, variances = principal_directions(statistics.covariance, min(_DIRECTIONS, width))
         basis = (directions / variances.mean().sqrt()).float()
+        mean = statistics.mean.float()
         views = [(view - mean) @ basis for view in views]
         neighbours = None
         if not pairs:
