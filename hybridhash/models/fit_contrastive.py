@@ -144,9 +144,9 @@ def _train(
     generator: torch.Generator | None,
 ) -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _RATE, total_steps=max(iterations, 1), pct_start=0.1
-    )
+    # A warm-up of one step divides by 0 in torch; very short runs end before the schedule.
+    steps = max(iterations, 20)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps, pct_start=0.1)
     items = len(views[0])
     for _ in range(iterations):
         rows = _uniform((items,), generator).argsort()[:_BATCH]

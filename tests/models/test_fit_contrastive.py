@@ -75,6 +75,11 @@ def test_no_step_gives_a_random_balanced_network():
     torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("iterations", [1, 10, 11])
+def test_few_steps_are_enough_to_run(iterations):
+    assert bool(fit(features(), iterations=iterations)(features()).isfinite().all())
+
+
 def test_the_generator_decides_and_the_global_one_is_left_alone():
     x = features()
     state = torch.get_rng_state()
