@@ -1,6 +1,6 @@
 """Codes without training or labels: mAP of the methods of fit_hash_layer on pixels and on a small network.
 
-    python benchmarks/unsupervised.py [--bits 32 64] [--seeds 5] [--images images.npz]
+    python benchmarks/unsupervised.py [--bits 32 64] [--seeds 5] [--methods itq sh] [--images images.npz]
 
 The digits ship with scikit-learn; with ``--images``, an npz file of encoded images (see ``image_sets.py``) is
 used as well, its raw pixels at 16 x 16. The network is one layer of random whitened patches, rectified and
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hybridhash.models import fit_hash_head
 
-METHODS = ("lsh", "pca", "pca-rr", "itq", "sh", "sph")
-DRAWN = ("lsh", "pca-rr", "itq", "sph")
+METHODS = ("lsh", "pca", "pca-rr", "itq", "sh", "sph", "contrastive")
+DRAWN = ("lsh", "pca-rr", "itq", "sph", "contrastive")
 PATCH = 6
 
 
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--images", help="npz file of encoded images, to be used as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -100,11 +101,12 @@ def main() -> None:
         for kind, (splits, extract) in extractors.items():
             train, query, database = ((extract(images), labels) for images, labels in splits)
             for bits in arguments.bits:
-                values = [mean_ap(m, bits, arguments.seeds, (train, query, database)) for m in METHODS]
+                parts = (train, query, database)
+                values = [mean_ap(method, bits, arguments.seeds, parts) for method in arguments.methods]
                 share = f"{spectrum(train[0], bits):.0%}"
                 rows.append([f"{name}, {kind}", str(train[0].shape[1]), str(bits), share, *values])
                 print(rows[-1], flush=True)
-    print(table(["features", "width", "bits", "variance in as many directions", *METHODS], rows))
+    print(table(["features", "width", "bits", "variance in as many directions", *arguments.methods], rows))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,9 @@ def parse_args(argv=None):
     add("--traceback", action="store_true", help="show where in the program an error arose")
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES[args.recipe])
-    if args.protocol == "digits" or (args.recipe == "paper" and "cifar" in str(args.protocol)):
+    if args.loss == "contrastive":
+        parser.set_defaults(augment="rrc")  # what the two views of an image differ by
+    elif args.protocol == "digits" or (args.recipe == "paper" and "cifar" in str(args.protocol)):
         parser.set_defaults(augment="none")
     if args.recipe == "default" and args.pretrained:
         parser.set_defaults(layer_decay=0.75)
@@ -136,6 +138,10 @@ def check_args(parser, args):
     args.bank = args.loss == "wml" if args.bank is None else args.bank
     if args.protocol != "digits" and args.data_dir is None and args.csv is None:
         parser.error("no images: give --data-dir or --csv, or --protocol digits")
+    if args.loss == "contrastive" and args.augment == "none":
+        parser.error("--augment none makes two equal views, which --loss contrastive learns nothing from")
+    if args.loss == "contrastive" and args.classes_per_batch:
+        parser.error("--classes-per-batch needs labels, and --loss contrastive looks at none")
     if not 0 <= args.val_fraction < 1:
         parser.error(f"--val-fraction must be at least 0 and below 1, got {args.val_fraction}")
     for name in ("epochs", "batch_size", "accumulate", "val_every", "log_every"):
@@ -238,9 +244,20 @@ def make_transforms(args, model):
     if args.augment == "none":
         return plain, plain
     if args.augment == "rrc":
-        return timm.data.create_transform(**config, is_training=True, scale=(0.35, 1.0)), plain
+        mirror = {"hflip": 0.0} if args.protocol == "digits" else {}
+        return timm.data.create_transform(**config, is_training=True, scale=(0.35, 1.0), **mirror), plain
     cut = [transforms.Resize(round(args.img_size / 0.875)), transforms.RandomCrop(args.img_size)]
     return transforms.Compose([*cut, transforms.RandomHorizontalFlip(), *plain.transforms[-2:]]), plain
+
+
+class TwoViews:
+    """An image twice, augmented each time: ``(2, C, H, W)``."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __call__(self, image):
+        return torch.stack([self.transform(image), self.transform(image)])
 
 
 def make_model(args):
@@ -444,6 +461,8 @@ def train_epoch(run, network, dataset):
         if number % args.accumulate == 0:
             total, group = 0.0, min(args.accumulate, len(batches) - number)
         last = number % args.accumulate == group - 1
+        if args.loss == "contrastive":  # no label: views of an image share its row number
+            images, labels = images.flatten(0, 1), indices.repeat_interleave(2)
         images, labels = (x.to(args.device, non_blocking=True) for x in (images, labels))
         with nullcontext() if last or not args.distributed else network.no_sync():
             with torch.autocast(args.device.type, DTYPES[args.amp], enabled=args.amp != "none"):
@@ -505,6 +524,8 @@ def train(args):
     order = torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(args.seed))
     held_out = 0 if args.select_on == "query" else round(args.val_fraction * len(order))
     val_rows, rows = order[:held_out].sort().values, order[held_out:].sort().values
+    if args.loss == "contrastive":
+        train_transform = TwoViews(train_transform)
     train = LabelledImages(parts.train, rows=rows, transform=train_transform)
     validation = [LabelledImages(parts.train, rows=r, transform=transform) for r in (val_rows, rows)]
     if args.select_on == "query":

@@ -10,7 +10,7 @@ from tests._benchmark_scripts import load_benchmark
 REQUIRED = {
     *("hybridhash", "hashnet", "dch", "dsh", "dpsh", "dhn", "cnnh", "dnnh", "drsdh", "dsrh", "dh"),
     *("superviseddh", "dlbhc", "adsh", "csq", "mdshc", "dtsh", "dsdh", "greedyhash", "dpn", "orthohash"),
-    *("tieawareap", "tieawarendcg"),
+    *("tieawareap", "tieawarendcg", "contrastive"),
 }
 
 

@@ -6,6 +6,7 @@ from hybridhash.losses.adsh import ADSHLoss
 from hybridhash.losses.bank import CodeBank, CodeQueue
 from hybridhash.losses.centers import hash_centers, minimum_distance, target_distance
 from hybridhash.losses.cnnh import CNNHLoss, cnnh_codes, cnnh_objective
+from hybridhash.losses.contrastive import ContrastiveLoss
 from hybridhash.losses.csq import CSQLoss
 from hybridhash.losses.dbdh import DBDHLoss
 from hybridhash.losses.dch import DCHLoss
@@ -39,6 +40,13 @@ from hybridhash.losses.pairwise import (
     uniform,
 )
 from hybridhash.losses.registry import create_loss, create_loss_for, list_losses
+from hybridhash.losses.regularizers import (
+    balance_penalty,
+    bihalf_penalty,
+    coding_rate_penalty,
+    decorrelation_penalty,
+    koleo_penalty,
+)
 from hybridhash.losses.sum_of_losses import SumOfLosses
 from hybridhash.losses.superviseddh import SupervisedDHLoss
 from hybridhash.losses.tieawareap import TieAwareAPLoss
@@ -51,6 +59,7 @@ __all__ = [
     "CSQLoss",
     "CodeBank",
     "CodeQueue",
+    "ContrastiveLoss",
     "DBDHLoss",
     "DCHLoss",
     "DFHLoss",
@@ -80,14 +89,19 @@ __all__ = [
     "TieAwareAPLoss",
     "TieAwareNDCGLoss",
     "WMLLoss",
+    "balance_penalty",
     "balanced",
+    "bihalf_penalty",
     "cnnh_codes",
     "cnnh_objective",
+    "coding_rate_penalty",
     "cosines",
     "create_loss",
     "create_loss_for",
+    "decorrelation_penalty",
     "functional",
     "hash_centers",
+    "koleo_penalty",
     "list_losses",
     "log_likelihood",
     "minimum_distance",

@@ -1,5 +1,6 @@
 """The stateless losses as functions; each class of :mod:`hybridhash.losses` holds the settings of one."""
 
+from hybridhash.losses.contrastive import contrastive_loss
 from hybridhash.losses.csq import csq_loss
 from hybridhash.losses.dbdh import dbdh_loss
 from hybridhash.losses.dch import dch_loss
@@ -27,6 +28,7 @@ from hybridhash.losses.tieawarendcg import tie_aware_ndcg_loss
 from hybridhash.losses.wml import wml_loss
 
 __all__ = [
+    "contrastive_loss",
     "csq_loss",
     "dbdh_loss",
     "dch_loss",

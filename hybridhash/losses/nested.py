@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -116,6 +117,19 @@ class NestedLoss(nn.Module):
             given = {"indices": indices, "ref_codes": second, "ref_labels": ref_labels}
             parts.append(self.weights[length] * loss(codes[:, :length], labels, **given))
         return sum(parts[1:], start=parts[0])
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the terms of the last call, weighted, by the length and the name of the term: ``"8/pairs"``.
+
+        Raises:
+            RuntimeError: the loss was not called yet.
+        """
+        parts = {}
+        for length, loss in zip(self.lengths, self.losses.values(), strict=True):
+            of_loss: Any = loss
+            for term, value in of_loss.parts().items():
+                parts[f"{length}/{term}"] = self.weights[length] * value
+        return parts
 
     def epoch_end(self) -> None:
         """Call ``epoch_end`` of every loss that has one; needed if ``requires`` has ``"epoch_hook"``."""

@@ -25,9 +25,11 @@ from hybridhash._inference import (
     read_batch,
     to_device,
 )
+from hybridhash.models.fit_contrastive import fit_hash_coder, paired
 from hybridhash.models.hash_model import HashModel
 from hybridhash.models.heads import (
     BatchNormHead,
+    HashCoderHead,
     LinearHead,
     ProjectionHead,
     SpectralHead,
@@ -48,19 +50,23 @@ from hybridhash.shallow.unsupervised import (
 
 __all__ = ["fit_hash_head", "fit_hash_layer"]
 
-Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq"]
+Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrastive"]
 
 # Heads whose bits are not the signs of fc alone, or that keep more of a fit than fc.
 _NOT_ITS_SIGN = (BatchNormHead, ProjectionHead, SpectralHead, SphericalHead)
-_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq")
+_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrastive")
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
 _ANY_COUNT = ("lsh", "rabitq")  # need no more images than bits
-_SAMPLED = ("itq", "sh", "sph", "rabitq")  # need rows of features, not only their mean and covariance
+# Need rows of features, not only their mean and covariance.
+_SAMPLED = ("itq", "sh", "sph", "rabitq", "contrastive")
+_SAMPLE_SIZE = 10_000
+_CONTRASTIVE_SAMPLE_SIZE = 50_000
 _HEAD_NAMES = {
-    TanhHead: "tanh",
+    HashCoderHead: "hashcoder",
+    ProjectionHead: "projection",
     SpectralHead: "spectral",
     SphericalHead: "spherical",
-    ProjectionHead: "projection",
+    TanhHead: "tanh",
 }
 # A variance below this share of the squared size of the features is taken for rounding (1e-6 of their size).
 _NOISE = 1e-12
@@ -75,7 +81,7 @@ def fit_hash_layer(
     *,
     iterations: int | None = None,
     rotation: Rotation | None = None,
-    sample_size: int = 10_000,
+    sample_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = True,
@@ -88,8 +94,9 @@ def fit_hash_layer(
     - ``"itq"``, ``"pca"``, ``"pca-rr"`` and ``"lsh"`` are written into ``model.get_classifier()``. A head
       whose bits are not the signs of that map, such as ``"mlp"`` or ``"batchnorm"``, is replaced by
       ``"tanh"``.
-    - ``"sh"`` and ``"sph"`` replace the head by ``"spectral"`` or ``"spherical"``. :mod:`hybridhash.hub`
-      refuses to save a ``hybridhash_*`` with these; use ``create_hash_model("hybridhash_64", bits)``.
+    - ``"sh"``, ``"sph"`` and ``"contrastive"`` replace the head by ``"spectral"``, ``"spherical"`` or
+      ``"hashcoder"``. :mod:`hybridhash.hub` refuses to save a ``hybridhash_*`` with these; use
+      ``create_hash_model("hybridhash_64", bits)``.
     - ``"rabitq"`` replaces the head by ``"projection"``, which a ``hybridhash_*`` cannot have.
 
     The model runs in eval mode; afterwards every module returns to its own mode. If anything fails, the model
@@ -106,9 +113,9 @@ def fit_hash_layer(
         method: One of the methods of :func:`fit_hash_head`.
         bits: Code length; None keeps that of the model.
         generator: Source of all random numbers.
-        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
+        iterations: See :func:`fit_hash_head`.
         rotation: That of ``"rabitq"``, see :func:`fit_hash_head`.
-        sample_size: Number of features kept for ``"itq"``, ``"sh"``, ``"sph"`` and ``"rabitq"``.
+        sample_size: See :func:`fit_hash_head`.
         device: Device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
@@ -186,8 +193,9 @@ def fit_hash_head(
     *,
     iterations: int | None = None,
     rotation: Rotation | None = None,
-    sample_size: int = 10_000,
-) -> LinearHead:
+    sample_size: int | None = None,
+    views: Tensor | Iterable[Tensor] | None = None,
+) -> LinearHead | HashCoderHead:
     """Fit a hash head to features without labels.
 
     Let m and C be the mean and the covariance of all features, and P the ``bits`` eigenvectors of C with the
@@ -206,14 +214,17 @@ def fit_hash_head(
       With ``norms=head.norms(x)`` in :meth:`hybridhash.HashCodes.from_codes`, distances also count what lies
       outside of P. Under a random rotation all bits are alike, so the first bits of a code are as good as
       any; see :meth:`hybridhash.HashCodes.truncate`.
+    - ``"contrastive"``: a network of two layers, trained by :class:`hybridhash.losses.ContrastiveLoss` on the
+      signs of its codes. The positive of an item is where a walk of three steps ends that goes to one of the
+      ten nearest neighbours by cosine in each; or, with ``views``, the item's other view.
 
     The other linear maps are scaled by one positive number so that their outputs have mean square 1. Scaling
     does not change the bits and keeps tanh out of saturation.
 
     Features are read once, in float64. Kept are their mean; except for ``"lsh"`` and ``"sph"`` their
-    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"``, ``"sph"`` and ``"rabitq"`` a uniform sample of
-    ``sample_size`` rows (all rows if there are fewer), to which rotation, box and spheres are fitted. For
-    ``torch.distributed`` see :func:`fit_hash_layer`.
+    ``(D, D)`` covariance; and for ``"itq"``, ``"sh"``, ``"sph"``, ``"rabitq"`` and ``"contrastive"`` a
+    uniform sample of ``sample_size`` rows (all rows if there are fewer), to which rotation, box, spheres and
+    network are fitted. For ``torch.distributed`` see :func:`fit_hash_layer`.
 
     Args:
         features: Real-valued ``(N, D)``, or an iterable of such batches.
@@ -221,23 +232,29 @@ def fit_hash_head(
         bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
             directions in which the features vary; the others up to 4,096.
         generator: Source of all random numbers.
-        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200.
+        iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200; steps of 256 items of
+            ``"contrastive"``, by default 400.
         rotation: For ``"rabitq"``: ``"random"``, ``"itq"``, or ``"auto"`` (None means it), which takes the
             one that finds more neighbours of held-out features.
-        sample_size: Rows of the sample, more than ``bits`` (for ``"rabitq"`` any number).
+        sample_size: Rows of the sample, more than ``bits`` (for ``"rabitq"`` any number); by default 10,000,
+            and 50,000 for ``"contrastive"``.
+        views: For ``"contrastive"``, another view of each item: the features of the same items in the same
+            order, and in the same batches, from images that were augmented otherwise. None takes neighbours.
 
     Returns:
-        A head from ``(B, D)`` to codes ``(B, bits)`` in [-1, 1], float32 on the CPU, with the linear map in
-        ``fc``: ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, ``ProjectionHead`` for
-        ``"rabitq"`` (whose codes have the units of the features), else ``TanhHead``, all of
-        :mod:`hybridhash.models.heads`.
+        A head from ``(B, D)`` to codes ``(B, bits)``, float32 on the CPU, of :mod:`hybridhash.models.heads`:
+        ``SpectralHead`` for ``"sh"``, ``SphericalHead`` for ``"sph"``, ``HashCoderHead`` for
+        ``"contrastive"`` (in evaluation mode, with unbounded codes), ``ProjectionHead`` for ``"rabitq"``
+        (whose codes have the units of the features), else ``TanhHead``. Codes of the others are in [-1, 1],
+        and their linear map is in ``fc``.
 
     Raises:
         TypeError: A batch of features is not a floating-point tensor, or a number is not an integer.
         ValueError: The method is unknown; ``bits`` is below 1 or above 4,096 or what the method gives;
-            ``iterations`` is negative; or the features are empty, constant, not finite, of different widths,
-            or (except for ``"lsh"`` and ``"rabitq"``) no more than the bits; or ``rotation`` is unknown, or
-            given to another method.
+            ``iterations`` is negative; the features are empty, constant, not finite, of different widths,
+            or (except for ``"lsh"`` and ``"rabitq"``) no more than the bits; ``rotation`` is unknown, or
+            given to another method; or ``views`` are of other shapes than the features, or given to another
+            method.
 
     Example:
         >>> features = torch.randn(200, 32)
@@ -245,11 +262,18 @@ def fit_hash_head(
         >>> head(features).shape
         torch.Size([200, 16])
     """
+    if sample_size is None:
+        sample_size = _CONTRASTIVE_SAMPLE_SIZE if method == "contrastive" else _SAMPLE_SIZE
     _check_settings(method, bits, iterations, rotation, sample_size)
+    if views is not None and method != "contrastive":
+        raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
     settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
     if rotation is not None:
         settings["rotation"] = rotation
     batches = [features] if isinstance(features, Tensor) else features
+    if views is not None:
+        batches = paired(features, views)
+        settings["pairs"] = True
     ranks = Ranks()
     try:
         parts = ranks.collect(lambda: _collect(batches, method, bits, generator, sample_size))
@@ -261,7 +285,7 @@ def fit_hash_head(
         fitted = ranks.collect(
             lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
         )
-        return cast(LinearHead, fitted[0])
+        return cast("LinearHead | HashCoderHead", fitted[0])
     finally:
         ranks.close()
 
@@ -287,7 +311,7 @@ def _collect(
     batches: Iterable[Tensor], method: str, bits: int, generator: torch.Generator | None, sample_size: int
 ) -> FeatureStatistics:
     statistics = FeatureStatistics(
-        covariance=method not in ("lsh", "sph"),
+        covariance=method not in ("lsh", "sph", "contrastive"),
         sample_size=sample_size if method in _SAMPLED else 0,
         generator=generator,
     )
@@ -317,7 +341,7 @@ def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> 
 def _too_many_bits(method: str, limit: int, reason: str, bits: int) -> str:
     return (
         f"method {method!r} gives at most {limit} bits here, {reason}, got bits={bits}: methods that "
-        "give more are 'lsh', 'sh', 'sph' and 'rabitq'"
+        "give more are 'lsh', 'sh', 'sph', 'rabitq' and 'contrastive'"
     )
 
 
@@ -327,7 +351,9 @@ def _fit(
     bits: int,
     generator: torch.Generator | None,
     **settings: Any,
-) -> LinearHead:
+) -> LinearHead | HashCoderHead:
+    if method == "contrastive":
+        return fit_hash_coder(statistics.sample, bits, generator, **settings)
     mean = statistics.mean
     width = len(mean)
     if method == "lsh":
@@ -399,14 +425,15 @@ def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
 
 
 @torch.no_grad()
-def _install(model: HashModel, head: LinearHead) -> None:
+def _install(model: HashModel, head: LinearHead | HashCoderHead) -> None:
     linear = isinstance(head, TanhHead)
     keeps_head = linear and _is_sign_of_its_map(model.head)
     if not keeps_head:
         model.head_name = _HEAD_NAMES[type(head)]
-        model.head_args = {}
+        hidden = {"hidden": head.hidden.out_features} if isinstance(head, HashCoderHead) else {}
+        model.head_args = hidden
         if hasattr(model, "model_args"):  # the arguments that it is saved with
-            model.model_args |= {"head": model.head_name, "head_args": {}}
+            model.model_args |= {"head": model.head_name, "head_args": dict(hidden)}
     if not keeps_head or head.bits != model.bits:
         model.reset_classifier(head.bits)
     if linear:
@@ -421,7 +448,7 @@ def _is_sign_of_its_map(head: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _install_in_hybridhash(model: HybridHash, head: LinearHead) -> None:
+def _install_in_hybridhash(model: HybridHash, head: LinearHead | HashCoderHead) -> None:
     linear = isinstance(head, TanhHead)
     if not linear or head.bits != model.bits or not isinstance(model.get_classifier(), nn.Linear):
         model.reset_classifier(head.bits)

@@ -21,7 +21,7 @@ import hybridhash
 from hybridhash import HashCodes
 from hybridhash.data import Split, list_protocols, read_image
 from hybridhash.eval import RetrievalReport
-from hybridhash.losses import list_losses
+from hybridhash.losses import ContrastiveLoss, list_losses
 from tests import ROOT
 
 SCRIPT = ROOT / "examples" / "train.py"
@@ -106,6 +106,43 @@ def test_a_run_on_the_digits_learns_and_leaves_a_model(tmp_path, capsys):
     assert_same_weights(model.state_dict(), torch.load(tmp_path / "best.pt", weights_only=True))
     assert "digits" in (tmp_path / "model" / "README.md").read_text()
     assert any(path.name.startswith("events") for path in (tmp_path / "tensorboard").iterdir())
+
+
+def test_contrastive_learns_on_the_digits_without_a_label(tmp_path, monkeypatch):
+    given = []
+
+    def forward(self, codes, labels, **kwargs):
+        given.append(labels.tolist())
+        return contrastive(self, codes, labels, **kwargs)
+
+    contrastive = ContrastiveLoss.forward
+    monkeypatch.setattr(ContrastiveLoss, "forward", forward)
+    more = "--epochs 2 --lr 3e-3 --warmup-epochs 0 --query-per-class 20 --ema 0 --val-fraction 0"
+    more += " --model test_resnet --img-size 32 --bits 16 --head batchnorm"
+    command = [*TINY, "--protocol", "digits", *more.split(), "--loss", "contrastive"]
+    command += ["--loss-args", "binary=sign"]
+    trained = train.main([*command, "--out", str(tmp_path / "trained")])
+    views = [row for batch in given for row in batch]
+    rows = torch.tensor(views).bincount(minlength=1597)
+    assert all(batch[::2] == batch[1::2] for batch in given)  # two views of each image
+    assert set(rows.tolist()) <= {0, 2, 4}  # an epoch leaves out a batch that is not full
+    assert len(given) == 2 * (1597 // 64)
+    monkeypatch.setattr(train, "train_epoch", lambda run, network, dataset: None)
+    untrained = train.main([*command, "--out", str(tmp_path / "untrained")])
+    assert trained["map"] > 2 * untrained["map"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--augment none", "two equal views, which --loss contrastive learns nothing from"),
+        ("--classes-per-batch 3", "--classes-per-batch needs labels, and --loss contrastive looks at none"),
+    ],
+)
+def test_contrastive_refuses_what_it_cannot_use(capsys, more, message):
+    with pytest.raises(SystemExit):
+        train.main(["--protocol", "digits", "--loss", "contrastive", *more.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_the_validation_set_is_held_out_of_the_training_set(photos, tmp_path, monkeypatch):
@@ -211,7 +248,8 @@ def test_every_loss_can_be_chosen(photos, tmp_path, monkeypatch, name):
         raise StoppedError(run.log)
 
     monkeypatch.setattr(train, "keep_best", stop)
-    more = f"--model test_resnet --img-size 32 --classes-per-batch 2 --augment none --loss {name} --epochs 1"
+    batches = "--augment rrc" if name == "contrastive" else "--augment none --classes-per-batch 2"
+    more = f"--model test_resnet --img-size 32 --loss {name} --epochs 1 {batches}"
     with pytest.raises(StoppedError) as stopped:
         run(photos, tmp_path, more, model_args=())
     losses = [line["loss"] for line in stopped.value.args[0]]

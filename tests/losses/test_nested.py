@@ -209,3 +209,13 @@ def test_the_classes_named_here_are_nested_by_hand_too():
     loss = NestedLoss({4: DPNLoss(3, 4), 8: GreedyHashLoss(3, 8)})
     assert loss.requires == {"epoch_hook", "parameters"}
     assert loss(codes_of(6, 8), IDS[:6]).isfinite()
+
+
+def test_the_parts_of_all_lengths_add_up_to_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    codes, labels = torch.randn(12, 16, generator=generator).tanh(), torch.arange(12) % 3
+    loss = create_loss_for("csq", labels, 16, lengths=(8, 16))
+    value = loss(codes, labels)
+    parts = loss.parts()
+    assert set(parts) == {f"{length}/{term}" for length in (8, 16) for term in ("centers", "quantization")}
+    torch.testing.assert_close(sum(parts.values()), value)

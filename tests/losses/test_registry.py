@@ -38,6 +38,7 @@ NAMES = list_losses()
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adsh": [{"dissimilarity": "batch"}],
     "cnnh": [{"target": "cross_entropy"}],
+    "contrastive": [{"similarity": "dot"}],
     "csq": [{"tanh": True}],
     "dbdh": [{"power": 1}],
     "dlbhc": [{"latent": "tanh"}],

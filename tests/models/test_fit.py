@@ -364,7 +364,7 @@ def test_wrappers_are_looked_through():
 def test_more_bits_than_the_width_names_the_limit_and_methods_without_one(method):
     with pytest.raises(ValueError, match=rf"'{method}' gives at most 20 bits here, the width .* got bits=21"):
         fit_hash_head(features(), method, bits=21)
-    with pytest.raises(ValueError, match="that give more are 'lsh', 'sh', 'sph' and 'rabitq'"):
+    with pytest.raises(ValueError, match="that give more are 'lsh', 'sh', 'sph', 'rabitq' and 'contrastive'"):
         fit_hash_head(features(), method, bits=21)
 
 
@@ -416,7 +416,8 @@ def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="no method is called 'pca-r': did you mean pca-rr"):
         fit_hash_head(features(), "pca-r")
     with pytest.raises(
-        ValueError, match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph, rabitq"
+        ValueError,
+        match="no method is called 'xyz': did you mean itq, pca, pca-rr, lsh, sh, sph, rabitq, contrastive",
     ):
         fit_hash_head(features(), "xyz")
     with pytest.raises(ValueError, match="bits must be 1 to 4096, got 0"):

@@ -11,7 +11,12 @@ from hybridhash import create_hash_model, hub, pack_codes
 from hybridhash.models import create_head, heads, list_heads
 
 WIDTH, BITS = 10, 6
-BATCH_MODE = {"batchnorm", "bihalf", "two_level"}  # another result in training than in evaluation
+BATCH_MODE = {
+    "batchnorm",
+    "bihalf",
+    "hashcoder",
+    "two_level",
+}  # another result in training than in evaluation
 
 
 def make(name, **kwargs):
@@ -263,3 +268,13 @@ def test_mlp_is_tanh_after_each_map():
 def test_every_public_head_is_in_the_registry():
     classes = {name for name in heads.__all__ if name.endswith("Head")}
     assert {type(make(name)).__name__ for name in list_heads()} == classes
+
+
+def test_a_hash_coder_is_two_maps_with_batch_normalisation():
+    head, x = make("hashcoder", hidden=5), embeddings(rows=64)
+
+    def normalised(z):
+        return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+
+    hidden = torch.relu(normalised(x @ head.hidden.weight.T + head.hidden.bias))
+    torch.testing.assert_close(head(x), normalised(hidden @ head.fc.weight.T), atol=1e-5, rtol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from hybridhash.models.heads.binary import BiHalfHead, ContinuationHead, GreedySignHead, SignHead
-from hybridhash.models.heads.layered import DivideEncodeHead, MLPHead, TwoLevelHead
+from hybridhash.models.heads.layered import DivideEncodeHead, HashCoderHead, MLPHead, TwoLevelHead
 from hybridhash.models.heads.linear import (
     BatchNormHead,
     LinearHead,
@@ -32,6 +32,7 @@ __all__ = [
     "ContinuationHead",
     "DivideEncodeHead",
     "GreedySignHead",
+    "HashCoderHead",
     "LinearHead",
     "MLPHead",
     "ProjectionHead",
@@ -52,6 +53,7 @@ _HEADS: dict[str, type[nn.Module]] = {
     "continuation": ContinuationHead,
     "divide": DivideEncodeHead,
     "greedy": GreedySignHead,
+    "hashcoder": HashCoderHead,
     "mlp": MLPHead,
     "projection": ProjectionHead,
     "sigmoid": SigmoidHead,

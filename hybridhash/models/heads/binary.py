@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative
 from hybridhash.codes import straight_through_sign
+from hybridhash.losses.regularizers import half_signs
 from hybridhash.models.heads.linear import LinearHead
 
 __all__ = ["BiHalfHead", "ContinuationHead", "GreedySignHead", "SignHead"]
@@ -121,9 +122,7 @@ class _BiHalf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, gamma: float) -> Tensor:
-        # Rank of each image in its bit: 0 for the largest value of the batch.
-        rank = z.argsort(dim=0, descending=True).argsort(dim=0)
-        half = torch.where(rank < z.shape[0] / 2, 1.0, -1.0).to(z.dtype)
+        half = half_signs(z)
         ctx.save_for_backward(z, half)
         ctx.gamma = gamma
         return half
