@@ -27,6 +27,7 @@ Metric = Literal["dot", "euclidean"]
 # A query is rounded to so many bits below its largest value: sums of 4,096 of them are exact in float64.
 _PRECISION = 40
 # Fewer queries than these look sums up by byte on the CPU; for more, unpacking the bits pays. As measured.
+# Tables for two bytes at a time are slower: they lie outside of the fastest cache, and take a time to build.
 _FEW = 16
 # On the CPU: pairs, and unpacked bits, in a block of products; items in a block of sums that are looked up.
 _PAIRS, _UNPACKED, _LOOKED_UP = 1 << 18, 1 << 17, 1 << 15
@@ -161,11 +162,11 @@ class RealQueries:
         return RealQueries(self.codes[rows], self.bits, self.metric)
 
     def block(self) -> int:
-        """The number of database items that are best compared at a time."""
+        """Return the number of database items that are best compared at a time."""
         if self.codes.device.type != "cpu":
             return max(1, _DEVICE_PAIRS // len(self))
         if self.tables is not None:
-            return _LOOKED_UP
+            return max(_LOOKED_UP // 4, _LOOKED_UP // len(self))
         return max(64, min(_PAIRS // len(self), _UNPACKED // self.bits))
 
     def keys(self, packed: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -197,26 +198,29 @@ class RealQueries:
         return keys
 
     def _by_product(self, packed: Tensor) -> Tensor:
-        """``<q, s> = 2 <q, b> - <q, 1>`` for the bits ``b`` as numbers 0 and 1."""
+        """Compute ``<q, s> = 2 <q, b> - <q, 1>`` for the bits ``b`` as numbers 0 and 1."""
         ones = unpack_bits(packed, self.bits).double()
         return (2 * self.rounded @ ones.T).sub_(self.rounded.sum(1, keepdim=True))
 
     def _by_table(self, packed: Tensor) -> Tensor:
-        """The same from tables of the sums of every byte, on the CPU."""
+        """Sum the same from the tables of every byte, on the CPU."""
         assert self.tables is not None
-        columns = packed.numpy().T
-        products = np.zeros((len(self), len(packed)))
-        for product, table in zip(products, self.tables, strict=True):
-            for sums, column in zip(table, columns, strict=True):
-                product += sums.take(column, mode="clip")  # no byte is beyond 255: saves looking
-        return torch.from_numpy(products)
+        products = np.zeros((len(packed), len(self)))
+        sums = np.empty_like(products)
+        for table, column in zip(self.tables, packed.numpy().T, strict=True):
+            # No byte is beyond 255: clipping saves looking for one.
+            products += table.take(column, axis=0, mode="clip", out=sums)
+        return torch.from_numpy(products).T
 
 
 def _byte_tables(query: Tensor) -> Array:
-    """What each value of each byte of a packed code adds to ``<q, s>``: float64 ``(q, bytes, 256)``."""
+    """Compute what each value of each byte of a packed code adds to ``<q, s>``: ``(bytes, 256, q)``.
+
+    A row has the sums of all queries, so that one look-up finds all of them side by side in memory.
+    """
     signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * 2.0 - 1.0
     padded = np.pad(query.numpy(), ((0, 0), (0, -query.shape[1] % 8)))
-    return np.asarray(padded.reshape(len(query), -1, 8) @ signs.T)
+    return np.ascontiguousarray(signs @ padded.reshape(len(query), -1, 8).transpose(1, 2, 0))
 
 
 def nearest(query: RealQueries, packed: Tensor, factors: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
@@ -234,18 +238,19 @@ def nearest(query: RealQueries, packed: Tensor, factors: Tensor | None, top_k: i
 def _nearest_of_some(
     query: RealQueries, packed: Tensor, factors: Tensor | None, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and rows of the nearest: sort the first block, then merge what is nearer than the k-th."""
+    """Find keys and rows of the nearest: sort the first block, then merge what is nearer than the k-th."""
     size = max(top_k, query.block())
-    parts = range(0, len(packed), size)
-    keys, indices = torch.empty(0), torch.empty(0)
+    first = min(size, 8 * top_k)  # to sort more costs more than to merge them
+    keys, indices = query.keys(packed[:first], None if factors is None else factors[:first]).sort(
+        dim=1, stable=True
+    )
+    keys, indices = keys[:, :top_k], indices[:, :top_k]
+    parts = range(first, len(packed), size)
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # queries, keys and rows
     count = 0
     for start in parts:
         part = slice(start, start + size)
         block = query.keys(packed[part], None if factors is None else factors[part])
-        if start == 0:
-            keys, indices = (values[:, :top_k] for values in block.sort(dim=1, stable=True))
-            continue
         # A later item with the key of the k-th loses the tie, so "nearer" is strict.
         places = _true_places(block < keys[:, -1:])
         owner, column = places // block.shape[1], places % block.shape[1]
