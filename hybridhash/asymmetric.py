@@ -17,7 +17,15 @@ from hybridhash._code_checks import from_numpy
 from hybridhash._hamming import unpack_bits
 from hybridhash.codes import HashCodes, as_packed_pair
 
-__all__ = ["Metric", "RealQueries", "as_real_queries", "asymmetric_topk", "factors_of", "nearest"]
+__all__ = [
+    "Metric",
+    "RealQueries",
+    "as_real_queries",
+    "asymmetric_topk",
+    "factors_of",
+    "nearest",
+    "rounded_queries",
+]
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -134,6 +142,22 @@ def factors_of(database: Tensor | Array | HashCodes) -> Tensor | None:
     return database.factors if isinstance(database, HashCodes) else None
 
 
+def rounded_queries(codes: Tensor) -> Tensor:
+    """Round each query ``(q, bits)`` to whole multiples of a power of two, in float64.
+
+    Sums of them are exact in any order, so equal codes score equally. The unit is 2^-40 of the power of two
+    above the largest absolute value of the query.
+
+    Example:
+        >>> rounded_queries(torch.tensor([[0.5, -2.0]]))
+        tensor([[ 0.5000, -2.0000]], dtype=torch.float64)
+    """
+    codes = codes.double()
+    _, exponent = torch.frexp(codes.abs().amax(1, keepdim=True))
+    unit = torch.exp2((exponent - _PRECISION).clamp(min=-900).double())
+    return (codes / unit).round() * unit
+
+
 class RealQueries:
     """Some real-valued queries, ready to be compared with blocks of packed codes.
 
@@ -148,10 +172,7 @@ class RealQueries:
     def __init__(self, codes: Tensor, bits: int, metric: Metric = "dot") -> None:
         self.codes = codes.double()
         self.bits, self.metric = bits, metric
-        # Whole multiples of a power of two: their sums are exact in any order, so equal codes score equally.
-        _, exponent = torch.frexp(self.codes.abs().amax(1, keepdim=True))
-        unit = torch.exp2((exponent - _PRECISION).clamp(min=-900).double())
-        self.rounded = (self.codes / unit).round() * unit
+        self.rounded = rounded_queries(codes)
         few = codes.device.type == "cpu" and len(codes) < _FEW
         self.tables = _byte_tables(self.rounded) if few else None
 

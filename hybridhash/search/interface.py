@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer
 from hybridhash._code_checks import from_numpy
+from hybridhash.asymmetric import rounded_queries
 from hybridhash.codes import HashCodes, as_packed
 from hybridhash.search.ids import Ids, as_numbers, check_distinct
 from hybridhash.search.sorted_pairs import Array
@@ -27,8 +28,6 @@ __all__ = [
     "rescored",
     "result_count",
 ]
-
-_PRECISION = 40  # bits of a query's values, counted from that of its largest
 
 
 @runtime_checkable
@@ -81,6 +80,9 @@ class SearchIndex(Protocol):
         largest scores are found: the inner products ``<q, s>`` of the real-valued query ``q`` with the signs
         ``s`` of the codes, -1 or +1. Queries must be real-valued then; packed ones have no magnitudes. Which
         of the codes at the distance of the last candidate are candidates depends on the engine.
+
+        An index stores codes only. ``factors`` of HashCodes are not used here; scores that estimate the
+        real-valued codes with them come from :func:`hybridhash.asymmetric.asymmetric_topk`.
 
         Returns:
             ``(distances, ids)``: int16 and int64, both ``(Nq, min(top_k, len(index)))``, nearest first, equal
@@ -188,10 +190,9 @@ def query_rows(
 
 
 def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
-    """Return queries for :func:`rescored`: float64 ``(Nq, bits)``, rounded so that sums of them are exact.
+    """Return queries for :func:`rescored`: float64 ``(Nq, bits)``, so that sums of them are exact.
 
-    They are whole multiples of a power of two, which is 2^-40 of the largest or less. So equal codes have
-    equal scores, in whatever order the products are added.
+    They are rounded as :func:`hybridhash.asymmetric.rounded_queries` does.
 
     Raises:
         TypeError: The queries are packed, or HashCodes.
@@ -209,15 +210,14 @@ def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
         )
     if isinstance(codes, np.ndarray):
         codes = from_numpy(codes, "codes")
-    values = codes.detach().double().cpu().numpy()
-    largest = np.abs(values).sum(axis=1).max()
+    values = codes.detach().double().cpu()
+    largest = float(values.abs().sum(1).max())
     if not largest < np.finfo(np.float32).max:
         raise ValueError(
             f"rescore={rescore} needs finite queries whose absolute values add up to less than 3.4e38, got "
             f"{largest:g}: check them, and what made them"
         )
-    _, exponent = np.frexp(np.abs(values).max(axis=-1, keepdims=True, initial=0.0))
-    rounded: Array = np.ldexp(np.round(np.ldexp(values, _PRECISION - exponent)), exponent - _PRECISION)
+    rounded: Array = rounded_queries(values).numpy()
     return rounded
 
 
