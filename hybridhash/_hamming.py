@@ -50,7 +50,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def _pack_by_shifts(bits: Tensor) -> Tensor:
-    """:func:`pack_bits` in PyTorch, for devices that NumPy does not reach."""
+    """Do :func:`pack_bits` in PyTorch, for devices that NumPy does not reach."""
     packed = bits.new_zeros((bits.shape[0], -(-bits.shape[1] // 8)), dtype=torch.uint8)
     for offset in range(min(8, bits.shape[1])):
         column = bits[:, offset::8].to(torch.uint8)
@@ -71,7 +71,7 @@ def unpack_bits(packed: Tensor, width: int) -> Tensor:
 
 
 def _unpack_by_shifts(packed: Tensor, width: int) -> Tensor:
-    """:func:`unpack_bits` in PyTorch, for devices that NumPy does not reach."""
+    """Do :func:`unpack_bits` in PyTorch, for devices that NumPy does not reach."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :width]
 
@@ -254,7 +254,7 @@ def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: 
 
 
 def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
-    """``(bits - <a, b>) / 2`` over ±1 codes, ``(q, n)``: float16, or float32 above 2,048 bits."""
+    """Compute ``(bits - <a, b>) / 2`` over ±1 codes, ``(q, n)``: float16, or float32 above 2,048 bits."""
     # Half precision holds all whole numbers up to 2,048, and the even ones up to 4,096.
     dtype = torch.float16 if bits <= 2048 else torch.float32
     a, b = (unpack_bits(packed, bits).to(dtype).mul_(2).sub_(1) for packed in (query, database))
@@ -264,7 +264,7 @@ def _distances_by_product(query: Tensor, database: Tensor, bits: int) -> Tensor:
 
 
 def _distances_by_count(query: Array, database: Array, bits: int, threads: int) -> Array:
-    """The number of differing bits, ``(q, n)``; each thread takes some columns."""
+    """Count the differing bits, ``(q, n)``; each thread takes some columns."""
     out = np.empty((query.shape[0], database.shape[0]), np.uint8 if bits <= 255 else np.int16)
     if out.size < _PAIRS // 2:
         threads = 1  # starting them would take longer

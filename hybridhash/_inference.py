@@ -71,7 +71,7 @@ class PackedBatch(NamedTuple):
 
     @property
     def useless(self) -> str:
-        """What the codes of the images in ``nan`` are, in words."""
+        """Say in words what the codes of the images in ``nan`` are."""
         return "NaN" if self.factors is None else "NaN or infinite"
 
 

@@ -278,5 +278,5 @@ def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
 
 
 def _common(nearest: Tensor, ranking: Tensor) -> int:
-    """The number of items that two rankings ``(q, k)`` have in common, summed over the queries."""
+    """Count the items that two rankings ``(q, k)`` have in common, summed over the queries."""
     return int((nearest[:, :, None] == ranking[:, None, :]).sum())

@@ -227,7 +227,7 @@ def _parts(bits: int, radius: int) -> list[tuple[int, int]]:
 
 
 def _keys(packed: Array, part: tuple[int, int]) -> Array:
-    """The bits of a part of each code as one unsigned number ``(N,)``."""
+    """Return the bits of a part of each code as one unsigned number ``(N,)``."""
     first, end = part
     keys = np.zeros(len(packed), np.uint64)
     for column in packed.T[first // 8 : -(-end // 8)]:

@@ -443,7 +443,7 @@ def geometric_ranks(
 
 
 def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Tensor | None = None) -> TieGroups:
-    """The tie groups of a histogram, cut after rank ``k``.
+    """Return the tie groups of a histogram, cut after rank ``k``.
 
     With ``"best"`` and ``"worst"`` the groups are split by grade, high grades first or last, so that no order
     inside of them matters.
@@ -473,7 +473,7 @@ def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Tensor |
 
 
 def _cut(histogram: DistanceHistogram, top_k: int | None) -> int:
-    """``top_k`` within the size of the largest database of the histogram."""
+    """Return ``top_k`` within the size of the largest database of the histogram."""
     size = int(histogram.grades.sum(1).max()) if len(histogram.counts) else 0
     if top_k is not None:
         size = min(check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database"), size)

@@ -167,7 +167,7 @@ class HammingRetrieval:
         return RetrievalMetric(self)
 
     def _gathered(self, side: str) -> HashCodes:
-        """The codes of one side from all processes, each index once, in the order of the indices."""
+        """Gather the codes of one side from all processes, each index once, in the order of the indices."""
         batches = self._batches[side]
         processes = 1
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -125,11 +125,11 @@ class DistanceHistogram:
     is_ranking: bool = False
 
     def __len__(self) -> int:
-        """Number of queries."""
+        """Return the number of queries."""
         return self.counts.shape[0]
 
     def __getitem__(self, queries: slice | Tensor) -> DistanceHistogram:
-        """The histogram of some of the queries."""
+        """Return the histogram of some of the queries."""
         return DistanceHistogram(self.counts[queries], self.grades[queries], self.is_ranking)
 
     @property
@@ -355,7 +355,7 @@ def _grade_rows(query_labels: Tensor, labels: Tensor, grades: int, graded: bool)
 
 
 def _count_on_device(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
-    """The same counts in operations of torch: query, distance and grade of a block of pairs in one key."""
+    """Count the same in operations of torch: query, distance and grade of a block of pairs in one key."""
     pairs = _BUDGET // _BYTES_PER_PAIR
     size = (data.bits + 1) * grades
     columns = min(len(data.database), data.chunk_size or len(data.database), pairs)
@@ -377,14 +377,14 @@ def _count_on_device(data: QueryDatabase, grades: int, graded: bool) -> Tensor:
 
 
 def _shared_with_self(query_labels: Tensor, item_labels: Tensor) -> Tensor:
-    """Number of labels that each query shares with one item: int64 ``(q,)``."""
+    """Count the labels that each query shares with one item: int64 ``(q,)``."""
     if query_labels.ndim == 1:
         return ((query_labels == item_labels) & (query_labels >= 0)).long()
     return (query_labels & item_labels).sum(1)
 
 
 def _rows_of_ids(query: object, database: object) -> Tensor:
-    """The database row with the id of each query, -1 where there is none: int64 ``(Nq,)``."""
+    """Find the database row with the id of each query, -1 where there is none: int64 ``(Nq,)``."""
     query_ids = query.ids if isinstance(query, HashCodes) else None
     database_ids = database.ids if isinstance(database, HashCodes) else None
     if query_ids is None or database_ids is None:

@@ -284,12 +284,12 @@ def _check_report(report: object) -> None:
 
 
 def _kind(curve: PrecisionRecallCurve) -> str:
-    """Whether a curve is by rank, which begins at 1 at the earliest, or by radius, which begins at 0."""
+    """Tell whether a curve is by rank, which begins at 1 at the earliest, or by radius, which begins at 0."""
     return "radius" if (curve.thresholds == 0).any() else "rank"
 
 
 def _values(name: str, method: Method, key: str, along: str, top_k: int | None) -> list[float]:
-    """The values ``key`` of a report's curve, or of a curve, up to rank ``top_k``."""
+    """Return the values ``key`` of a report's curve, or of a curve, up to rank ``top_k``."""
     curves = method.curves if isinstance(method, RetrievalReport) else _curves_of(method)
     if key not in curves:
         name = repr(name) if name else "the report"
@@ -361,7 +361,7 @@ def _finish(axes: Axes, reports: Methods, *, fit: bool, widen: bool) -> Figure:
 
 
 def _axes(ax: Axes | None, figsize: tuple[float, float] | None) -> Axes:
-    """The axes to draw into: the user's, or those of a new figure."""
+    """Return the axes to draw into: the user's, or those of a new figure."""
     if ax is None:
         figure, ((axes,),) = new_figure(1, 1, figsize or (4.8, 3.6))
         _fit_letters(axes, figure.get_figheight())

@@ -88,7 +88,7 @@ def _pieces(queries: int, depth: int, ranks: int = _RANKS) -> Iterator[slice]:
 def _ranking(
     indices: Tensor, data: QueryDatabase, rows: slice, totals: Tensor | None, graded: bool
 ) -> DistanceHistogram:
-    """Rankings of the queries ``rows`` as a histogram with one group for each rank.
+    """Return rankings of the queries ``rows`` as a histogram with one group for each rank.
 
     Args:
         indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
@@ -122,7 +122,7 @@ def _ranking(
 
 
 def _shared(own: Tensor, database_labels: Tensor, items: Tensor) -> Tensor:
-    """Number of labels that one query ``own (C,)`` shares with some items: int16 ``(k,)``."""
+    """Count the labels that one query ``own (C,)`` shares with some items: int16 ``(k,)``."""
     # For most items of the database, add in its order, which reads its labels in theirs.
     most = 4 * len(items) > len(database_labels)
     labels = database_labels if most else database_labels.index_select(0, items)

@@ -96,7 +96,7 @@ class RetrievalReport:
     factors: bool = False
 
     def __getitem__(self, metric: str) -> float:
-        """The value of a metric, as ``report["map"]``."""
+        """Return the value of a metric, as ``report["map"]``."""
         if metric not in self.metrics:
             raise KeyError(f"no metric {metric!r} in this report; it has {', '.join(self.metrics)}")
         return self.metrics[metric]
@@ -107,7 +107,7 @@ class RetrievalReport:
         return [int(name.split("@")[1]) for name in self.metrics if name.startswith("precision@")]
 
     def __str__(self) -> str:
-        """The numbers as tables for the terminal, below their definition."""
+        """Return the numbers as tables for the terminal, below their definition."""
         summary = [[name, _number(value), note] for name, value, note in self._summary()]
         blocks = [self._definition(), aligned(summary)]
         if self.ks:
@@ -217,7 +217,7 @@ class RetrievalReport:
         return figure
 
     def _definition(self) -> str:
-        """What was computed, in words."""
+        """Say in words what was computed."""
         size = f"{self.bits} bits, " if self.bits is not None else ""
         excluded = ", each left out of its own ranking" if self.exclude_self else ""
         divisor = "all relevant items"

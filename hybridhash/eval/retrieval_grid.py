@@ -115,7 +115,7 @@ def _check_found(indices: Tensor, relevant: Tensor, queries: int, database: int)
 
 
 def _wrapped_titles(titles: Sequence[str] | None, queries: int, cell: float) -> list[str]:
-    """One title a query, in lines that fit below a cell."""
+    """Return one title a query, in lines that fit below a cell."""
     if titles is None:
         return [""] * queries
     if isinstance(titles, str) or len(titles) != queries:
@@ -151,7 +151,7 @@ def _draw_image(axes: Axes, image: Any, right: bool | None) -> None:
 
 
 def _pixels(image: Any) -> Any:
-    """An image as an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` of floats in 0..1."""
+    """Return an image as an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` of floats in 0..1."""
     if hasattr(image, "getbands"):  # PIL: palettes, CMYK and 16 bits have no pixels of their own meaning
         image = to_rgb(image)
     if isinstance(image, Tensor):

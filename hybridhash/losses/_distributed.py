@@ -17,12 +17,12 @@ __all__ = ["gather_rows", "rank", "sum_over_ranks", "world_size"]
 
 
 def world_size() -> int:
-    """Number of processes, 1 if ``torch.distributed`` is not initialised."""
+    """Return the number of processes, 1 if ``torch.distributed`` is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, 0 if ``torch.distributed`` is not initialised."""
+    """Return the number of this process, 0 if ``torch.distributed`` is not initialised."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -47,7 +47,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def _all_gather(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows of all ranks and the position of this rank's first row."""
+    """Return rows of all ranks and the position of this rank's first row."""
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
     sizes = [int(count) for count in counts]

@@ -55,7 +55,7 @@ def hadamard_matrix(order: int) -> Tensor:
 
 
 def _paley(order: int) -> Tensor:
-    """Paley's first (order - 1 prime) or second construction, the first row and column of ones."""
+    """Build Paley's first (order - 1 prime) or second construction, the first row and column of ones."""
     prime = order - 1 if _is_prime(order - 1) else order // 2 - 1
     residues = torch.full((prime,), -1.0, dtype=torch.float32)
     residues[torch.arange(1, prime).square() % prime] = 1

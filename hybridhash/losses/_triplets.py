@@ -75,7 +75,7 @@ def triplet_sums(
 def _sums(
     x_better: Tensor, x: Tensor, gains_better: Tensor, gains: Tensor, term: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The sums and numbers of :func:`triplet_sums` over all pairs of a better item and an item."""
+    """Compute the sums and numbers of :func:`triplet_sums` over all pairs of a better item and an item."""
     weight = (gains_better[:, :, None] - gains[:, None, :]).clamp(min=0)
     losses = term(x_better[:, :, None] - x[:, None, :])
     return (weight * losses).sum((1, 2)), (weight > 0).sum((1, 2)).to(x.dtype)

@@ -209,7 +209,7 @@ class ADSHLoss(HasParts):
         self.sampled[indices] = True
 
     def _update(self, codes: Tensor, indices: Tensor, sweeps: int) -> None:
-        """The discrete step for the sample of all ranks."""
+        """Do the discrete step for the sample of all ranks."""
         codes = codes.to(torch.float64)
         if bool(codes.isnan().any()):
             raise ValueError("codes contain NaN, which would spoil the database codes: training has diverged")

@@ -142,7 +142,7 @@ class _Similarity:
             self.alike_itself = np.diagonal(self.matrix)
 
     def __len__(self) -> int:
-        """Number of patterns."""
+        """Return the number of patterns."""
         return len(self.alike_itself)
 
     def sums(self, codes: Array) -> Array:
@@ -152,7 +152,7 @@ class _Similarity:
         return sums
 
     def product(self, pattern: int, sums: Array, total: Array) -> Array:
-        """``S H`` for an item of this pattern, from the sums of the codes of each pattern and of all."""
+        """Compute ``S H`` for an item of this pattern, from the sums of codes of each pattern and of all."""
         if self.matrix is not None:
             of_similar = self.matrix[pattern] @ sums
         elif self.columns is not None:
@@ -197,7 +197,7 @@ def _sweep(codes: Array, target: _Similarity, rows: list[int], order: list[list[
 
 
 def _improve_row(old: Array, rest: Array, pull: Array, own: float, order: list[int]) -> Array:
-    """One pass over the entries h_j of a row of H, all other rows fixed.
+    """Pass once over the entries h_j of a row of H, all other rows fixed.
 
     With R (``rest``) = H^T H of the other rows, p (``pull``) = bits * sum of S_il H_l over them and s
     (``own``) = bits * S_ii, the objective times bits^2 is 2 h R h - 4 h p + (h h - s)^2 + constant. Its

