@@ -325,10 +325,6 @@ def hash_images(args, model, dataset):
     return codes[codes.ids.argsort()]
 
 
-def first_bits(codes, length):
-    return HashCodes.from_codes(codes.codes()[:, :length], codes.labels, codes.ids)
-
-
 def whole_rows(part):
     """Rows of a part in the data set that it was taken from in the end."""
     rows = part.rows
@@ -575,7 +571,7 @@ def train(args):
     report = evaluate(*codes, top_k=protocol.top_k)
     shorter = {}
     for length in (args.lengths or ())[:-1]:
-        shorter[length] = evaluate(*(first_bits(part, length) for part in codes), top_k=protocol.top_k)
+        shorter[length] = evaluate(*(part.truncate(length) for part in codes), top_k=protocol.top_k)
     if args.rank == 0:
         print(f"\nweights of epoch {run.best['epoch']}\n{report}")
         report.to_json(args.out / "report.json")

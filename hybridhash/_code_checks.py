@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,16 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer
 
-__all__ = ["MAX_BITS", "as_factors", "as_ids", "as_rows", "check_packed", "check_width", "from_numpy"]
+__all__ = [
+    "MAX_BITS",
+    "as_factors",
+    "as_ids",
+    "as_rows",
+    "check_lengths",
+    "check_packed",
+    "check_width",
+    "from_numpy",
+]
 
 MAX_BITS = 4096
 
@@ -41,6 +52,25 @@ def from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
         return torch.from_numpy(array)
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers that torch knows, got {array.dtype}: {error}") from error
+
+
+def check_lengths(lengths: Iterable[int], bits: int | None = None) -> tuple[int, ...]:
+    """Return code lengths as ints if there are some, they ascend, and the last is ``bits`` where it is given.
+
+    Raises:
+        TypeError: They are not several, or one is not an integer.
+        ValueError: There is no length, one is below 1, they do not ascend, or they end elsewhere.
+    """
+    if not isinstance(lengths, Iterable):
+        raise TypeError(f"lengths must be several code lengths, such as (16, 32, 64), got {lengths!r}")
+    checked = tuple(check_integer("lengths", length, 1) for length in lengths)
+    if not checked:
+        raise ValueError("lengths must name at least one code length, got none")
+    if any(longer <= shorter for shorter, longer in pairwise(checked)):
+        raise ValueError(f"lengths must ascend, each once, got {checked}: use {tuple(sorted(set(checked)))}")
+    if bits is not None and checked[-1] != bits:
+        raise ValueError(f"lengths must end with the code length {bits}, got {checked}")
+    return checked
 
 
 def check_packed(packed: Tensor, bits: int, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +35,7 @@ def hash_embeddings(
     labels: Tensor | Array | None = None,
     *,
     metric: Metric = "euclidean",
+    lengths: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     batch_size: int = 8192,
     progress: bool = False,
@@ -57,6 +58,8 @@ def hash_embeddings(
             ``"itqcca"`` learns from them, from at most 100,000 rows.
         metric: What makes embeddings near. ``"cosine"`` divides each by its length first, and so does the
             head with later ones.
+        lengths: Code lengths to which the codes may be cut, ascending to ``bits``, for ``"rabitq"`` and
+            ``"itq"``; see :func:`hybridhash.models.fit_hash_head`.
         generator: The source of all random numbers.
         batch_size: The number of rows of an array that are read at a time.
         progress: Whether to show progress bars on stderr.
@@ -90,9 +93,12 @@ def hash_embeddings(
     cosine = metric == "cosine"
     model = create_hash_model("embedding_input", bits, in_chans=batches.width(), normalize=cosine)
     if method == "itqcca":
+        if lengths is not None:
+            raise ValueError("lengths are for 'itq' and 'rabitq', but the method is 'itqcca'")
         _fit_to_labels(model, batches, labels, generator)
     else:
-        fit_hash_layer(model, batches, method, generator=generator, progress=progress)  # type: ignore[arg-type]
+        settings: Any = {"method": method, "generator": generator, "lengths": lengths, "progress": progress}
+        fit_hash_layer(model, batches, **settings)
     model.eval()
     codes = encode_embeddings(model, batches, progress=progress)
     if labels is not None:

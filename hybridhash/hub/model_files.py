@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from hybridhash._code_checks import check_lengths
 from hybridhash._distributed import Ranks, whole
 from hybridhash._downloads import CONFIG, WEIGHTS
 from hybridhash._inference import PREPROCESSING, check_preprocessing
@@ -63,13 +64,19 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def model_config(
-    model: Any, tag: str, license: str, preprocessing: Mapping[str, Any] | None
+    model: Any,
+    tag: str,
+    license: str,
+    preprocessing: Mapping[str, Any] | None,
+    shorter: Collection[int] = (),
 ) -> dict[str, Any]:
     """Describe a model as it is now, in the arguments that timm's ``save_for_hf`` takes.
 
+    The key ``lengths`` holds ``model.lengths``; where it is None, the lengths ``shorter`` that were measured.
+
     Raises:
         ValueError: The arguments do not rebuild the model, or ``preprocessing`` has an unknown key or an
-            ``input_size`` that the model does not take.
+            ``input_size`` that the model does not take, or ``lengths`` that do not ascend to its bits.
     """
     check_preprocessing(preprocessing, (*PREPROCESSING, "input_size"))
     architecture = model.pretrained_cfg["architecture"]
@@ -98,10 +105,12 @@ def model_config(
         # Named, or timm would report a Hub that is down as a missing pickle.
         "hf_hub_filename": WEIGHTS,
     }
-    return {
-        "model_config": {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes},
-        "model_args": args,
-    }
+    about: dict[str, Any] = {"pretrained_cfg": pretrained_cfg, "bits": model.num_classes}
+    if getattr(model, "lengths", None):
+        about["lengths"] = check_lengths(model.lengths, model.num_classes)
+    elif shorter:
+        about["lengths"] = (*sorted(shorter), model.num_classes)  # the card checks these
+    return {"model_config": about, "model_args": args}
 
 
 def input_size(model: Any, preprocessing: Mapping[str, Any] | None) -> tuple[int, int, int]:

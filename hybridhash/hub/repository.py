@@ -68,7 +68,9 @@ def save_pretrained(
         report: The measured metrics: a :class:`hybridhash.eval.RetrievalReport` or its ``to_dict()``. With
             None the card says that nothing was measured.
         shorter: Reports of the codes cut to their first bits, by their number, of a model trained with
-            :class:`hybridhash.losses.NestedLoss`: the card lists the mAP of each length.
+            :class:`hybridhash.losses.NestedLoss`: the card lists the mAP of each length. ``config.json``
+            keeps the lengths (those in ``model.lengths``, if it has some), and a loaded model has them in
+            ``model.lengths``.
         dataset: Name of the dataset that the model was trained and measured on. Required with a ``report``.
         training: How the model was trained, in a sentence or more: images, loss, epochs.
         description: First paragraph of the card.
@@ -100,7 +102,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     network = unwrapped_model(model)
-    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
+    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing, shorter or ())
     texts = {"dataset": dataset, "training": training, "description": description, "license": license}
     size = input_size(network, preprocessing)
     card = model_card(network, f"local-dir:{folder.name}", size, report, shorter=shorter, **texts)
@@ -177,7 +179,7 @@ def push_to_hub(
         ConnectionError: The Hub cannot be reached or fails.
     """
     network = unwrapped_model(model)
-    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing)
+    config = model_config(network, tag or slug(dataset) or "custom", license, preprocessing, shorter or ())
     texts = {"dataset": dataset, "training": training, "description": description, "license": license}
     api = HfApi(token=token, library_name="hybridhash")
 
@@ -247,7 +249,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
             ``img_size``, ``in_chans``, ``device`` and ``dtype``.
 
     Returns:
-        The model, in training mode as from ``timm.create_model``; call ``eval()`` before encoding.
+        The model, in training mode as from ``timm.create_model``; call ``eval()`` before encoding. Its
+        ``lengths`` are the code lengths that it was saved with, to which codes may be cut.
 
     Raises:
         FileNotFoundError: There is no such repository, revision or folder, or no model in it.
@@ -273,12 +276,29 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         if name.startswith("local-dir:"):
             kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
         model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
+        lengths = _saved_lengths(name, repository, revision, cache_dir)
     if not hasattr(model, "bits") and not kwargs.get("features_only"):
         raise ValueError(
             f"{repository or source} is a {model.pretrained_cfg['architecture']}, which has no hash layer: "
             "load it with timm.create_model"
         )
+    if lengths and lengths[-1] == getattr(model, "bits", None):
+        model.lengths = lengths
     return cast(nn.Module, model)
+
+
+def _saved_lengths(
+    name: str, repository: str | None, revision: str | None, cache_dir: str | Path | None
+) -> tuple[int, ...]:
+    """Return the code lengths in the config of a model that timm has just loaded, () if there are none."""
+    kind, _, place = name.partition(":")
+    if kind == "local-dir":
+        path = Path(place) / CONFIG
+    elif kind in ("hf-hub", "hf_hub") and repository is not None:
+        path = Path(hf_hub_download(repository, CONFIG, revision=revision, cache_dir=cache_dir))
+    else:
+        return ()
+    return tuple(json.loads(path.read_text(encoding="utf-8")).get("lengths", ()))
 
 
 def _parse_source(source: str | Path) -> tuple[str, str | None, str | None]:

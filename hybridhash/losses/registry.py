@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridhash._code_checks import check_lengths
 from hybridhash.labels import as_labels
 from hybridhash.losses.bank import CodeBank, CodeMemory
 from hybridhash.losses.centers import hash_centers
 from hybridhash.losses.cnnh import cnnh_codes
-from hybridhash.losses.nested import NestedLoss, check_lengths
+from hybridhash.losses.nested import NestedLoss
 
 __all__ = ["create_loss", "create_loss_for", "list_losses"]
 
@@ -194,9 +195,7 @@ def _nested(
     kwargs: dict[str, Any],
 ) -> NestedLoss:
     """Return a NestedLoss of one loss for each length, whose targets are prefixes of those of all bits."""
-    lengths = check_lengths(tuple(lengths))
-    if lengths[-1] != bits:
-        raise ValueError(f"lengths must end with the code length {bits}, got {lengths}")
+    lengths = check_lengths(lengths, bits)
     if isinstance(shared["bank"], CodeBank):
         raise ValueError("a bank of your own is of one length: bank=True makes one for each")
     generator = shared["generator"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from hybridhash._checks import check_choice, check_integer
-from hybridhash._code_checks import MAX_BITS
+from hybridhash._code_checks import MAX_BITS, check_lengths
 from hybridhash._distributed import Ranks
 from hybridhash._inference import (
     NO_LOADERS,
@@ -40,7 +40,7 @@ from hybridhash.models.hybridhash import HybridHash
 from hybridhash.shallow.rabitq import Rotation, rabitq_map
 from hybridhash.shallow.statistics import FeatureStatistics
 from hybridhash.shallow.unsupervised import (
-    itq_rotation,
+    nested_itq,
     principal_directions,
     random_normal,
     random_rotation,
@@ -81,6 +81,7 @@ def fit_hash_layer(
     *,
     iterations: int | None = None,
     rotation: Rotation | None = None,
+    lengths: Sequence[int] | None = None,
     sample_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -115,6 +116,8 @@ def fit_hash_layer(
         generator: Source of all random numbers.
         iterations: See :func:`fit_hash_head`.
         rotation: That of ``"rabitq"``, see :func:`fit_hash_head`.
+        lengths: Code lengths at which the first bits are to be good, see :func:`fit_hash_head`. They are kept
+            in ``model.lengths``.
         sample_size: See :func:`fit_hash_head`.
         device: Device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
@@ -176,12 +179,14 @@ def fit_hash_layer(
             generator,
             iterations=iterations,
             rotation=rotation,
+            lengths=lengths,
             sample_size=sample_size,
         )
     if isinstance(network, HashModel):
         _install(network, head)
     else:
         _install_in_hybridhash(network, head)
+    network.lengths = None if lengths is None else check_lengths(lengths)
     return model
 
 
@@ -193,6 +198,7 @@ def fit_hash_head(
     *,
     iterations: int | None = None,
     rotation: Rotation | None = None,
+    lengths: Sequence[int] | None = None,
     sample_size: int | None = None,
     views: Tensor | Iterable[Tensor] | None = None,
 ) -> LinearHead | HashCoderHead:
@@ -213,7 +219,8 @@ def fit_hash_head(
       products and distances of the features: of their projection P, if there are fewer bits than directions.
       With ``norms=head.norms(x)`` in :meth:`hybridhash.HashCodes.from_codes`, distances also count what lies
       outside of P. Under a random rotation all bits are alike, so the first bits of a code are as good as
-      any; see :meth:`hybridhash.HashCodes.truncate`.
+      any, but less good than those of a head of so many bits; see ``lengths`` and
+      :meth:`hybridhash.HashCodes.truncate`.
     - ``"contrastive"``: a network of two layers, trained by :class:`hybridhash.losses.ContrastiveLoss` on the
       signs of its codes. The positive of an item is where a walk of three steps ends that goes to one of the
       ten nearest neighbours by cosine in each; or, with ``views``, the item's other view.
@@ -236,6 +243,9 @@ def fit_hash_head(
             ``"contrastive"``, by default 400.
         rotation: For ``"rabitq"``: ``"random"``, ``"itq"``, or ``"auto"`` (None means it), which takes the
             one that finds more neighbours of held-out features.
+        lengths: For ``"itq"`` and ``"rabitq"``: code lengths at which the codes, cut to their first bits, are
+            to be good; ascending to ``bits``. The first bits are then those of a head of the shortest length.
+            For what follows and what it costs see :func:`nested_itq` and :func:`rabitq_map`.
         sample_size: Rows of the sample, more than ``bits`` (for ``"rabitq"`` any number); by default 10,000,
             and 50,000 for ``"contrastive"``.
         views: For ``"contrastive"``, another view of each item: the features of the same items in the same
@@ -253,8 +263,9 @@ def fit_hash_head(
         ValueError: The method is unknown; ``bits`` is below 1 or above 4,096 or what the method gives;
             ``iterations`` is negative; the features are empty, constant, not finite, of different widths,
             or (except for ``"lsh"`` and ``"rabitq"``) no more than the bits; ``rotation`` is unknown, or
-            given to another method; or ``views`` are of other shapes than the features, or given to another
-            method.
+            given to another method; ``lengths`` do not ascend to ``bits``, are given to another method, or
+            leave the last bits no direction; or ``views`` are of other shapes than the features, or given to
+            another method.
 
     Example:
         >>> features = torch.randn(200, 32)
@@ -265,11 +276,17 @@ def fit_hash_head(
     if sample_size is None:
         sample_size = _CONTRASTIVE_SAMPLE_SIZE if method == "contrastive" else _SAMPLE_SIZE
     _check_settings(method, bits, iterations, rotation, sample_size)
+    if lengths is not None:
+        lengths = check_lengths(lengths, bits)
+        if method not in ("itq", "rabitq"):
+            raise ValueError(f"lengths are for 'itq' and 'rabitq', but the method is {method!r}")
     if views is not None and method != "contrastive":
         raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
     settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
     if rotation is not None:
         settings["rotation"] = rotation
+    if lengths is not None:
+        settings["lengths"] = lengths
     batches = [features] if isinstance(features, Tensor) else features
     if views is not None:
         batches = paired(features, views)
@@ -372,7 +389,9 @@ def _fit(
         raise ValueError(_too_many_bits(method, rank, "the directions in which the features vary", bits))
     if method == "itq":
         projected = (statistics.sample.double() - mean) @ directions
-        directions = directions @ itq_rotation(projected, generator=generator, **settings)
+        matrix = nested_itq(projected, generator=generator, **{"lengths": (bits,), **settings})
+        variances = variances @ matrix.square()  # of the outputs
+        directions = directions @ matrix
     elif method == "pca-rr":
         directions = directions @ random_rotation(bits, generator)
     return _linear(directions.T, mean, float(variances.mean()))
@@ -410,6 +429,12 @@ def _projection(
     generator: torch.Generator | None,
     **settings: Any,
 ) -> LinearHead:
+    rank, lengths = directions.shape[1], settings.get("lengths", (bits,))
+    if len(lengths) > 1 and rank <= lengths[-2]:
+        raise ValueError(
+            f"the features vary in {rank} directions, none of which is left for the bits after the first "
+            f"{lengths[-2]}: leave out lengths of {rank} and more but the last, got {lengths}"
+        )
     centred = statistics.sample.double() - statistics.mean
     weight = rabitq_map(centred, directions, bits, generator=generator, **settings).T
     head = _filled(ProjectionHead, weight, -(weight @ statistics.mean))

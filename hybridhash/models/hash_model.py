@@ -137,6 +137,11 @@ class HashModel(nn.Module):
     Shape:
         ``(B, in_chans, H, W)`` to ``(B, num_classes)``, or to ``(B, head_hidden_size)`` with 0 bits.
 
+    Attributes:
+        lengths: The code lengths, ascending to ``bits``, at which codes cut to their first bits are meant to
+            be good; None if only all bits are. :func:`fit_hash_layer` and :func:`hybridhash.hub.load` set it.
+            Set it after a training with :class:`hybridhash.losses.NestedLoss`, and saving keeps it.
+
     Raises:
         TypeError: The backbone lacks timm's interface, or an argument is unknown.
 
@@ -201,6 +206,7 @@ class HashModel(nn.Module):
             "num_classes", num_classes, 0, MAX_BITS, advice="it is the code length in bits, 0 for embeddings"
         )
         self.num_classes = num_classes
+        self.lengths: tuple[int, ...] | None = None
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:
             self.head = create_head(

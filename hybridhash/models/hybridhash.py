@@ -68,6 +68,9 @@ class HybridHash(nn.Module):
     Shape:
         ``(B, in_chans, img_size, img_size)`` to ``(B, num_classes)``, in the dtype of the input.
 
+    Attributes:
+        lengths: As in :class:`HashModel`: the code lengths that the codes may be cut to, or None.
+
     Raises:
         TypeError: A size is not an integer.
         ValueError: The configuration is impossible; the message names the nearest possible one.
@@ -132,6 +135,7 @@ class HybridHash(nn.Module):
         if act_layer is not None:
             self.model_args["act_layer"] = act_layer
         self.num_classes = num_classes
+        self.lengths: tuple[int, ...] | None = None
         self.in_chans = in_chans
         self.img_size = img_size
         self.num_features = embed_dims[-1]
@@ -243,6 +247,7 @@ class HybridHash(nn.Module):
         pool_type = self.head.pool_type if global_pool is None else global_pool
         self.head.reset(num_classes, pool_type, device=weight.device, dtype=weight.dtype)
         self.num_classes = num_classes
+        self.lengths = None
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
 
     def forward_intermediates(

@@ -145,9 +145,10 @@ def new_rows(
     else:
         packed, given = as_packed(codes)
     if given != bits:
+        cut = f"; codes of a model for several lengths can be cut: codes.truncate({bits})"
         raise ValueError(
             f"codes have {given} bits, but the index holds codes of {bits}: give codes of its model, or "
-            f"build an index of {given} bits"
+            f"build an index of {given} bits{cut if given > bits else ''}"
         )
     if ids is None and isinstance(codes, HashCodes):
         ids = codes.ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -25,6 +27,7 @@ def rabitq_map(
     directions: Tensor,
     bits: int,
     *,
+    lengths: Sequence[int] | None = None,
     rotation: Rotation = "auto",
     iterations: int = 50,
     generator: torch.Generator | None = None,
@@ -38,10 +41,18 @@ def rabitq_map(
     the one whose estimated distances find more of the 10 nearest among the others, and fits ITQ's to all.
     Below 100 features and above 1,024 bits it is the random one.
 
+    With ``lengths``, R is made of blocks: the first directions, as many as the shortest length, are rotated
+    among themselves, then those up to the next length, and so on. So the first k outputs are a rotation of
+    the first k directions, for each length k, and estimates from them are those of that projection. A map
+    that reads the leading directions again for later bits, as :func:`nested_itq` does, is no rotation, and
+    no longer keeps inner products.
+
     Args:
         features: Centred features, float64 ``(N, D)``.
         directions: Principal directions, orthonormal columns, float64 ``(D, D')``.
         bits: The number of bits.
+        lengths: The code lengths, ascending to ``bits``; the directions must reach into the last block. None
+            makes one block.
         rotation: ``"auto"``, ``"random"`` or ``"itq"``.
         iterations: The largest number of rounds of ITQ.
         generator: The source of all random numbers.
@@ -57,13 +68,18 @@ def rabitq_map(
         True
     """
     directions = directions[:, :bits]
+    ends = (bits,) if lengths is None else tuple(lengths)
 
     def rotated(kind: str, seen: Tensor) -> Tensor:
-        if kind == "random":
-            turn = random_rotation(bits, generator)
-        else:
-            projected = F.pad(seen @ directions, (0, bits - directions.shape[1]))
-            turn = itq_rotation(projected, iterations=iterations, generator=generator)
+        blocks = []
+        for start, end in pairwise((0, *ends)):
+            if kind == "random":
+                blocks.append(random_rotation(end - start, generator))
+                continue
+            own = directions[:, start:end]
+            projected = F.pad(seen @ own, (0, end - start - own.shape[1]))
+            blocks.append(itq_rotation(projected, iterations=iterations, generator=generator))
+        turn: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
         return directions @ turn[: directions.shape[1]]
 
     if rotation != "auto":

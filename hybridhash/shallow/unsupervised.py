@@ -6,14 +6,17 @@ They compute in float64 on the CPU. :func:`hybridhash.fit_hash_layer` writes the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybridhash._checks import check_integer
 
 __all__ = [
     "itq_rotation",
+    "nested_itq",
     "principal_directions",
     "random_rotation",
     "spectral_modes",
@@ -114,6 +117,52 @@ def itq_rotation(
         p, _, q_transposed = torch.linalg.svd((2 * positive.double() - 1).T @ v)
         rotation = q_transposed.T @ p.T
     return rotation
+
+
+def nested_itq(
+    projected: Tensor,
+    lengths: Sequence[int],
+    *,
+    iterations: int = 50,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Find a map whose first k outputs are good ITQ bits, for each of several lengths k.
+
+    A rotation spreads the leading directions over all bits, so that its first bits alone are poor. Here the
+    first bits are those of :func:`itq_rotation` for the shortest length, in as many directions. For each
+    further length k, :func:`itq_rotation` rotates the first k directions, and of its k bits those are
+    appended that agree least with the bits already there: by the sum of the squared correlations of their
+    signs. So later bits read the leading directions again, and the map is no rotation.
+
+    Args:
+        projected: Centred features V in their principal directions, of falling variance, ``(N, bits)``.
+        lengths: The code lengths, ascending; the last is ``bits``.
+        iterations: As for :func:`itq_rotation`, for each length.
+        generator: The source of the first rotations.
+
+    Returns:
+        M, float64 ``(bits, bits)``, columns of length 1: codes are the signs of ``V M``. With one length it
+        is a rotation.
+
+    Raises:
+        TypeError, ValueError: As :func:`itq_rotation`.
+
+    Example:
+        >>> V = torch.randn(100, 8) * torch.linspace(2, 1, 8)
+        >>> M = nested_itq(V, (4, 8))
+        >>> M[4:, :4].abs().max()  # the first 4 bits read 4 directions
+        tensor(0., dtype=torch.float64)
+    """
+    v = as_features(projected, "projected")
+    chosen = v.new_zeros(v.shape[1], 0)
+    for length in lengths:
+        rotation = itq_rotation(v[:, :length], iterations=iterations, generator=generator)
+        candidates = F.pad(rotation, (0, 0, 0, v.shape[1] - length))
+        # Signs of centred features have means near 0, so products of signs stand for correlations.
+        agreement = (v @ chosen).sign().T @ (v @ candidates).sign()
+        order = agreement.square().sum(0).argsort(stable=True)
+        chosen = torch.cat([chosen, candidates[:, order[: length - chosen.shape[1]]]], dim=1)
+    return chosen
 
 
 def spectral_modes(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -184,6 +184,7 @@ def test_the_card_lists_the_map_of_codes_cut_to_their_first_bits(tmp_path):
     rows = [f"| {bits} | {value:.4f} |" for bits, value in zip((4, 8, 16), values, strict=True)]
     assert "\n".join(["| bits | mAP |", "|---|---|", *rows]) in text
     assert "codes[:, :4]" in text
+    assert load(tmp_path).lengths == (4, 8, 16)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,73 @@ def test_itq_quantises_better_than_pca_and_a_random_rotation():
     assert loss("itq") < loss("pca-rr") < loss("pca")
 
 
+@pytest.mark.parametrize("method", ["itq", "rabitq"])
+def test_the_first_bits_of_several_lengths_are_those_of_a_head_of_the_shortest(method):
+    x = features()
+    rotation = {} if method == "itq" else {"rotation": "itq"}
+    nested = fit_hash_head(x, method, 12, seeded(), lengths=(4, 8, 12), **rotation)
+    alone = fit_hash_head(x, method, 4, seeded(), **rotation)
+    assert torch.equal(nested(x)[:, :4] > 0, alone(x) > 0)
+
+
+def test_lengths_on_digits_keep_short_codes_good():
+    digits, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    x, heads = digits.float(), {}
+    heads["nested"] = fit_hash_head(x, "itq", 32, seeded(), lengths=(8, 16, 32))
+    heads["cut"] = fit_hash_head(x, "itq", 32, seeded())
+    for bits, least in ((8, 0.1), (16, 0.0)):
+        nested, cut = (
+            float(mean_average_precision(z[:300], labels[:300], z[300:], labels[300:]))
+            for z in (heads[kind](x)[:, :bits] for kind in ("nested", "cut"))
+        )
+        assert nested > cut + least
+
+
+def test_rabitq_of_several_lengths_keeps_inner_products_of_every_prefix():
+    x = features()
+    head = fit_hash_head(x, "rabitq", 12, seeded(), lengths=(4, 12))
+    rows = head.fc.weight.double()
+    assert torch.allclose(rows @ rows.T, torch.eye(12, dtype=torch.float64), atol=1e-5)
+    directions = torch.linalg.eigh(torch.cov(x.double().T))[1].flip(1)[:, :4]
+    assert torch.allclose(rows[:4].T @ rows[:4], directions @ directions.T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "lengths", "error", "message"),
+    [
+        ("itq", (4, 8), ValueError, r"end with the code length 12, got \(4, 8\)"),
+        ("itq", (8, 4, 12), ValueError, r"must ascend, each once, got \(8, 4, 12\): use \(4, 8, 12\)"),
+        ("rabitq", (), ValueError, "name at least one code length"),
+        ("rabitq", 12, TypeError, "several code lengths, such as"),
+        ("itq", (4.0, 12), TypeError, "lengths"),
+        ("lsh", (4, 12), ValueError, "for 'itq' and 'rabitq', but the method is 'lsh'"),
+    ],
+)
+def test_lengths_that_cannot_be(method, lengths, error, message):
+    with pytest.raises(error, match=message):
+        fit_hash_head(features(), method, 12, lengths=lengths)
+
+
+def test_lengths_beyond_the_directions_of_the_features():
+    flat = features(width=6) @ torch.randn(6, 20, generator=seeded())
+    assert fit_hash_head(flat, "rabitq", 12, lengths=(4, 12)).bits == 12
+    with pytest.raises(ValueError, match="vary in 6 directions, none of which is left for the bits after"):
+        fit_hash_head(flat, "rabitq", 12, lengths=(4, 8, 12))
+
+
+@pytest.mark.parametrize("method", ["itq", "rabitq"])
+def test_a_model_knows_its_lengths_after_saving_and_loading(method, tmp_path):
+    model = create_hash_model("resnet10t", bits=8)
+    assert model.lengths is None
+    images = torch.randn(24, 3, 32, 32, generator=seeded())
+    fit_hash_layer(model, [images], method, lengths=(2, 8), progress=False)
+    assert model.lengths == (2, 8)
+    assert load(save_pretrained(model, tmp_path)).lengths == (2, 8)
+    assert load(tmp_path, num_classes=16).lengths is None
+    model.reset_classifier(8)
+    assert model.lengths is None
+
+
 def test_lsh_is_a_random_gaussian_map_around_the_mean():
     x = features(width=6)
     head = fit_hash_head(x, "lsh", bits=2000, generator=seeded(2))

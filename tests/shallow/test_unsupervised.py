@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 
 from hybridhash.shallow import itq_rotation
 from hybridhash.shallow.unsupervised import (
+    nested_itq,
     principal_directions,
     random_rotation,
     spectral_modes,
@@ -216,3 +217,30 @@ def test_one_sphere_and_impossible_ones():
         spherical_pivots(x, 2, iterations=-3)
     with pytest.raises(ValueError, match=r"features must be a tensor \(N, D\) of at least one row, got list"):
         spherical_pivots([[1.0]], 2)
+
+
+def test_nested_itq_begins_with_the_bits_of_the_shortest_length():
+    v = gaussian(200, 12) - gaussian(200, 12).mean(0)
+    v = v @ principal_directions(torch.cov(v.T), 12)[0]
+    matrix = nested_itq(v, (4, 8, 12), generator=seeded(3))
+    assert torch.equal(matrix[:4, :4], itq_rotation(v[:, :4], generator=seeded(3)))
+    assert not matrix[4:, :4].any()
+    assert not matrix[8:, 4:8].any()
+    assert torch.allclose(matrix.square().sum(0), torch.ones(12, dtype=torch.float64))
+
+
+def test_nested_itq_appends_the_bits_of_the_next_length_that_agree_least():
+    v = gaussian(200, 6) - gaussian(200, 6).mean(0)
+    generator = seeded(0)
+    first, second = itq_rotation(v[:, :2], generator=generator), itq_rotation(v, generator=generator)
+    shares = []  # the transcription: one pair of bits after the other
+    for candidate in range(6):
+        bits = [(v[:, :2] @ first[:, bit] > 0) == (v @ second[:, candidate] > 0) for bit in range(2)]
+        shares.append(sum((2 * float(equal.double().mean()) - 1) ** 2 for equal in bits))
+    chosen = sorted(range(6), key=shares.__getitem__)[:4]
+    assert torch.equal(nested_itq(v, (2, 6), generator=seeded(0))[:, 2:], second[:, chosen])
+
+
+def test_nested_itq_of_one_length_is_itq():
+    v = gaussian(100, 6)
+    assert torch.equal(nested_itq(v, (6,), generator=seeded(1)), itq_rotation(v, generator=seeded(1)))
