@@ -38,14 +38,22 @@ def check_integer(name: str, value: object, least: int, most: int | None = None,
 
 
 def check_positive(**values: float) -> None:
-    """Raise ValueError unless every named value is a finite number above 0."""
+    """Raise unless every named value is a finite number above 0."""
     for name, value in values.items():
+        _check_number(name, value)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise ValueError unless every named value is a finite number of 0 or more."""
+    """Raise unless every named value is a finite number of 0 or more."""
     for name, value in values.items():
+        _check_number(name, value)
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be 0 or a positive number, got {value}")
+
+
+def _check_number(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is one number; a tensor or an array of one will do."""
+    if not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+        raise TypeError(f"{name} must be a number, got {value!r}")

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from hybridhash._checks import check_integer
 
-__all__ = ["MAX_BITS", "as_factors", "as_ids", "as_rows", "check_packed", "check_width", "from_numpy"]
+__all__ = [
+    "MAX_BITS",
+    "as_factors",
+    "as_ids",
+    "as_rows",
+    "check_numbers",
+    "check_packed",
+    "check_width",
+    "from_numpy",
+]
 
 MAX_BITS = 4096
 
@@ -41,6 +50,14 @@ def from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
         return torch.from_numpy(array)
     except TypeError as error:
         raise TypeError(f"{name} must hold numbers that torch knows, got {array.dtype}: {error}") from error
+
+
+def check_numbers(values: Tensor, name: str) -> None:
+    """Raise unless a tensor is dense and holds its numbers, which one on the meta device has not."""
+    if values.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {values.layout}: use to_dense()")
+    if values.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
 
 
 def check_packed(packed: Tensor, bits: int, name: str) -> None:

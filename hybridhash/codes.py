@@ -22,6 +22,7 @@ from hybridhash._code_checks import (
     as_factors,
     as_ids,
     as_rows,
+    check_numbers,
     check_packed,
     from_numpy,
 )
@@ -232,8 +233,7 @@ def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
         )
     if codes.dtype.is_complex:
         raise TypeError(f"{name} must be real, got {codes.dtype}")
-    if codes.is_meta:
-        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
+    check_numbers(codes, name)
     if codes.dtype.is_floating_point:
         if codes.dtype.itemsize == 1:
             codes = codes.float()  # torch does not compare numbers of 8 bits
