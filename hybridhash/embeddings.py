@@ -179,7 +179,7 @@ class EmbeddingBatches:
             if isinstance(features, Tensor):
                 check_numbers(features, "features")
             self.rows = len(features)
-        elif not isinstance(features, Iterable):
+        elif not hasattr(features, "__iter__"):
             kind = type(features).__name__
             raise TypeError(
                 f"features must be (N, D), or batches of it, got {kind}: give a tensor or an array"

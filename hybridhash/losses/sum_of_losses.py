@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_number
 from hybridhash.losses._inputs import Reduction
 
 __all__ = ["SumOfLosses"]
@@ -63,8 +63,7 @@ class SumOfLosses(nn.Module):
         for name, weight in weights.items():
             if name not in losses:
                 raise ValueError(f"there is a weight for {name!r}, but the losses are {', '.join(losses)}")
-            if not isinstance(weight, Real):
-                raise TypeError(f"the weight of {name!r} must be a number, got {type(weight).__name__}")
+            check_number(f"the weight of {name!r}", weight)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} must be a finite number, got {weight}")
         self.losses = nn.ModuleDict(losses)

@@ -146,7 +146,7 @@ def test_a_name_that_a_module_cannot_have_is_refused(name):
     [
         ({"wml": WMLLoss}, None, "the loss 'wml' must be a module, got"),
         ({"wml": WMLLoss()}, [1], "weights must map names to numbers, got list"),
-        ({"wml": WMLLoss()}, {"wml": "1"}, "the weight of 'wml' must be a number, got str"),
+        ({"wml": WMLLoss()}, {"wml": "1"}, "the weight of 'wml' must be a number, got '1'"),
     ],
 )
 def test_what_is_no_loss_or_weight_is_named(losses, weights, message):
