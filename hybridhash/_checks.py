@@ -56,5 +56,5 @@ def check_not_negative(**values: float) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is one number; a tensor or an array of one will do."""
-    if not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+    if not hasattr(value, "__float__") or getattr(value, "ndim", False):
         raise TypeError(f"{name} must be a number, got {value!r}")
