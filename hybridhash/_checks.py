@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
-__all__ = ["check_choice", "check_integer", "check_not_negative", "check_positive"]
+__all__ = ["check_choice", "check_integer", "check_not_negative", "check_number", "check_positive"]
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -38,14 +39,22 @@ def check_integer(name: str, value: object, least: int, most: int | None = None,
 
 
 def check_positive(**values: float) -> None:
-    """Raise ValueError unless every named value is a finite number above 0."""
+    """Raise unless every named value is a finite number above 0."""
     for name, value in values.items():
+        check_number(name, value)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise ValueError unless every named value is a finite number of 0 or more."""
+    """Raise unless every named value is a finite number of 0 or more."""
     for name, value in values.items():
+        check_number(name, value)
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be 0 or a positive number, got {value}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is one number; a tensor or an array of one will do."""
+    if not hasattr(value, "__float__") or getattr(value, "ndim", False):
+        raise TypeError(f"{name} must be a number, got {value!r}")

@@ -18,6 +18,7 @@ __all__ = [
     "as_ids",
     "as_rows",
     "check_lengths",
+    "check_numbers",
     "check_packed",
     "check_width",
     "from_numpy",
@@ -71,6 +72,12 @@ def check_lengths(lengths: Iterable[int], bits: int | None = None) -> tuple[int,
     if bits is not None and checked[-1] != bits:
         raise ValueError(f"lengths must end with the code length {bits}, got {checked}")
     return checked
+def check_numbers(values: Tensor, name: str) -> None:
+    """Raise unless a tensor is dense and holds its numbers, which one on the meta device has not."""
+    if values.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {values.layout}: use to_dense()")
+    if values.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
 
 
 def check_packed(packed: Tensor, bits: int, name: str) -> None:

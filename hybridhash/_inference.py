@@ -30,6 +30,7 @@ __all__ = [
     "forward_packed",
     "input_device",
     "multiplies_natively",
+    "named_batch",
     "named_fields",
     "read_batch",
     "running_dtype",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 # What is given in place of a loader by mistake; check_loader says what to do.
-NO_LOADERS = (Tensor, str, os.PathLike, Dataset)
+NO_LOADERS = (Tensor, str, os.PathLike, Dataset, int, type(None))
 # How the images of a model are prepared, in the words of timm's pretrained_cfg.
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _KEYS = {
@@ -87,7 +88,9 @@ def check_hash_model(model: object) -> None:
 
 
 def check_loader(loader: object) -> None:
-    """Raise if what should yield batches is a tensor, a path or a data set, whose items are single images."""
+    """Raise if what should yield batches is a tensor, a path, a data set of single images, or one number."""
+    if loader is None or isinstance(loader, int):
+        raise TypeError(f"loader must yield batches, got {loader!r}: give a DataLoader or a list of batches")
     if isinstance(loader, Tensor):
         raise TypeError("loader must yield batches, got a tensor: give [images] for one batch of images")
     if isinstance(loader, (str, os.PathLike)):
@@ -132,7 +135,7 @@ def forward_packed(
         TypeError, ValueError: The output is not a tensor of codes ``(B, bits)``.
     """
     # Not inference_mode: what a module caches in it could never again be part of training.
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), autocast, named_batch(model, images, name):
         codes = model(images)
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8 or codes.dtype.is_complex:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
@@ -296,9 +299,50 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
     """Move images to a device; a copy to CUDA goes through pinned memory and does not block."""
+    if images.is_meta and device.type != "meta":
+        raise ValueError("images are on the meta device and hold no numbers: give those on the CPU or a GPU")
     if device.type == "cuda" and images.device.type == "cpu":
         return images.pin_memory().to(device, non_blocking=True)
     return images.to(device)
+
+
+@contextmanager
+def named_batch(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
+    """Name the batch that a model failed on, if the batch does not look like what the model takes.
+
+    Args:
+        model: The model.
+        inputs: What it is run on.
+        name: The name of the batch in error messages.
+
+    Raises:
+        ValueError: The model raised, and the reason can be seen. Other errors pass as they are.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = _unfit(model, inputs)
+        if reason is None:
+            raise
+        raise ValueError(f"the model cannot run on {name}: {reason} ({error})") from error
+
+
+def _unfit(model: nn.Module, inputs: Tensor) -> str | None:
+    """Say why a model cannot run on these inputs, or return None if no reason can be seen."""
+    weights = list(model.parameters())
+    if any(weight.is_meta for weight in weights):
+        return "it is on the meta device and has no weights, load them first"
+    if inputs.layout != torch.strided:
+        return f"the batch is {inputs.layout}, give a dense tensor"
+    kind = next((weight.dtype for weight in weights if weight.is_floating_point()), inputs.dtype)
+    if inputs.dtype != kind:
+        scaled = "" if inputs.is_floating_point() else ", with the values that its transform gives"
+        return f"the batch is {inputs.dtype}, its weights are {kind}: give {kind}{scaled}"
+    channels: Any = getattr(model, "in_chans", None)
+    if channels is not None and (inputs.ndim != 4 or inputs.shape[1] != channels):
+        shape = tuple(inputs.shape)
+        return f"the batch has the shape {shape}, it takes images (B, {channels}, height, width)"
+    return None
 
 
 @contextmanager

@@ -121,20 +121,39 @@ def as_real_queries(
         )
     if isinstance(query_codes, np.ndarray):
         query_codes = from_numpy(query_codes, "query_codes")
-    if isinstance(query_codes, Tensor) and query_codes.dtype == torch.uint8:
+    if isinstance(query_codes, Tensor) and query_codes.dtype in (torch.uint8, torch.bool):
+        kind = "packed codes" if query_codes.dtype == torch.uint8 else "bits"
         raise TypeError(
-            "query_codes are uint8, which means packed codes, whose values are gone: give the real-valued "
-            "outputs of the model, or use hamming_topk"
+            f"query_codes are {str(query_codes.dtype).removeprefix('torch.')}, which means {kind}, whose "
+            "values are gone: give the real-valued outputs of the model, or use hamming_topk"
         )
     query, packed, length = as_packed_pair(query_codes, database, bits=bits)
     assert isinstance(query_codes, Tensor)
-    largest = float(query_codes.detach().abs().double().sum(1).max())
+    largest = float(query_codes.detach().double().abs().sum(1).max())
     if not largest < torch.finfo(torch.float32).max:
         raise ValueError(
             f"query_codes must be finite, and absolute values of a row add up to less than 3.4e38; got "
             f"{largest:g}: normalise them"
         )
+    _check_scores(largest, factors_of(database), length, metric)
     return RealQueries(query_codes.detach(), length, metric), query, packed
+
+
+def _check_scores(largest: float, factors: Tensor | None, bits: int, metric: Metric) -> None:
+    """Raise unless all scores fit into float32, where those that do not are infinite and tie."""
+    norm, scale = bits**0.5, 1.0
+    if factors is not None:
+        norm = float(factors[:, 0].max())
+        scale = norm / (float(factors[:, 1].min()) * bits**0.5)
+    score = largest * scale
+    if metric == "euclidean":
+        score = largest * largest + norm * norm + 2 * score
+    if not score < torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"scores of up to {score:.2g} are too large for float32 (3.4e38): the largest sum of absolute "
+            f"values of a query is {largest:.2g}, the largest norm of the database {norm:.2g}; scale the "
+            "embeddings, of which both are made"
+        )
 
 
 def factors_of(database: Tensor | Array | HashCodes) -> Tensor | None:

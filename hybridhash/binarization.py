@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash._checks import check_choice, check_integer
-from hybridhash._inference import eval_mode
+from hybridhash._inference import eval_mode, named_batch
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
@@ -166,18 +166,22 @@ def binarization_report(
         (50, 250, 12)
     """
     check_choice("metric", metric, METRICS)
+    if not isinstance(head, nn.Module):
+        raise TypeError(f"head must be a module, such as the model of hash_embeddings, got {head!r}")
     check_integer("queries", queries, 1)
     check_integer("max_database", max_database, 1)
     sides = _split(features, labels, queries, max_database, generator)
     query, database, query_labels, database_labels = sides
-    for k in top_k:
-        check_integer("top_k", k, 1, len(database), advice="there are no more items")
+    top_k = _cuts(top_k, len(database))
     with torch.no_grad(), eval_mode(head):
-        query_codes = torch.cat([head(batch).float() for batch in _batches(query)])
+        with named_batch(head, query, "the queries"):
+            query_codes = torch.cat([head(batch).float() for batch in _batches(query)])
         with_factors = HashCodes.cat([_codes_with_factors(head, batch) for batch in _batches(database)])
     plain = replace(with_factors, factors=None)
     if metric == "cosine":
         query, database = F.normalize(query, dim=1), F.normalize(database, dim=1)
+    else:  # what all have in common would drown the differences in float32
+        query, database = query - database.mean(0), database - database.mean(0)
 
     def by_embeddings(rows: slice, depth: int) -> Tensor:
         # Squared distances without the query's own length, which is the same for all items.
@@ -243,6 +247,8 @@ def _split(
         both = None if labels is None else as_labels(labels, length=len(rows))
         parts = (None, None) if both is None else (both[chosen[0]], both[chosen[1]])
         return rows[chosen[0]], rows[chosen[1]], *parts
+    if len(features) != 2:
+        raise ValueError(f"features must be a pair (query, database), got a tuple of {len(features)}")
     query, database = map(_rows, features)
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"queries are {query.shape[1]} wide, the database {database.shape[1]}")
@@ -257,8 +263,20 @@ def _split(
     return query[sampled], database[kept], query_labels[sampled], database_labels[kept]
 
 
+def _cuts(top_k: Sequence[int], items: int) -> list[int]:
+    """Return the values of k as ints, each once."""
+    if isinstance(top_k, int) or not hasattr(top_k, "__len__") or not len(top_k):
+        raise ValueError(f"top_k must be a sequence of cuts such as (1, 10), got {top_k!r}")
+    cuts = [check_integer("top_k", k, 1, items, advice="there are no more items") for k in top_k]
+    return list(dict.fromkeys(cuts))
+
+
 def _rows(features: Features) -> Tensor:
-    rows = torch.cat(list(EmbeddingBatches(features, 8192)))
+    batches = list(EmbeddingBatches(features, 8192))
+    if len({batch.shape[1] for batch in batches}) != 1:
+        got = f"of the widths {sorted({batch.shape[1] for batch in batches})}" if batches else "empty"
+        raise ValueError(f"features must be rows of one width, got some that are {got}")
+    rows = torch.cat(batches)
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("features have NaN or infinite entries: leave these rows out")
     return rows

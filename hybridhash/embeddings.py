@@ -12,10 +12,11 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from hybridhash._checks import check_choice, check_integer
-from hybridhash._code_checks import MAX_BITS, from_numpy
+from hybridhash._code_checks import MAX_BITS, check_numbers, from_numpy
 from hybridhash._inference import eval_mode, input_device
 from hybridhash.codes import HashCodes
 from hybridhash.labels import as_labels
+from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.fit import fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
 from hybridhash.models.heads import ProjectionHead
@@ -132,6 +133,11 @@ def encode_embeddings(
         torch.Size([3, 2])
     """
     check_integer("batch_size", batch_size, 1)
+    if not isinstance(getattr(model, "backbone", None), EmbeddingInput):
+        raise TypeError(
+            f"model must be that of hash_embeddings, which takes embeddings, got {type(model).__name__}: for "
+            "models of images there is encode"
+        )
     if not isinstance(features, EmbeddingBatches):
         features = EmbeddingBatches(features, batch_size, once=True)
     parts = []
@@ -141,6 +147,8 @@ def encode_embeddings(
             inputs = model.backbone(batch.to(input_device(model, None)))
             parts.append(_codes(model.head, inputs))
             bar.update(len(batch))
+    if not parts:
+        raise ValueError("features are empty: give at least one batch with rows")
     codes = HashCodes.cat(parts)
     return replace(codes, ids=torch.arange(len(codes)))
 
@@ -174,7 +182,14 @@ class EmbeddingBatches:
         if isinstance(features, (Tensor, np.ndarray)):
             if features.ndim != 2:
                 raise ValueError(f"features must be (N, D), got shape {tuple(features.shape)}")
+            if isinstance(features, Tensor):
+                check_numbers(features, "features")
             self.rows = len(features)
+        elif not hasattr(features, "__iter__"):
+            kind = type(features).__name__
+            raise TypeError(
+                f"features must be (N, D), or batches of it, got {kind}: give a tensor or an array"
+            )
         elif not once and iter(features) is features:
             raise TypeError(
                 f"features must be readable twice, got a {type(features).__name__}, which is used up after "
@@ -208,6 +223,9 @@ def _as_float(batch: Tensor | Array, name: str) -> Tensor:
         raise TypeError(f"{name} must be floating point, got {batch.dtype}: embeddings are real-valued")
     if batch.ndim != 2:
         raise ValueError(f"{name} must be (B, D), got shape {tuple(batch.shape)}")
+    check_numbers(batch, name)
+    if batch.shape[1] == 0:
+        raise ValueError(f"{name} must be (B, D) with D at least 1, got shape {tuple(batch.shape)}")
     return batch.detach().float()
 
 

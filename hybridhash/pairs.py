@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
+from hybridhash._code_checks import check_numbers
 from hybridhash._hamming import machine_words, packed_distances
 from hybridhash.codes import HashCodes, as_packed
 
@@ -116,10 +117,12 @@ def pairs_within_chunks(
         499500
     """
     packed, bits = as_packed(codes, bits=bits)
+    check_numbers(packed, "codes")
     other_packed = None
     if other is not None:
         is_packed = isinstance(other, (Tensor, np.ndarray)) and str(other.dtype).endswith("uint8")
         other_packed, other_bits = as_packed(other, bits=bits if is_packed else None, name="other")
+        check_numbers(other_packed, "other")
         if other_bits != bits:
             raise ValueError(f"codes have {bits} bits but other has {other_bits}: compare codes of one model")
     radius = check_integer("radius", radius, 0, bits, advice="it counts the bits that may differ")

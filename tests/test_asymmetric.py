@@ -226,3 +226,29 @@ def test_the_database_is_read_in_blocks(monkeypatch, queries):
 def test_bad_input_is_refused(query, arguments, error, message):
     with pytest.raises(error, match=message):
         asymmetric_topk(query, torch.ones(3, 8), **{"top_k": 1, **arguments})
+
+
+def test_bits_and_scores_beyond_float32_are_refused():
+    query, database = torch.randn(2, 8), HashCodes.from_codes(torch.randn(5, 8))
+    with pytest.raises(TypeError, match=r"query_codes are bool, which means bits, whose values are gone"):
+        asymmetric_topk(query > 0, database, 2)
+    # Infinite scores would tie, and come in the order of the rows.
+    with pytest.raises(ValueError, match=r"scores of up to .* are too large for float32"):
+        asymmetric_topk(query * 1e20, database, 2, metric="euclidean")
+    assert asymmetric_topk(query * 1e20, database, 2)[0].isfinite().all()
+    large = HashCodes(database.packed, 8, factors=torch.tensor([[3e38, 0.01]] * 5))
+    with pytest.raises(ValueError, match="the largest norm of the database 3e"):
+        asymmetric_topk(query, large, 2)
+
+
+@pytest.mark.parametrize(
+    "search", [lambda q, b: asymmetric_topk(q, b, 2), lambda q, b: hamming_topk(q, b, 2)]
+)
+def test_tensors_without_numbers_are_refused(search):
+    query, database = torch.randn(2, 8), HashCodes.from_codes(torch.randn(5, 8))
+    with pytest.raises(TypeError, match=r"query_codes must be a dense tensor, got torch.sparse_coo"):
+        search(query.to_sparse(), database)
+    with pytest.raises(ValueError, match="query_codes are on cpu but database_codes on meta"):
+        search(query, database.to("meta"))
+    with pytest.raises(ValueError, match="codes is on the meta device and holds no numbers"):
+        hybridhash.pairs_within(database.to("meta"), 1)

@@ -8,6 +8,7 @@ import torch
 
 import hybridhash
 from hybridhash import HashCodes, binarization_report, encode, hash_embeddings
+from hybridhash.embeddings import encode_embeddings
 from hybridhash.hub import load, save_pretrained
 from tests import ROOT
 
@@ -267,3 +268,70 @@ def test_the_manual_runs(tmp_path, monkeypatch):
         exec(compile(block, "embeddings.md", "exec"), namespace)
     assert len(names) == 2
     assert namespace["codes"].bits == 128
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "words"),
+    [
+        (_features().to("meta"), ValueError, "features is on the meta device"),
+        (_features().to_sparse(), TypeError, "features must be a dense tensor, got torch.sparse_coo"),
+        (None, TypeError, "features must be .*, got NoneType"),
+        (_features()[:, :0], ValueError, "D at least 1"),
+        ([], ValueError, "empty"),
+    ],
+)
+def test_features_that_hold_nothing_are_named_everywhere(features, error, words, reference):
+    _, model = reference
+    for call in (
+        lambda: hash_embeddings(features, 8),
+        lambda: encode_embeddings(model, features),
+        lambda: binarization_report((features, _features()), model),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_other_models_are_named():
+    images = hybridhash.create_hash_model("resnet10t", 8)
+    for model in (None, torch.nn.Linear(24, 8), images):
+        with pytest.raises(TypeError, match=r"model must be that of hash_embeddings.*there is encode"):
+            encode_embeddings(model, _features())
+    for head, error, words in (
+        (None, TypeError, "head must be a module, such as the model of hash_embeddings, got None"),
+        (torch.nn.Linear(24, 8).half(), ValueError, "its weights are torch.float16: give torch.float16"),
+        (torch.nn.Linear(24, 8, device="meta"), ValueError, "it is on the meta device"),
+    ):
+        with pytest.raises(error, match=words):
+            binarization_report(_features(), head, top_k=[1])
+    with pytest.raises(ValueError, match="no method is called 5"):
+        hash_embeddings(_features(), 8, 5)
+
+
+def test_report_counts_a_cut_once_and_names_bad_ones(reference):
+    _, model = reference
+    report = binarization_report(_features(), model, top_k=np.array([5, 5]), queries=20)
+    assert list(report.recall["float"]) == [5]
+    assert report.recall["float"][5] == 1
+    for top_k in ([], 5, None):
+        with pytest.raises(ValueError, match="top_k must be a sequence of cuts"):
+            binarization_report(_features(), model, top_k=top_k)
+    with pytest.raises(ValueError, match="features must be a pair"):
+        binarization_report((_features(),) * 3, model)
+
+
+def test_report_finds_neighbours_far_from_the_origin():
+    exact = _features(rows=60).double()
+    far = exact.float() + 4000
+    nearest = torch.cdist(far[:1].double(), far[1:].double()).argsort()[0, :10]
+    shown = []
+
+    class _Recorder(torch.nn.Module):
+        def forward(self, x):
+            shown.append(x)
+            return x - 4000
+
+    report = binarization_report((far[:1], far[1:]), _Recorder(), top_k=[10])
+    codes = _Recorder()(far)
+    scores = codes[:1] @ codes[1:].sign().T
+    expected = set(scores[0].argsort(descending=True, stable=True)[:10].tolist()) & set(nearest.tolist())
+    assert report.recall["asymmetric"][10] == pytest.approx(len(expected) / 10)

@@ -26,6 +26,7 @@ __all__ = [
     "check_rows",
     "class_batch",
     "class_entropy",
+    "diverged_to_nan",
     "label_shares",
     "linear_layers",
     "one_label_each",
@@ -62,11 +63,15 @@ def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") 
     """Return ``codes`` unchanged if they are real-valued ``(N, bits)``.
 
     Raises:
-        TypeError: not a tensor, or not floating-point.
-        ValueError: not ``(N, bits)``, or without any bit.
+        TypeError: not a tensor, or not floating-point, or sparse.
+        ValueError: not ``(N, bits)``, without any bit, or on the meta device.
     """
     if not isinstance(codes, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(codes).__name__}")
+    if codes.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {codes.layout}: use to_dense()")
+    if codes.device.type == "meta":  # moved to another device, it would be whatever is in memory there
+        raise ValueError(f"{name} are on the meta device, where they have no values")
     if not codes.dtype.is_floating_point:
         raise TypeError(
             f"{name} must be real-valued (floating-point), got {codes.dtype}: a loss looks at the "
@@ -77,6 +82,14 @@ def check_codes(codes: Tensor, *, bits: int | None = None, name: str = "codes") 
     if bits is not None and codes.shape[1] != bits:
         raise ValueError(f"{name} have {codes.shape[1]} bits, expected {bits}")
     return codes
+
+
+def diverged_to_nan(codes: Tensor) -> Tensor:
+    """Return codes with NaN for infinite ones, for losses whose formula would make something finite of them.
+
+    A loss of codes that have diverged must show it.
+    """
+    return torch.where(codes.isinf(), torch.nan, codes)
 
 
 def upcast(codes: Tensor) -> Tensor:

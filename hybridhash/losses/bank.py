@@ -40,9 +40,9 @@ class CodeMemory(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("num_samples", num_samples), ("bits", bits), ("num_classes", num_classes)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if not dtype.is_floating_point:
+            if size is not None:
+                check_integer(name, size, 1)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, got {dtype}: real-valued codes are stored")
         self.count_unseen = count_unseen
         self.kind: str | None = None

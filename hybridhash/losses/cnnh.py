@@ -14,7 +14,14 @@ from hybridhash._checks import check_choice, check_integer
 from hybridhash.codes import binarize
 from hybridhash.labels import as_labels, labelled
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import HasParts, check_codes, check_rows, refuse_reference, upcast
+from hybridhash.losses._inputs import (
+    HasParts,
+    check_codes,
+    check_rows,
+    diverged_to_nan,
+    refuse_reference,
+    upcast,
+)
 
 __all__ = ["CNNHLoss", "cnnh_codes", "cnnh_objective"]
 
@@ -299,7 +306,7 @@ class CNNHLoss(HasParts):
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("CNNHLoss")
         num_rows, bits = self.target_codes.shape
-        codes = upcast(check_codes(codes, bits=bits))
+        codes = diverged_to_nan(upcast(check_codes(codes, bits=bits)))
         if labels is not None:
             as_labels(labels, length=codes.shape[0])
         rows = check_rows(indices, length=codes.shape[0], num_rows=num_rows, owner="training set")

@@ -107,6 +107,9 @@ def _compared(codes: Tensor, batch: PairBatch, binary: Binary) -> PairBatch:
         u = upcast(codes)
         own = gather_rows(u + (_drawn(u.detach()) - u).detach())
     ref = own if batch.in_batch else straight_through_sign(batch.ref_codes)
+    # A code that has diverged has a sign all the same: the loss is NaN.
+    own = torch.where(batch.codes.isfinite(), own, torch.nan)
+    ref = torch.where(batch.ref_codes.isfinite(), ref, torch.nan)
     return batch._replace(codes=own, ref_codes=ref)
 
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative
 from hybridhash.losses._classes import CenterLoss
-from hybridhash.losses._inputs import Reduction, class_batch, label_shares, reduce_rows, refuse_reference
+from hybridhash.losses._inputs import (
+    Reduction,
+    class_batch,
+    diverged_to_nan,
+    label_shares,
+    reduce_rows,
+    refuse_reference,
+)
 from hybridhash.losses.centers import CenterMethod
 
 __all__ = ["CSQLoss", "centroids", "csq_loss"]
@@ -62,6 +69,7 @@ def csq_loss(
                 f"codes must be in [-1, 1], as a tanh head gives them, got one of size {largest:g}: "
                 "set tanh=True for an unbounded head"
             )
+    codes = diverged_to_nan(codes)
     with torch.autocast(codes.device.type, enabled=False):
         # The center of each image: that of its class, or the majority of those of its labels. Without a label
         # (id -1) it is the last one, but these rows are left out of the mean.

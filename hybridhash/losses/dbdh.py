@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from hybridhash._checks import check_choice, check_not_negative
+from hybridhash.losses._inputs import diverged_to_nan
 from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
@@ -81,7 +82,8 @@ class DBDHLoss(PairwiseLoss):
         self.balance, self.power = balance, power
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
-        theta = 0.5 * codes.clamp(-1, 1) @ ref_codes.clamp(-1, 1).T
+        u, v = diverged_to_nan(codes).clamp(-1, 1), diverged_to_nan(ref_codes).clamp(-1, 1)
+        theta = 0.5 * u @ v.T
         return log_likelihood(theta, s)
 
     def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:

@@ -118,6 +118,6 @@ class DCHLoss(PairwiseLoss):
     def penalty(self, codes: Tensor, labels: Tensor) -> Tensor:
         if self.form == "official":
             return self.quantization * quantizers.squared(codes)
-        ones = torch.ones_like(codes[:1])
+        ones = codes.new_ones(1, codes.shape[1])  # also for an empty batch
         d = codes.shape[1] / 2 * (1 - cosines(codes.abs(), ones)[:, 0]).clamp(min=0)
         return self.quantization * torch.log1p(d / self.gamma)

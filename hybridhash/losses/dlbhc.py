@@ -14,6 +14,7 @@ from hybridhash.losses._inputs import (
     Reduction,
     class_batch,
     class_entropy,
+    diverged_to_nan,
     one_label_each,
     reduce_rows,
     refuse_reference,
@@ -57,6 +58,7 @@ def dlbhc_loss(
     check_choice("latent", latent, ("sigmoid", "tanh"))
     codes, labels = class_batch(codes, labels, num_classes=weight.shape[0], bits=weight.shape[1], soft=True)
     with torch.autocast(codes.device.type, enabled=False):
+        codes = diverged_to_nan(codes)
         activations = codes.sigmoid() if latent == "sigmoid" else (1 + codes) / 2
         bias = None if bias is None else bias.to(codes.dtype)
         logits = F.linear(activations, weight.to(codes.dtype), bias)

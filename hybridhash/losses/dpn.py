@@ -14,7 +14,13 @@ from hybridhash.codes import sign
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._distributed import sum_over_ranks
-from hybridhash.losses._inputs import Reduction, class_batch, reduce_rows, refuse_reference
+from hybridhash.losses._inputs import (
+    Reduction,
+    class_batch,
+    diverged_to_nan,
+    reduce_rows,
+    refuse_reference,
+)
 from hybridhash.losses.centers import CenterMethod, minimum_distance
 from hybridhash.losses.csq import centroids
 
@@ -62,6 +68,7 @@ def dpn_loss(
     check_choice("reduction (over the bits)", reduction, ("sum", "mean"))
     check_choice("multi_label", multi_label, ("sum", "centroid"))
     codes, labels = class_batch(codes, labels, num_classes=centers.shape[0], bits=centers.shape[1], soft=True)
+    codes = diverged_to_nan(codes)
     with torch.autocast(codes.device.type, enabled=False):
         if labels.ndim == 1:
             # Without a label (id -1) it is the last target, but these rows are left out of the mean.

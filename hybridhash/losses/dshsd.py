@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridhash._checks import check_choice, check_not_negative, check_positive
 from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._classes import linear_classifier
-from hybridhash.losses._inputs import Reduction, class_batch, class_entropy
+from hybridhash.losses._inputs import Reduction, class_batch, class_entropy, diverged_to_nan
 from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, squared_distances
 
@@ -165,7 +165,7 @@ class DSHSDLoss(PairwiseLoss):
 
     def pair_losses(self, codes: Tensor, ref_codes: Tensor, s: Tensor) -> Tensor:
         if self.tanh:
-            codes, ref_codes = codes.tanh(), ref_codes.tanh()
+            codes, ref_codes = diverged_to_nan(codes).tanh(), diverged_to_nan(ref_codes).tanh()
         margin = 2 * codes.shape[1] if self.margin is None else self.margin
         distance = squared_distances(codes, ref_codes)
         hinge = (margin - distance).clamp(min=0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_number
 from hybridhash.losses._inputs import Reduction
 
 __all__ = ["SumOfLosses"]
@@ -32,8 +33,9 @@ class SumOfLosses(nn.Module):
         requires: What a training loop must provide, see :func:`hybridhash.losses.create_loss`.
 
     Raises:
-        TypeError: no mapping of names to modules.
-        ValueError: no loss, a weight that is no finite number, a weight for a loss that is not there.
+        TypeError: no mapping of names to modules, or a weight that is no number.
+        ValueError: no loss, a name that cannot be one, a weight that is not finite, or one for a loss that is
+            not there.
 
     Example:
         >>> from hybridhash.losses import CSQLoss, WMLLoss
@@ -53,10 +55,15 @@ class SumOfLosses(nn.Module):
             )
         if not losses:
             raise ValueError("losses is empty: give at least one loss")
+        for name, loss in losses.items():
+            _check_loss(name, loss)
+        if not isinstance(weights, Mapping | None):
+            raise TypeError(f"weights must map names to numbers, got {type(weights).__name__}")
         weights = dict(weights or {})
         for name, weight in weights.items():
             if name not in losses:
                 raise ValueError(f"there is a weight for {name!r}, but the losses are {', '.join(losses)}")
+            check_number(f"the weight of {name!r}", weight)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name!r} must be a finite number, got {weight}")
         self.losses = nn.ModuleDict(losses)
@@ -117,3 +124,14 @@ class SumOfLosses(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
+
+
+def _check_loss(name: object, loss: object) -> None:
+    """Raise unless a loss is a module and its name one that ``nn.ModuleDict`` takes."""
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a loss: give a string without dots that nn.ModuleDict does not "
+            'use itself, such as "csq"'
+        )
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"the loss {name!r} must be a module, got {type(loss).__name__}")

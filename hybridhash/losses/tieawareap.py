@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer, check_positive
-from hybridhash.losses._inputs import HasParts, PairBatch, pair_batch
+from hybridhash.losses._inputs import HasParts, PairBatch, diverged_to_nan, pair_batch
 
 __all__ = ["TieAwareAPLoss", "check_settings", "distance_levels", "soft_histogram", "tie_aware_ap_loss"]
 
@@ -86,15 +86,14 @@ def distance_levels(batch: PairBatch, bins: int | None, gamma: float | None) -> 
     bits = batch.codes.shape[1]
     if bins is None:
         bins = bits // 2 if bits >= 32 else bits
-    codes = batch.codes
-    ref_codes = batch.ref_codes
+    # An infinite code has diverged: the loss is NaN, as for NaN, and not that of the largest distance.
+    codes = diverged_to_nan(batch.codes)
+    ref_codes = diverged_to_nan(batch.ref_codes)
     if gamma is not None:
         # 2 sigmoid(gamma x) - 1
         codes = torch.tanh(gamma / 2 * codes)
         ref_codes = torch.tanh(gamma / 2 * ref_codes)
-    distances = (bits - codes @ ref_codes.T) / 2
-    # An infinite code has diverged: the loss is NaN, as for NaN, and not that of the largest distance.
-    distances = torch.where(distances.isinf(), torch.nan, distances.clamp(0, bits))
+    distances = ((bits - codes @ ref_codes.T) / 2).clamp(0, bits)
     position = distances * (bins / bits)
     lower = position.detach().nan_to_num(0).floor().clamp(max=bins - 1)
     return lower.long(), position - lower, bins + 1

@@ -19,6 +19,7 @@ from hybridhash._inference import (
     check_loader,
     eval_mode,
     input_device,
+    named_batch,
     read_batch,
     to_device,
 )
@@ -91,8 +92,8 @@ def reestimate_batch_norm(
     device = input_device(network, device)
     autocast = autocast_of(network, device, dtype)
 
-    def run(images: Tensor) -> None:
-        with autocast:
+    def run(images: Tensor, number: int) -> None:
+        with autocast, named_batch(network, images, f"batch {number}"):
             network(to_device(images, device))
 
     with Ranks() as ranks, eval_mode(network):
@@ -134,7 +135,7 @@ def _layers(network: nn.Module, layers: str) -> list[Any]:
 
 
 def _measure(
-    chosen: list[Any], run: Callable[[Tensor], None], loader: Iterable[Any], progress: bool
+    chosen: list[Any], run: Callable[[Tensor, int], None], loader: Iterable[Any], progress: bool
 ) -> list[FeatureStatistics]:
     """Return the statistics of what each layer gets while the model runs over a loader."""
     statistics = [FeatureStatistics(covariance=False, sample_size=0) for _ in chosen]
@@ -148,7 +149,7 @@ def _measure(
         with bar:
             for number, content in enumerate(loader):
                 images = read_batch(content, number)[0]
-                run(images)
+                run(images, number)
                 bar.update(images.shape[0])
     finally:
         for norm, hook, (mean, variance) in zip(chosen, hooks, before, strict=True):

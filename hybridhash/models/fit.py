@@ -22,6 +22,7 @@ from hybridhash._inference import (
     check_loader,
     eval_mode,
     input_device,
+    named_batch,
     read_batch,
     to_device,
 )
@@ -165,7 +166,7 @@ def fit_hash_layer(
         with bar:
             for number, content in enumerate(loader):
                 images = read_batch(content, number)[0]
-                with torch.no_grad(), autocast:
+                with torch.no_grad(), autocast, named_batch(network, images, f"batch {number}"):
                     features = network.forward_features(to_device(images, device))
                     features = network.forward_head(features, pre_logits=True)
                 yield features
@@ -311,7 +312,7 @@ def _check_settings(
     method: str, bits: int, iterations: int | None, rotation: str | None, sample_size: int
 ) -> None:
     if method not in _METHODS:
-        near = difflib.get_close_matches(method, _METHODS, n=1) or _METHODS
+        near = difflib.get_close_matches(str(method), _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
     check_integer("bits", bits, 1, MAX_BITS)
     if iterations is not None:

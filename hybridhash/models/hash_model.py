@@ -284,6 +284,34 @@ class HashModel(nn.Module):
         weight = next(self.parameters(), torch.empty(0))  # embeddings as input: there may be none
         self._make_head(num_classes, weight.device, weight.dtype)
 
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **options: Any) -> None:
+        """Make the backbone take images of another size, if it is made for one size.
+
+        The size that :func:`hybridhash.hub.save_pretrained` records becomes the new one.
+
+        Args:
+            img_size: Height and width, or both in one number; None keeps them.
+            **options: Further arguments of the backbone's method of this name, such as ``patch_size``.
+
+        Raises:
+            AttributeError: timm gives the backbone no such method.
+        """
+        name = type(self.backbone).__name__
+        if not hasattr(self.backbone, "set_input_size"):
+            raise AttributeError(
+                f"timm gives {name} no set_input_size: a convolutional network takes images of any size as "
+                'it is, and save_pretrained(..., preprocessing={"input_size": (3, H, W)}) records the size; '
+                "any other backbone is built for a size with create_hash_model(..., img_size=)"
+            )
+        self.backbone.set_input_size(img_size=img_size, **options)
+        sizes = {} if img_size is None else {"img_size": img_size}
+        if hasattr(self, "model_args"):
+            self.model_args |= {**sizes, **options}
+        cfg: Any = getattr(self, "pretrained_cfg", None)
+        if cfg and img_size is not None:
+            sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+            self.pretrained_cfg = {**cfg, "input_size": (self.in_chans, *sides)}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""
         self.backbone.set_grad_checkpointing(enable)

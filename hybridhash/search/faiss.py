@@ -289,7 +289,7 @@ class FaissIndex:
             >>> index.search(query, top_k=1, rescore=2)  # and that of the first is the surer one
             (tensor([[0.8000]]), tensor([[1]]))
         """
-        check_integer("rescore", rescore, 1)
+        rescore = check_integer("rescore", rescore, 1)
         with self._lock.reading():
             query = query_rows(codes, self.bits, len(self), self.model_id, model_id)
             values = real_queries(codes, rescore) if rescore > 1 else None

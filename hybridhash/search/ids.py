@@ -51,6 +51,8 @@ def as_numbers(ids: Ids) -> tuple[Array, list[str] | None]:
         >>> as_numbers([7, 5])
         (array([7, 5]), None)
     """
+    if not isinstance(ids, str) and not hasattr(ids, "__len__"):
+        raise TypeError(f"ids must be a list or a tensor, got {ids!r}: put it into a list")
     if isinstance(ids, str) or (not isinstance(ids, Tensor) and len(ids) and isinstance(ids[0], str)):
         names = ids if isinstance(ids, str) else list(ids)
         return name_numbers(names).numpy(), list(names)  # type: ignore[arg-type]

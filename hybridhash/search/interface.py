@@ -211,6 +211,10 @@ def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
         )
     if isinstance(codes, np.ndarray):
         codes = from_numpy(codes, "codes")
+    if codes.dtype == torch.bool:
+        raise TypeError(
+            f"rescore={rescore} ranks by the real values of the queries, but bool codes have only their signs"
+        )
     values = codes.detach().double().cpu()
     largest = float(values.abs().sum(1).max())
     if not largest < np.finfo(np.float32).max:

@@ -227,7 +227,7 @@ class MilvusIndex:
                 the collection is empty, there is no query, the codes have other bits or another model, or
                 ``rescore`` is above 1 and the queries are packed or not finite.
         """
-        check_integer("rescore", rescore, 1)
+        rescore = check_integer("rescore", rescore, 1)
         size = len(self)
         query = query_rows(codes, self.bits, size, self.model_id, model_id)
         values = real_queries(codes, rescore) if rescore > 1 else None

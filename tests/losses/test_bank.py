@@ -74,9 +74,9 @@ def test_half_precision_storage_rounds_codes_but_not_the_loss():
 @pytest.mark.parametrize(
     ("error", "message", "make"),
     [
-        (ValueError, "num_samples must be at least 1, got 0", lambda: CodeBank(0, 4)),
-        (ValueError, "bits must be at least 1, got -1", lambda: CodeBank(5, -1)),
-        (ValueError, "num_classes must be at least 1, got 0", lambda: CodeBank(5, 4, 0)),
+        (ValueError, "num_samples must be >= 1, got 0", lambda: CodeBank(0, 4)),
+        (ValueError, "bits must be >= 1, got -1", lambda: CodeBank(5, -1)),
+        (ValueError, "num_classes must be >= 1, got 0", lambda: CodeBank(5, 4, 0)),
         (TypeError, "floating-point", lambda: CodeBank(5, 4, dtype=torch.int64)),
     ],
 )

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from hybridhash.losses import CodeBank, CodeQueue, MDSHCLoss, WMLLoss, create_loss_for
+from hybridhash.losses import CodeBank, CodeQueue, ContrastiveLoss, MDSHCLoss, WMLLoss, create_loss_for
 from tests.losses._ranks import run_on_ranks
 from tests.losses.test_registry import BITS, CLASSES, PAIRWISE, ROWS, batch, make
 
@@ -106,7 +106,7 @@ def test_create_loss_for_takes_a_queue():
     [
         (ValueError, "size must be >= 1, got 0", lambda: CodeQueue(0, 4)),
         (TypeError, "size must be an int >= 1, got 2.5", lambda: CodeQueue(2.5, 4)),
-        (ValueError, "bits must be at least 1, got 0", lambda: CodeQueue(5, 0)),
+        (ValueError, "bits must be >= 1, got 0", lambda: CodeQueue(5, 0)),
         (TypeError, "floating-point", lambda: CodeQueue(5, 4, dtype=torch.int64)),
     ],
 )
@@ -154,3 +154,22 @@ def test_two_processes_equal_one_on_the_joined_batch():
         torch.testing.assert_close(of_rank[0], value)
         torch.testing.assert_close(of_rank[2], state)
     torch.testing.assert_close(torch.cat([of_rank[1] for of_rank in results]) / 2, grad)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "build"),
+    [
+        (TypeError, "bits must be an int >= 1, got 1.5", lambda: CodeQueue(5, 1.5)),
+        (TypeError, "num_classes must be an int >= 1, got 2.5", lambda: CodeQueue(5, 4, 2.5)),
+        (
+            TypeError,
+            "dtype must be a floating-point type, got float32",
+            lambda: CodeQueue(5, 4, dtype="float32"),
+        ),
+        (TypeError, "temperature must be a number, got 'a'", lambda: ContrastiveLoss("a")),
+        (TypeError, "bottleneck must be a number, got None", lambda: ContrastiveLoss(bottleneck=None)),
+    ],
+)
+def test_settings_of_other_types_are_named(error, message, build):
+    with pytest.raises(error, match=message):
+        build()

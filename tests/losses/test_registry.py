@@ -373,3 +373,39 @@ def test_the_second_derivative_is_right_or_refused(name, more):
     except RuntimeError as error:
         if "differentiate twice" not in str(error):  # a wrong derivative is a RuntimeError, too
             raise
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize(("name", "more"), [*FORMULAS, ("contrastive", {"binary": "sign"})])
+def test_codes_that_have_diverged_show_in_the_loss(name, more, value):
+    codes, labels = batch(dtype=torch.float32)
+    codes = torch.sigmoid(codes)
+    codes[0, 0] = value
+    try:
+        loss = make(name, **more).eval()(codes, labels, indices=torch.arange(ROWS))
+    except ValueError as error:
+        assert "codes" in str(error)  # noqa: PT017
+    else:
+        assert not loss.isfinite()
+
+
+@pytest.mark.parametrize(("name", "more"), FORMULAS)
+def test_codes_without_numbers_are_refused_on_both_sides(name, more):
+    codes, labels = batch(dtype=torch.float32)
+    codes, rows = torch.sigmoid(codes), torch.arange(ROWS)
+    loss = make(name, **more).eval()
+    with pytest.raises(ValueError, match="codes are on the meta device"):
+        loss(codes.to("meta"), labels, indices=rows)
+    with pytest.raises(TypeError, match=r"codes must be a dense tensor, got torch.sparse_coo: use to_dense"):
+        loss(codes.to_sparse(), labels, indices=rows)
+    # Moved from there to the CPU, they would be whatever the memory holds.
+    with pytest.raises(ValueError, match=r"ref_codes are on the meta device|compares nothing with ref_codes"):
+        loss(codes, labels, indices=rows, ref_codes=codes.to("meta"), ref_labels=labels)
+
+
+@pytest.mark.parametrize(("name", "more"), [each for each in FORMULAS if each[0] != "contrastive"])
+def test_an_empty_batch_costs_nothing(name, more):
+    codes = torch.zeros(0, BITS, requires_grad=True)
+    loss = make(name, **more).eval()(codes, torch.zeros(0, dtype=torch.int64), indices=torch.arange(0))
+    assert loss == 0
+    loss.backward()

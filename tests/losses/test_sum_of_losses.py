@@ -133,3 +133,22 @@ def test_it_is_no_loss_of_the_registry():
 def test_bad_settings_are_named(error, message, build):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "keys", 3])
+def test_a_name_that_a_module_cannot_have_is_refused(name):
+    with pytest.raises(ValueError, match="cannot be the name of a loss: give a string without dots"):
+        SumOfLosses({name: WMLLoss()})
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "message"),
+    [
+        ({"wml": WMLLoss}, None, "the loss 'wml' must be a module, got"),
+        ({"wml": WMLLoss()}, [1], "weights must map names to numbers, got list"),
+        ({"wml": WMLLoss()}, {"wml": "1"}, "the weight of 'wml' must be a number, got '1'"),
+    ],
+)
+def test_what_is_no_loss_or_weight_is_named(losses, weights, message):
+    with pytest.raises(TypeError, match=message):
+        SumOfLosses(losses, weights)

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hybridhash import create_hash_model, encode, reestimate_batch_norm, unpack_codes
+from hybridhash import create_hash_model, encode, fit_hash_layer, reestimate_batch_norm, unpack_codes
 
 
 def _images(rows=30, seed=1):
@@ -182,3 +182,35 @@ def test_processes_measure_all_images(tmp_path):
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     alone = _reestimate(_model(), _images()).head.norm.state_dict()
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("call", ["encode", "fit", "batch norm"])
+def test_a_batch_that_the_model_cannot_take_is_named(call):
+    model = create_hash_model("resnet10t", bits=8, head="batchnorm").eval()
+    run = {
+        "encode": lambda loader, model=model: encode(model, loader, progress=False),
+        "fit": lambda loader: fit_hash_layer(
+            create_hash_model("resnet10t", 8), loader, "lsh", progress=False
+        ),
+        "batch norm": lambda loader, model=model: reestimate_batch_norm(model, loader, progress=False),
+    }[call]
+    images = torch.randn(4, 3, 32, 32)
+    before = copy.deepcopy(model.state_dict())
+    for batch, words in (
+        (images.half(), "cannot run on batch 1: the batch is torch.float16, its weights are torch.float32"),
+        ((images * 9).to(torch.uint8), "batch 1: the batch is torch.uint8, .*the values that its transform"),
+        (images[0], r"batch 1: .*shape \(3, 32, 32\), it takes images \(B, 3, height, width\)"),
+        (images[:, :2], r"batch 1: .*shape \(4, 2, 32, 32\), it takes images \(B, 3, height, width\)"),
+        (images.to("meta"), "images are on the meta device"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run([images, batch])
+    with pytest.raises(TypeError, match="loader must yield batches, got None"):
+        run(None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_weights_is_named():
+    model = create_hash_model("resnet10t", bits=8, head="batchnorm").to("meta")
+    with pytest.raises(ValueError, match="meta device"):
+        reestimate_batch_norm(model, [torch.randn(4, 3, 32, 32)], progress=False)

@@ -280,3 +280,16 @@ def test_a_global_pool_can_be_reset():
     model = make()
     model.reset_classifier(4, "max")
     assert model(images()).shape == (2, 4)
+
+
+def test_the_size_of_images_can_be_set_where_the_backbone_has_one(tmp_path):
+    model = create_hash_model("vit_tiny_patch16_224", bits=8).eval()
+    model.set_input_size(64)
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images)
+    save_pretrained(model, tmp_path)
+    loaded = load(tmp_path).eval()
+    assert torch.equal(loaded(images), expected)
+    assert loaded.pretrained_cfg["input_size"] == (3, 64, 64)
+    with pytest.raises(AttributeError, match=r"timm gives ResNet no set_input_size: .*preprocessing="):
+        create_hash_model("resnet10t", bits=8).set_input_size(64)

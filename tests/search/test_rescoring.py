@@ -3,6 +3,7 @@
 import inspect
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -212,3 +213,16 @@ def test_every_index_takes_the_arguments_of_the_interface(index):
     assert [(p.name, p.kind, p.default) for p in given.values()] == [
         (p.name, p.kind, p.default) for p in wanted.values()
     ]
+
+
+def test_numpy_integers_count_and_bits_are_refused():
+    pytest.importorskip("faiss")
+    index = FaissIndex(24)
+    index.add(codes(20))
+    expected = index.search(codes(2), 3, rescore=4)
+    for got, wanted in zip(index.search(codes(2), 3, rescore=np.int64(4)), expected, strict=True):
+        assert torch.equal(got, wanted)
+    with pytest.raises(TypeError, match=r"rescore=4 .* bool codes have only their signs"):
+        index.search(codes(2) > 0, 3, rescore=4)
+    with pytest.raises(TypeError, match="ids must be a list or a tensor, got 3: put it into a list"):
+        index.search(codes(2), 3, among=3)
