@@ -187,7 +187,8 @@ def _counts_of_photos(query: Tensor, database: Tensor, sources: Tensor, bits: in
         ``(items, copies)``: float64 ``(photos, bits + 1)``. Queries without a source are photos of their own.
     """
     alone = len(database) + torch.arange(len(query))
-    _, photo = torch.where(sources >= 0, sources, alone).unique(return_inverse=True)
+    _, number = np.unique(torch.where(sources >= 0, sources, alone).numpy(), return_inverse=True)
+    photo = torch.from_numpy(number)
     shape = (int(photo.max()) + 1, bits + 1)
     items, copies = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     step = max(1, _BLOCK // len(database))
