@@ -147,7 +147,7 @@ class Encoder(NamedTuple):
             for row, key in keys.items()
             if isinstance(known.get(key), str)
         ]
-        return rows, packed.reshape(len(rows), -1), sorted(failed)
+        return rows, packed.reshape(len(rows), len(packed) // max(len(rows), 1)), sorted(failed)
 
     def _parts(self) -> list[Path]:
         return sorted(path for path in self.out.glob("part-*") if (path / _FILES).exists())

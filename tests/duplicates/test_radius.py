@@ -77,9 +77,9 @@ def test_the_interval_covers_and_narrows():
     assert wide.share_high / wide.share_low > 3 * narrow.share_high / narrow.share_low
     covered = [
         estimate.share_low <= binomial_share(64, estimate.radius) <= estimate.share_high
-        for estimate in (estimate_radius(random_codes(200, 64, seed), 1e-4) for seed in range(20))
+        for estimate in (estimate_radius(random_codes(200, 64, seed), 1e-4) for seed in range(8))
     ]
-    assert sum(covered) >= 15
+    assert sum(covered) >= 6
 
 
 def test_block_counts_are_those_of_all_pairs():
