@@ -30,8 +30,9 @@ from hybridhash.models import create_hash_model, fit_hash_layer, reestimate_batc
 from hybridhash.pairs import pairs_within, pairs_within_chunks
 
 if TYPE_CHECKING:
-    from hybridhash import data, eval, export, hub, losses, search, shallow
+    from hybridhash import data, duplicates, eval, export, hub, losses, search, shallow
     from hybridhash.binarization import binarization_report
+    from hybridhash.duplicates import find_duplicates
     from hybridhash.hub import load
 
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "create_hash_model",
     "create_model",
     "data",
+    "duplicates",
     "encode",
     "encode_dataset",
     "eval",
     "export",
+    "find_duplicates",
     "fit_hash_layer",
     "hamming_distance",
     "hamming_topk",
@@ -72,6 +75,8 @@ def __getattr__(name: str) -> Any:
         return import_module("hybridhash.hub").load
     if name == "binarization_report":
         return import_module("hybridhash.binarization").binarization_report
-    if name in ("data", "eval", "export", "hub", "losses", "search", "shallow"):
+    if name == "find_duplicates":
+        return import_module("hybridhash.duplicates").find_duplicates
+    if name in ("data", "duplicates", "eval", "export", "hub", "losses", "search", "shallow"):
         return import_module(f"hybridhash.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

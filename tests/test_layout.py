@@ -17,7 +17,7 @@ FLOORS = [
     {"eval", "losses", "search"},
     {"models"},
     {"encoding"},
-    {"embeddings", "export", "hub"},
+    {"duplicates", "embeddings", "export", "hub"},
     {"binarization"},
 ]
 ALIASES = {"bits", "images", "shards"}

@@ -2,6 +2,7 @@
 
 from hybridhash._moved import moved
 from hybridhash.eval import functional
+from hybridhash.eval.copies import CopyReport, evaluate_copies
 from hybridhash.eval.curves import (
     PrecisionRecallCurve,
     precision_recall_curve,
@@ -38,6 +39,7 @@ from hybridhash.eval.statistics import CodeStatistics, code_statistics
 __all__ = [
     "DEFINITIONS",
     "CodeStatistics",
+    "CopyReport",
     "DistanceHistogram",
     "HammingRetrieval",
     "MapDefinition",
@@ -47,6 +49,7 @@ __all__ = [
     "code_statistics",
     "distance_histogram",
     "evaluate",
+    "evaluate_copies",
     "evaluate_ranking",
     "functional",
     "hit_rate_at_k",

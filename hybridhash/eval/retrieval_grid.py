@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_retrieval_grid"]
+__all__ = ["draw_image", "plot_retrieval_grid"]
 
 _RIGHT, _WRONG = "#2e7d32", "#d32f2f"
 
@@ -81,12 +81,12 @@ def plot_retrieval_grid(
         axes.set_axis_off()
     for query, (items, rights) in enumerate(zip(indices.tolist(), relevant.tolist(), strict=True)):
         first = query * lines
-        _draw_image(grid[first][0], query_images[query], None)
+        draw_image(grid[first][0], query_images[query], None)
         grid[first][0].set_xlabel(titles[query], fontsize=8, labelpad=2)
         for number, (item, right) in enumerate(zip(items, rights, strict=True)):
             if item >= 0:
                 axes = grid[first + number // beside][1 + number % beside]
-                _draw_image(axes, database_images[item], right)
+                draw_image(axes, database_images[item], right)
     grid[0][0].set_title("query", fontsize=9)
     for number in range(k):
         grid[number // beside][1 + number % beside].set_title(str(number + 1), fontsize=9)
@@ -124,7 +124,8 @@ def _wrapped_titles(titles: Sequence[str] | None, queries: int, cell: float) -> 
     return [textwrap.fill(str(title), letters) for title in titles]
 
 
-def _draw_image(axes: Axes, image: Any, right: bool | None) -> None:
+def draw_image(axes: Axes, image: Any, right: bool | None) -> None:
+    """Draw an image into axes, framed as right, wrong or, for None, plainly."""
     axes.set_axis_on()
     axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, aspect="equal")
     axes.set(xticks=[], yticks=[])

@@ -1,0 +1,258 @@
+"""How many altered photos are found: learned codes beside pHash and dHash, at a rate of false pairs.
+
+    python benchmarks/copies.py clothing10_128.npz grocery124_128.npz
+    python benchmarks/copies.py cifar10_16k.npz --px 128 --limit 3000 --model my_model
+    python benchmarks/copies.py --speed
+
+Files are npz files of encoded images (``data``, ``offsets``). Only the photos are used that are held out by
+the digest of their names, ``{file}_{row:05d}.jpg``, unless ``--all`` is given; of a file that is enlarged
+(``--px``) all are. Each photo is altered in eleven ways with Pillow. The radius is the largest with at most
+``--false-pairs`` among the pairs of the originals; recall is the share of the photos whose altered form is
+within it of the original. The last column is the micro average precision of all altered photos.
+
+A model is a folder that ``hybridhash.hub.load`` reads, a name of timm, or ``NAME=FILE`` with a state dict in
+safetensors. pHash and dHash need ``pip install imagehash``.
+
+``--speed`` compares ``find_duplicates`` with the algorithm of imagededup, a BK-tree that is asked for each of
+5,000 hashes, and with comparing each pair in a loop: CPU time, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine, table
+from PIL import Image, ImageDraw, ImageEnhance
+from torch import nn
+
+import hybridhash
+from hybridhash import HashCodes, encode, find_duplicates
+from hybridhash.encoding import image_loader
+from hybridhash.eval import evaluate_copies
+
+Photo = Image.Image
+
+
+def _jpeg(photo: Photo, quality: int = 20) -> Photo:
+    content = io.BytesIO()
+    photo.save(content, "JPEG", quality=quality)
+    return Image.open(content).convert("RGB")
+
+
+def _crop(photo: Photo, share: float, left: float = 0.5, top: float = 0.5) -> Photo:
+    """Cut out a part whose sides are ``share`` of the photo's; 0.5 is the centre, 0 left or top."""
+    width, height = photo.width * share, photo.height * share
+    x, y = (photo.width - width) * left, (photo.height - height) * top
+    return photo.crop((round(x), round(y), round(x + width), round(y + height)))
+
+
+def _bar(photo: Photo) -> Photo:
+    """A black bar over the lowest fifth."""
+    photo = photo.copy()
+    ImageDraw.Draw(photo).rectangle((0, round(0.8 * photo.height), photo.width, photo.height), fill=(0, 0, 0))
+    return photo
+
+
+ALTERATIONS: dict[str, Callable[[Photo], Photo]] = {
+    "JPEG 20": _jpeg,
+    "half size": lambda photo: photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC),
+    "brightness 1.4": lambda photo: ImageEnhance.Brightness(photo).enhance(1.4),
+    "grey": lambda photo: photo.convert("L").convert("RGB"),
+    "aspect 1.3": lambda photo: photo.resize(
+        (round(1.3 * photo.width), photo.height), Image.Resampling.BICUBIC
+    ),
+    "bar": _bar,
+    "crop 90 %": lambda photo: _crop(photo, 0.9),
+    "crop 75 %": lambda photo: _crop(photo, 0.75),
+    "corner 80 %": lambda photo: _crop(photo, 0.8, 0.0, 0.0),
+    "mirror": lambda photo: photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "turn 5": lambda photo: photo.rotate(5, Image.Resampling.BICUBIC),
+}
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a photo is in the fifth that is not trained on: by the digest of its name."""
+    return hashlib.sha256(name.encode()).digest()[0] % 5 == 0
+
+
+def read_photos(path: str, px: int | None, everything: bool, limit: int | None) -> list[Photo]:
+    """The photos of an npz file of encoded images, enlarged to a square of ``px`` pixels if it is given."""
+    file = np.load(path)
+    data, offsets = file["data"], file["offsets"]
+    photos = []
+    for row, (start, stop) in enumerate(pairwise(offsets)):
+        if px is None and not everything and not is_held_out(f"{Path(path).stem}_{row:05d}.jpg"):
+            continue
+        photo = Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGB")
+        photos.append(photo if px is None else photo.resize((px, px), Image.Resampling.BICUBIC))
+        if limit is not None and len(photos) == limit:
+            break
+    return photos
+
+
+def perceptual_hash(kind: str, bits: int) -> Callable[[list[Photo]], HashCodes]:
+    """pHash or dHash of imagehash as codes."""
+    import imagehash
+
+    function, side = getattr(imagehash, kind), round(bits**0.5)
+
+    def codes(photos: list[Photo]) -> HashCodes:
+        ones = np.stack([function(photo, hash_size=side).hash.ravel() for photo in photos])
+        return HashCodes(torch.from_numpy(np.packbits(ones, axis=1)), bits)
+
+    return codes
+
+
+def load_model(name: str) -> nn.Module:
+    """A folder of ``hybridhash.hub``, a name of timm, or ``NAME=FILE``."""
+    if Path(name).is_dir():
+        return hybridhash.load(name).eval()
+    name, _, weights = name.partition("=")
+    model = hybridhash.create_model(name, pretrained=not weights)
+    if weights:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def codes_of(model: nn.Module) -> Callable[[list[Photo]], HashCodes]:
+    """Codes of a model, with its own preprocessing."""
+    return lambda photos: encode(model, image_loader(model, photos, 64), progress=False)
+
+
+def measure(
+    name: str, codes: Callable[[list[Photo]], HashCodes], photos: list[Photo], rate: float
+) -> list[str]:
+    """A row of the table."""
+    originals = codes(photos)
+    altered = {kind: codes([alter(photo) for photo in photos]) for kind, alter in ALTERATIONS.items()}
+    # False pairs are those among the originals: each is asked for, and its own row is the right pair.
+    rows = torch.arange(len(photos))
+    radius = evaluate_copies(originals, originals, rows, false_pairs=[rate], draws=1).radius[0]
+    cells = [name, str(originals.bits), str(radius)]
+    for kind in ALTERATIONS:
+        found = hybridhash.codes.unpack_codes(originals.packed, originals.bits)
+        other = hybridhash.codes.unpack_codes(altered[kind].packed, originals.bits)
+        cells.append(f"{(((found != other).sum(1)) <= radius).float().mean():.2f}")
+    every = HashCodes.cat([HashCodes(part.packed, part.bits) for part in altered.values()])
+    report = evaluate_copies(every, originals, rows.repeat(len(ALTERATIONS)), false_pairs=[rate], draws=200)
+    low, high = report.average_precision_interval
+    return [*cells, f"{report.average_precision:.3f} ({low:.3f} to {high:.3f})"]
+
+
+# ------------------------------------------------------------------------------------------------- speed
+
+
+def bk_tree_pairs(hashes: list[int], radius: int) -> set[tuple[int, int]]:
+    """The algorithm of imagededup: build a BK-tree and search it for each hash."""
+    children: list[dict[int, int]] = [{} for _ in hashes]
+    for row in range(1, len(hashes)):
+        node = 0
+        while True:
+            distance = (hashes[row] ^ hashes[node]).bit_count()
+            if distance not in children[node]:
+                children[node][distance] = row
+                break
+            node = children[node][distance]
+    pairs = set()
+    for row, value in enumerate(hashes):
+        stack = [0]
+        while stack:
+            node = stack.pop()
+            distance = (value ^ hashes[node]).bit_count()
+            if distance <= radius and node != row:
+                pairs.add((min(row, node), max(row, node)))
+            for edge, child in children[node].items():
+                if distance - radius <= edge <= distance + radius:
+                    stack.append(child)
+    return pairs
+
+
+def brute_force_pairs(hashes: list[int], radius: int) -> set[tuple[int, int]]:
+    """Compare each pair in a loop."""
+    return {
+        (one, two)
+        for one, value in enumerate(hashes)
+        for two in range(one + 1, len(hashes))
+        if (value ^ hashes[two]).bit_count() <= radius
+    }
+
+
+def compare_speed(size: int = 5000, radius: int = 10) -> str:
+    """CPU seconds of three ways to the same pairs, and of 100,000 codes."""
+    torch.set_num_threads(1)
+    random = np.random.default_rng(0)
+    packed = random.integers(0, 256, (size, 8), dtype=np.uint8)
+    packed[: size // 10] = packed[size // 10 : 2 * (size // 10)]
+    packed[: size // 10, 0] ^= random.integers(0, 256, size // 10, dtype=np.uint8)
+    hashes = [int.from_bytes(row.tobytes(), "big") for row in packed]
+    codes = HashCodes(torch.from_numpy(packed), 64)
+    rows, seconds = [], {}
+    found = {}
+    for name, call in (
+        ("find_duplicates", lambda: find_duplicates(codes, radius=radius)),
+        ("BK-tree", lambda: bk_tree_pairs(hashes, radius)),
+        ("all pairs in a loop", lambda: brute_force_pairs(hashes, radius)),
+    ):
+        start = time.process_time()
+        result = call()
+        seconds[name] = time.process_time() - start
+        if name == "find_duplicates":
+            result = {(int(pair.first), int(pair.second)) for pair in result.pairs}
+        found[name] = result
+    for name, value in seconds.items():
+        same = "yes" if found[name] == found["all pairs in a loop"] else "no"
+        ratio = f"{value / seconds['find_duplicates']:.0f}x"
+        rows.append([f"{name}, {size:,} codes", f"{value:.2f}", ratio, f"{len(found[name]):,}", same])
+    many = random.integers(0, 256, (100_000, 8), dtype=np.uint8)
+    many[:10_000] = many[10_000:20_000]
+    start = time.process_time()
+    result = find_duplicates(HashCodes(torch.from_numpy(many), 64), false_pairs=1e-9 * 30)
+    rows.append(
+        ["find_duplicates, 100,000 codes, radius estimated", f"{time.process_time() - start:.2f}", "", "", ""]
+    )
+    print(result)
+    return table(["case", "CPU s", "ratio", "pairs", "same pairs"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", help="npz files of encoded images, which are put together")
+    parser.add_argument("--model", action="append", default=[], help="folder, name, or NAME=FILE")
+    parser.add_argument("--px", type=int, help="enlarge all photos to squares of this side")
+    parser.add_argument("--all", action="store_true", help="take photos that are not held out, too")
+    parser.add_argument("--limit", type=int, help="photos of a file at most")
+    parser.add_argument("--false-pairs", type=float, default=1e-5)
+    parser.add_argument("--speed", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    print(machine(), "\n")
+    if options.speed:
+        print(compare_speed())
+        return
+    photos = [
+        photo for file in options.files for photo in read_photos(file, options.px, options.all, options.limit)
+    ]
+    print(f"{len(photos):,} photos, {len(photos) * (len(photos) - 1) // 2:,} pairs\n")
+    ways = {name: codes_of(load_model(name)) for name in options.model}
+    for kind in ("phash", "dhash"):
+        for bits in (64, 256):
+            ways[f"{kind} {bits}"] = perceptual_hash(kind, bits)
+    rows = [measure(name, codes, photos, options.false_pairs) for name, codes in ways.items()]
+    print(table(["codes", "bits", "radius", *ALTERATIONS, "micro AP"], rows))
+
+
+if __name__ == "__main__":
+    main()
