@@ -72,6 +72,8 @@ def check_lengths(lengths: Iterable[int], bits: int | None = None) -> tuple[int,
     if bits is not None and checked[-1] != bits:
         raise ValueError(f"lengths must end with the code length {bits}, got {checked}")
     return checked
+
+
 def check_numbers(values: Tensor, name: str) -> None:
     """Raise unless a tensor is dense and holds its numbers, which one on the meta device has not."""
     if values.layout != torch.strided:

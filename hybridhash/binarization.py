@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridhash._checks import check_choice, check_integer
-from hybridhash._inference import eval_mode, named_batch
+from hybridhash._inference import check_hash_model, eval_mode, input_device, named_batch
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
@@ -20,6 +20,7 @@ from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
+from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.hash_model import HashModel
 from hybridhash.models.heads import ProjectionHead
 
@@ -35,6 +36,7 @@ __all__ = ["BinarizationReport", "binarization_report"]
 Ranker: TypeAlias = Callable[[slice, int], Tensor]
 Scoring = Literal["float", "asymmetric with factors", "asymmetric", "hamming"]
 _BLOCK = 64  # queries that are ranked at a time
+_ROWS = 8192  # that are read and hashed at a time
 _NAMES = {
     "float": "embeddings",
     "asymmetric with factors": "codes with factors, real-valued query",
@@ -121,7 +123,7 @@ def binarization_report(
     labels: Labels | tuple[Labels, Labels] | None = None,
     *,
     top_k: Sequence[int] = (1, 10, 100),
-    metric: Metric = "euclidean",
+    metric: Metric | None = None,
     queries: int = 1000,
     max_database: int = 100_000,
     generator: torch.Generator | None = None,
@@ -131,7 +133,7 @@ def binarization_report(
     Four rankings of the same items are compared: by the embeddings themselves; by real-valued queries against
     codes with correction factors, and without; and by Hamming distance. Recall@k is the share of the k
     nearest items by the embeddings that the ranking has among its first k. Items at equal distance are in
-    the order of the database.
+    the order of the database. Only the rows that are measured are kept in memory.
 
     Args:
         features: Embeddings ``(N, D)``, of which random rows become queries and are taken out of the
@@ -143,7 +145,8 @@ def binarization_report(
         labels: Labels ``(N,)`` or ``(N, C)`` of the features, or a pair of those of queries and database.
             With labels the report has mAP over all items.
         top_k: The values of k, each at least 1 and at most the number of items.
-        metric: What makes embeddings near.
+        metric: What makes embeddings near, ``"euclidean"`` or ``"cosine"``. None takes that of the head:
+            cosine, if :func:`hybridhash.hash_embeddings` made it with ``metric="cosine"``.
         queries: The most queries that are measured.
         max_database: The most items that are ranked. A larger database is sampled, which makes recall higher
             than it is over all items.
@@ -153,7 +156,7 @@ def binarization_report(
         The report.
 
     Raises:
-        TypeError: Embeddings or labels are of a wrong kind.
+        TypeError: Embeddings, labels or the head are of a wrong kind.
         ValueError: There are too few rows, a k is out of range, the sides have different widths, a number is
             not finite, or labels are given for one side only.
 
@@ -165,23 +168,29 @@ def binarization_report(
         >>> report.queries, report.database, report.bytes_per_item["hamming"]
         (50, 250, 12)
     """
-    check_choice("metric", metric, METRICS)
     if not isinstance(head, nn.Module):
         raise TypeError(f"head must be a module, such as the model of hash_embeddings, got {head!r}")
+    check_hash_model(head)
+    if metric is None:
+        metric = "cosine" if _normalises(head) else "euclidean"
+    check_choice("metric", metric, METRICS)
     check_integer("queries", queries, 1)
     check_integer("max_database", max_database, 1)
     sides = _split(features, labels, queries, max_database, generator)
     query, database, query_labels, database_labels = sides
     top_k = _cuts(top_k, len(database))
+    device = input_device(head, None)
     with torch.no_grad(), eval_mode(head):
         with named_batch(head, query, "the queries"):
-            query_codes = torch.cat([head(batch).float() for batch in _batches(query)])
-        with_factors = HashCodes.cat([_codes_with_factors(head, batch) for batch in _batches(database)])
+            query_codes = torch.cat([head(batch.to(device)).float().cpu() for batch in _batches(query)])
+        with_factors = HashCodes.cat(
+            [_codes_with_factors(head, batch.to(device)) for batch in _batches(database)]
+        )
     plain = replace(with_factors, factors=None)
     if metric == "cosine":
         query, database = F.normalize(query, dim=1), F.normalize(database, dim=1)
-    else:  # what all have in common would drown the differences in float32
-        query, database = query - database.mean(0), database - database.mean(0)
+    center = database.mean(0)  # distances lose no digits where it is large
+    query, database = query - center, database - center
 
     def by_embeddings(rows: slice, depth: int) -> Tensor:
         # Squared distances without the query's own length, which is the same for all items.
@@ -189,7 +198,6 @@ def binarization_report(
         return squares.sort(dim=1, stable=True).indices[:, :depth]
 
     rankers: dict[str, Ranker] = {
-        "float": by_embeddings,
         "asymmetric with factors": lambda rows, depth: asymmetric_topk(
             query_codes[rows], with_factors, depth, metric="euclidean"
         )[1],
@@ -198,15 +206,15 @@ def binarization_report(
     }
     labelled = query_labels is not None
     depth = len(database) if labelled else max(top_k)
-    found = {scoring: dict.fromkeys(top_k, 0.0) for scoring in rankers}
-    precision = dict.fromkeys(rankers, 0.0)
+    found = {scoring: dict.fromkeys(top_k, 0.0) for scoring in _NAMES}
+    precision = dict.fromkeys(_NAMES, 0.0)
     for start in range(0, len(query), _BLOCK):
         rows = slice(start, start + _BLOCK)
         nearest = by_embeddings(rows, depth)
-        for scoring, ranker in rankers.items():
-            ranking = ranker(rows, depth)
+        for scoring in _NAMES:
+            ranking = nearest if scoring == "float" else rankers[scoring](rows, depth)
             for k in top_k:
-                found[scoring][k] += _common(nearest[:, :k], ranking[:, :k])
+                found[scoring][k] += _common(nearest[:, :k], ranking[:, :k], len(database))
             if query_labels is not None and database_labels is not None:
                 report = evaluate_ranking(ranking, query_labels[rows], database_labels)
                 precision[scoring] += len(ranking) * report.metrics["map"]
@@ -218,7 +226,7 @@ def binarization_report(
         width=width,
         bits=bits,
         metric=metric,
-        bytes_per_item=dict(zip(rankers, (4 * width, packed + 8, packed, packed), strict=True)),
+        bytes_per_item=dict(zip(_NAMES, (4 * width, packed + 8, packed, packed), strict=True)),
         recall={
             scoring: {k: total / (k * len(query)) for k, total in totals.items()}
             for scoring, totals in found.items()
@@ -238,29 +246,35 @@ def _split(
     if not isinstance(features, tuple):
         if isinstance(labels, tuple):
             raise ValueError("labels are a pair, but features are not: give both as (query, database)")
-        rows = _rows(features)
-        if len(rows) < 2:
-            raise ValueError(f"there must be at least 2 rows, a query and an item, got {len(rows)}")
-        order = torch.randperm(len(rows), generator=generator)
-        count = min(queries, len(rows) // 2)
-        chosen = order[:count], order[count : count + max_database].sort().values
-        both = None if labels is None else as_labels(labels, length=len(rows))
-        parts = (None, None) if both is None else (both[chosen[0]], both[chosen[1]])
-        return rows[chosen[0]], rows[chosen[1]], *parts
+        rows = EmbeddingBatches(features, _ROWS)
+        count = rows.count()
+        if count < 2:
+            raise ValueError(f"there must be at least 2 rows, a query and an item, got {count}")
+        order = torch.randperm(count, generator=generator)
+        num_queries = min(queries, count // 2)
+        sampled = order[:num_queries].sort().values
+        kept = order[num_queries : num_queries + max_database].sort().values
+        both = None if labels is None else as_labels(labels, length=count).cpu()
+        parts = (None, None) if both is None else (both[sampled], both[kept])
+        return rows.take(sampled), rows.take(kept), *parts
     if len(features) != 2:
         raise ValueError(f"features must be a pair (query, database), got a tuple of {len(features)}")
-    query, database = map(_rows, features)
+    sides = tuple(EmbeddingBatches(side, _ROWS) for side in features)
+    counts = [side.count() for side in sides]
+    if 0 in counts:
+        raise ValueError(f"there must be queries and items, got {counts[0]} and {counts[1]} rows")
+    sampled = torch.randperm(counts[0], generator=generator)[:queries].sort().values
+    kept = torch.randperm(counts[1], generator=generator)[:max_database].sort().values
+    query, database = sides[0].take(sampled), sides[1].take(kept)
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"queries are {query.shape[1]} wide, the database {database.shape[1]}")
-    sampled = torch.randperm(len(query), generator=generator)[:queries].sort().values
-    kept = torch.randperm(len(database), generator=generator)[:max_database].sort().values
     if labels is None:
-        return query[sampled], database[kept], None, None
-    if not isinstance(labels, tuple):
+        return query, database, None, None
+    if not isinstance(labels, tuple) or len(labels) != 2:
         raise ValueError("features are a pair, so labels must be one, too: (query_labels, database_labels)")
-    query_labels = as_labels(labels[0], length=len(query), name="query_labels")
-    database_labels = as_labels(labels[1], length=len(database), name="database_labels")
-    return query[sampled], database[kept], query_labels[sampled], database_labels[kept]
+    query_labels = as_labels(labels[0], length=counts[0], name="query_labels").cpu()
+    database_labels = as_labels(labels[1], length=counts[1], name="database_labels").cpu()
+    return query, database, query_labels[sampled], database_labels[kept]
 
 
 def _cuts(top_k: Sequence[int], items: int) -> list[int]:
@@ -271,19 +285,14 @@ def _cuts(top_k: Sequence[int], items: int) -> list[int]:
     return list(dict.fromkeys(cuts))
 
 
-def _rows(features: Features) -> Tensor:
-    batches = list(EmbeddingBatches(features, 8192))
-    if len({batch.shape[1] for batch in batches}) != 1:
-        got = f"of the widths {sorted({batch.shape[1] for batch in batches})}" if batches else "empty"
-        raise ValueError(f"features must be rows of one width, got some that are {got}")
-    rows = torch.cat(batches)
-    if not bool(torch.isfinite(rows).all()):
-        raise ValueError("features have NaN or infinite entries: leave these rows out")
-    return rows
+def _normalises(head: nn.Module) -> bool:
+    """Return whether a head divides embeddings by their length."""
+    backbone = head.backbone if isinstance(head, HashModel) else None
+    return isinstance(backbone, EmbeddingInput) and backbone.normalize
 
 
 def _batches(features: Tensor) -> tuple[Tensor, ...]:
-    return features.split(8192)  # type: ignore[no-untyped-call, no-any-return]
+    return features.split(_ROWS)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
@@ -292,9 +301,10 @@ def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
     if isinstance(head, HashModel):
         features, projection = head.backbone(features), head.head
     norms = projection.norms(features) if isinstance(projection, ProjectionHead) else None
-    return HashCodes.from_codes(codes, factors=True, norms=norms)
+    return HashCodes.from_codes(codes, factors=True, norms=norms).to("cpu")
 
 
-def _common(nearest: Tensor, ranking: Tensor) -> int:
-    """Count the items that two rankings ``(q, k)`` have in common, summed over the queries."""
-    return int((nearest[:, :, None] == ranking[:, None, :]).sum())
+def _common(nearest: Tensor, ranking: Tensor, items: int) -> int:
+    """Count the items that two rankings ``(q, k)`` have in common, over all queries."""
+    is_near = torch.zeros(len(nearest), items, dtype=torch.bool).scatter_(1, nearest, True)
+    return int(is_near.gather(1, ranking).sum())

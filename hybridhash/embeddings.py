@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from hybridhash._checks import check_choice, check_integer
-from hybridhash._code_checks import MAX_BITS, check_numbers, from_numpy
+from hybridhash._code_checks import MAX_BITS, as_ids, check_numbers, from_numpy
 from hybridhash._inference import eval_mode, input_device
 from hybridhash.codes import HashCodes
 from hybridhash.labels import as_labels
@@ -52,11 +54,12 @@ def hash_embeddings(
 
     Args:
         features: Embeddings ``(N, D)``, floating point: a tensor, a NumPy array (also one that is mapped from
-            a file), or an iterable of such batches that can be read twice, such as a list or a DataLoader.
+            a file), or an iterable of such batches that can be read twice, such as a list or a DataLoader. Of
+            a batch that is a tuple or list the first entry counts. A loader must not shuffle.
         bits: The code length, 1 to 4,096.
         method: ``"auto"``, a method of :func:`hybridhash.models.fit_hash_head`, or ``"itqcca"``.
         labels: Class ids ``(N,)`` or multi-hot labels ``(N, C)``. They become the labels of the codes. Only
-            ``"itqcca"`` learns from them, from at most 100,000 rows.
+            ``"itqcca"`` learns from them, from at most 50,000 rows.
         metric: What makes embeddings near. ``"cosine"`` divides each by its length first, and so does the
             head with later ones.
         lengths: Code lengths to which the codes may be cut, ascending to ``bits``, for ``"rabitq"`` and
@@ -71,11 +74,11 @@ def hash_embeddings(
         :func:`encode_embeddings` and :mod:`hybridhash.hub` take it. It is in eval mode.
 
     Raises:
-        TypeError: The features are an iterator, which can be read only once, or hold no floating-point
-            numbers.
+        TypeError: The features are a path, an iterator, which can be read only once, or hold no
+            floating-point numbers.
         ValueError: The features are empty, not ``(N, D)``, of different widths, not finite or all the same;
-            they vary in fewer directions than the method needs; labels have another length; or an argument
-            is out of range.
+            they are shuffled, or another number at the second reading; they are fewer or vary in fewer
+            directions than the method needs; labels have another length; or an argument is out of range.
 
     Example:
         >>> features = torch.randn(500, 96)
@@ -98,17 +101,25 @@ def hash_embeddings(
             raise ValueError("lengths are for 'itq' and 'rabitq', but the method is 'itqcca'")
         _fit_to_labels(model, batches, labels, generator)
     else:
-        settings: Any = {"method": method, "generator": generator, "lengths": lengths, "progress": progress}
-        fit_hash_layer(model, batches, **settings)
+        rows = _shown(batches, f"fit {method}", progress)
+        settings: Any = {"method": method, "generator": generator, "lengths": lengths, "progress": False}
+        fit_hash_layer(model, rows, **settings)
+        if labels is not None:
+            labels = as_labels(labels, length=batches.rows)  # of batches, they are counted by now
     model.eval()
     codes = encode_embeddings(model, batches, progress=progress)
     if labels is not None:
-        codes = replace(codes, labels=as_labels(labels, length=len(codes)))
+        codes = replace(codes, labels=labels.cpu())
     return codes, model
 
 
 def encode_embeddings(
-    model: HashModel, features: Features, *, batch_size: int = 8192, progress: bool = False
+    model: HashModel,
+    features: Features,
+    ids: Tensor | Array | None = None,
+    *,
+    batch_size: int = 8192,
+    progress: bool = False,
 ) -> HashCodes:
     """Encode further embeddings with a fitted model, such as new items of the database.
 
@@ -116,15 +127,19 @@ def encode_embeddings(
         model: The model of :func:`hash_embeddings`, also after saving and loading. It runs in eval mode and
             returns to its own.
         features: Embeddings as for :func:`hash_embeddings`; an iterator is fine here.
+        ids: The id of each row, integers ``(N,)``. None numbers the rows from 0; give ids of your own where
+            codes are added to others.
         batch_size: The number of rows of an array that are read at a time.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        The codes, with row numbers as ids; and with factors if the head is that of ``"rabitq"``. The factors
-        hold the norms of the centred embeddings, so that distances count what lies outside of the projection.
+        The codes with their ids, on the CPU; with factors if the head is that of ``"rabitq"``. These hold the
+        norms of the centred embeddings, so that distances count what lies outside of the projection.
 
     Raises:
-        TypeError, ValueError: As :func:`hash_embeddings`.
+        TypeError: The model is no :class:`hybridhash.models.HashModel`, or as :func:`hash_embeddings`.
+        ValueError: The embeddings have another width than those of the fit, there are more or fewer ids than
+            rows, or as :func:`hash_embeddings`.
 
     Example:
         >>> features = torch.randn(500, 96)
@@ -132,25 +147,33 @@ def encode_embeddings(
         >>> encode_embeddings(model, features[:3]).factors.shape
         torch.Size([3, 2])
     """
-    check_integer("batch_size", batch_size, 1)
     if not isinstance(getattr(model, "backbone", None), EmbeddingInput):
         raise TypeError(
             f"model must be that of hash_embeddings, which takes embeddings, got {type(model).__name__}: for "
             "models of images there is encode"
         )
+    check_integer("batch_size", batch_size, 1)
     if not isinstance(features, EmbeddingBatches):
         features = EmbeddingBatches(features, batch_size, once=True)
+    device = input_device(model, None)
     parts = []
-    bar = tqdm(desc="encode", unit="row", disable=not progress)  # type: ignore[no-untyped-call]
-    with eval_mode(model), torch.no_grad(), bar:
-        for batch in features:
-            inputs = model.backbone(batch.to(input_device(model, None)))
-            parts.append(_codes(model.head, inputs))
-            bar.update(len(batch))
+    with eval_mode(model), torch.no_grad():
+        for batch in _shown(features, "encode", progress):
+            parts.append(_codes(model.head, model.backbone(batch.to(device))))
     if not parts:
-        raise ValueError("features are empty: give at least one batch with rows")
+        raise ValueError(_EMPTY)
     codes = HashCodes.cat(parts)
-    return replace(codes, ids=torch.arange(len(codes)))
+    rows = torch.arange(len(codes)) if ids is None else as_ids(ids, length=len(codes))
+    return replace(codes, ids=rows.cpu())
+
+
+def _shown(batches: EmbeddingBatches, task: str, progress: bool) -> Iterator[Tensor]:
+    """Yield the batches, with a progress bar on stderr if it is wanted."""
+    bar = tqdm(desc=task, total=batches.rows, unit="row", disable=not progress)  # type: ignore[no-untyped-call]
+    with bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
 
 
 def _codes(head: nn.Module, inputs: Tensor) -> HashCodes:
@@ -162,7 +185,7 @@ def _codes(head: nn.Module, inputs: Tensor) -> HashCodes:
 
 
 class EmbeddingBatches:
-    """The batches of embeddings of any accepted kind, as float32 tensors; they can be read repeatedly.
+    """The batches of embeddings of any accepted kind, as finite float32 tensors; they can be read repeatedly.
 
     Args:
         features: As for :func:`hash_embeddings`.
@@ -170,7 +193,10 @@ class EmbeddingBatches:
         once: Whether an iterator will do, which is used up after one pass.
 
     Attributes:
-        rows: The number of rows, None if the batches do not say.
+        rows: The number of rows; of an iterable it is None before the first complete pass.
+
+    Raises:
+        TypeError, ValueError: As :func:`hash_embeddings`, some only when the batches are read.
 
     Example:
         >>> [len(batch) for batch in EmbeddingBatches(np.zeros((5, 2)), 2)]
@@ -185,48 +211,109 @@ class EmbeddingBatches:
             if isinstance(features, Tensor):
                 check_numbers(features, "features")
             self.rows = len(features)
-        elif not hasattr(features, "__iter__"):
-            kind = type(features).__name__
+        elif isinstance(features, (str, os.PathLike)):
             raise TypeError(
-                f"features must be (N, D), or batches of it, got {kind}: give a tensor or an array"
+                f"features must be embeddings, got the path {os.fspath(features)!r}: give "
+                "numpy.load(path, mmap_mode='r')"
             )
-        elif not once and iter(features) is features:
+        elif not isinstance(features, Iterable):
+            raise TypeError(
+                "features must be a tensor, a NumPy array or an iterable of batches of these, got "
+                f"{type(features).__name__}"
+            )
+        elif isinstance(features, Iterator) and not once:
             raise TypeError(
                 f"features must be readable twice, got a {type(features).__name__}, which is used up after "
                 "one pass: give a list, a DataLoader, or an array mapped from a file (numpy.load with "
                 "mmap_mode='r')"
             )
+        elif isinstance(getattr(features, "sampler", None), _SHUFFLING):
+            raise ValueError(
+                "features come in another order at each pass, so codes could not be matched with rows: make "
+                "the DataLoader with shuffle=False"
+            )
         self._features, self._batch_size = features, batch_size
 
     def width(self) -> int:
-        """Return the width of the first batch."""
+        """Return the width of the embeddings, that of the first batch."""
         for batch in self:
             return batch.shape[1]
-        raise ValueError("features are empty: give at least one batch with rows")
+        raise ValueError(_EMPTY)
+
+    def count(self) -> int:
+        """Return the number of rows, for which an iterable is read through once."""
+        return sum(len(batch) for batch in self) if self.rows is None else self.rows
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return rows as float32 ``(len(rows), D)``, given by their numbers in rising order."""
+        if isinstance(self._features, (Tensor, np.ndarray)):
+            chosen: Any = rows.numpy() if isinstance(self._features, np.ndarray) else rows
+            return _as_float(self._features[chosen], "the sample of features", rows).cpu()
+        parts, start = [], 0
+        for batch in self:
+            inside = (rows >= start) & (rows < start + len(batch))
+            parts.append(batch.cpu()[rows[inside] - start])
+            start += len(batch)
+        return torch.cat(parts)
 
     def __iter__(self) -> Iterator[Tensor]:
+        """Yield the batches that have rows, and check that all are alike."""
+        width, total = None, 0
+        for number, content in enumerate(self._contents()):
+            batch = _as_float(content, f"batch {number} of features", total)
+            if len(batch) == 0:
+                continue
+            width = batch.shape[1] if width is None else width
+            if batch.shape[1] != width:
+                raise ValueError(
+                    f"batch {number} of features is {batch.shape[1]} wide, those before {width}: all must be "
+                    "of one network"
+                )
+            total += len(batch)
+            yield batch
+        if self.rows not in (None, total):
+            raise ValueError(
+                f"features had {self.rows} rows at first and {total} when read again: they must stay the same"
+            )
+        self.rows = total
+
+    def _contents(self) -> Iterator[Any]:
+        """Yield what the user gave for each batch."""
         if not isinstance(self._features, (Tensor, np.ndarray)):
-            for number, batch in enumerate(self._features):
-                yield _as_float(batch, f"batch {number} of features")
+            for content in self._features:
+                yield content[0] if isinstance(content, (tuple, list)) and content else content
             return
         for start in range(0, len(self._features), self._batch_size):
-            yield _as_float(self._features[start : start + self._batch_size], "features")
+            yield self._features[start : start + self._batch_size]
 
 
-def _as_float(batch: Tensor | Array, name: str) -> Tensor:
-    """Return a batch as a float32 tensor without gradient; raise unless it is ``(B, D)`` and floating."""
+def _as_float(batch: Tensor | Array, name: str, rows: Tensor | int = 0) -> Tensor:
+    """Return a batch as a float32 tensor without gradient; raise unless it is ``(B, D)``, floating, finite.
+
+    Args:
+        batch: What the user gave.
+        name: Its name in error messages.
+        rows: The number of its first row among the features, or those of all.
+    """
     if isinstance(batch, np.ndarray):
         batch = from_numpy(batch, name)
     if not isinstance(batch, Tensor):
         raise TypeError(f"{name} must be a tensor or a NumPy array, got {type(batch).__name__}")
     if not batch.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point, got {batch.dtype}: embeddings are real-valued")
-    if batch.ndim != 2:
+    if batch.ndim != 2 or batch.shape[1] == 0:
         raise ValueError(f"{name} must be (B, D), got shape {tuple(batch.shape)}")
     check_numbers(batch, name)
-    if batch.shape[1] == 0:
-        raise ValueError(f"{name} must be (B, D) with D at least 1, got shape {tuple(batch.shape)}")
-    return batch.detach().float()
+    batch = batch.detach().float()
+    finite = batch.isfinite().all(1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero()[:, 0].cpu()
+        first = int(rows[bad[0]]) if isinstance(rows, Tensor) else rows + int(bad[0])
+        raise ValueError(
+            f"{name} holds NaN or infinity in {len(bad)} of {len(batch)} rows, the first is row {first} of "
+            "the features: leave these rows out"
+        )
+    return batch
 
 
 def _fit_to_labels(
@@ -237,19 +324,11 @@ def _fit_to_labels(
 
     if labels is None:
         raise ValueError('method "itqcca" learns from labels: give labels, or another method')
-    count = len(labels)
-    kept = torch.ones(count, dtype=torch.bool)
-    if count > _LABELLED_ROWS:
-        kept[torch.randperm(count, generator=generator)[_LABELLED_ROWS:]] = False
-    parts, start = [], 0
-    for batch in batches:
-        rows = kept[start : start + len(batch)]
-        parts.append(model.backbone(batch[rows]))
-        start += len(batch)
-    if start != count:
-        raise ValueError(f"there are {count} labels for {start} rows of features")
+    as_labels(labels, length=batches.count())
+    kept = torch.randperm(len(labels), generator=generator)[:_LABELLED_ROWS].sort().values
     estimator = ITQCCA(model.bits)
-    codes = estimator.fit_transform(torch.cat(parts), labels[kept], generator=generator)
+    inputs = model.backbone(batches.take(kept))
+    codes = estimator.fit_transform(inputs, labels.cpu()[kept], generator=generator)
     scale = codes.double().square().mean().rsqrt()  # one number for all: tanh is not saturated
     weight = estimator.projection_.T * scale
     with torch.no_grad():
@@ -258,4 +337,6 @@ def _fit_to_labels(
         fc.bias.copy_(-(weight @ estimator.mean_))
 
 
-_LABELLED_ROWS = 100_000
+_EMPTY = "features are empty: give at least one batch with rows"
+_LABELLED_ROWS = 50_000  # a bound of memory: ITQ-CCA computes in float64
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

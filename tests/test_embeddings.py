@@ -30,8 +30,11 @@ def reference():
 
 @pytest.mark.parametrize(
     "kind",
-    ["numpy", "mapped", "float16", "list", "loader", "noncontiguous"],
-)
+    [
+        "numpy", "mapped", "float16", "float64", "gradient", "list",
+        "loader", "tuples", "empty batches", "noncontiguous",
+    ],
+)  # fmt: skip
 def test_every_kind_of_features_gives_the_same_codes(kind, reference, tmp_path):
     features = _features()
     tolerance = 0
@@ -42,6 +45,15 @@ def test_every_kind_of_features_gives_the_same_codes(kind, reference, tmp_path):
         given = np.load(tmp_path / "x.npy", mmap_mode="r")
     elif kind == "float16":
         given, tolerance = features.half(), 0.02
+    elif kind == "float64":
+        given = features.double().numpy()
+    elif kind == "gradient":
+        given = features.clone().requires_grad_()
+    elif kind == "tuples":
+        data = torch.utils.data.TensorDataset(features)
+        given = torch.utils.data.DataLoader(data, batch_size=100)
+    elif kind == "empty batches":
+        given = [features[:0], *features.split(100), features[:0]]
     elif kind == "list":
         given = [part.numpy() for part in features.split(100)]
     elif kind == "loader":
@@ -52,6 +64,14 @@ def test_every_kind_of_features_gives_the_same_codes(kind, reference, tmp_path):
     differing = (codes.codes() != reference[0].codes()).float().mean()
     assert differing <= tolerance
     assert codes.ids.tolist() == list(range(400))
+
+
+def test_bfloat16_gives_the_codes_of_its_values_in_float32():
+    rounded = _features().bfloat16()
+    codes, _ = hash_embeddings(rounded, 16, generator=_generator())
+    expected, _ = hash_embeddings(rounded.float(), 16, generator=_generator())
+    assert torch.equal(codes.packed, expected.packed)
+    assert torch.equal(codes.factors, expected.factors)
 
 
 def test_codes_are_those_of_the_model_and_carry_factors(reference):
@@ -113,6 +133,74 @@ def test_the_model_is_saved_and_loaded_with_its_card(reference, tmp_path):
     assert config["pretrained_cfg"]["mean"] == [0.0]
 
 
+def test_the_generator_decides_alone(reference):
+    torch.manual_seed(0)
+    one, _ = hash_embeddings(_features(), 16, generator=_generator(), batch_size=100)
+    torch.manual_seed(1)
+    other, _ = hash_embeddings(_features(), 16, generator=_generator(), batch_size=37)
+    assert torch.equal(one.packed, reference[0].packed)
+    assert torch.equal(one.packed, other.packed)
+    assert torch.allclose(one.factors, other.factors, atol=1e-4)
+
+
+def test_progress_goes_to_stderr_and_counts_rows(capsys):
+    hash_embeddings(_features(), 8, generator=_generator(), progress=True)
+    shown = capsys.readouterr()
+    assert "fit rabitq" in shown.err
+    assert "400/400" in shown.err
+    assert shown.out == ""
+
+
+def test_a_file_of_codes_is_all_that_a_search_needs(reference, tmp_path):
+    codes, model = reference
+    codes.save(tmp_path / "codes.safetensors")
+    database = HashCodes.load(tmp_path / "codes.safetensors")
+    query_codes = model(_features(7, seed=5)).detach()
+    found = hybridhash.asymmetric_topk(query_codes, database, 10, metric="euclidean")
+    expected = hybridhash.asymmetric_topk(query_codes, codes, 10, metric="euclidean")
+    assert torch.equal(database.factors, codes.factors)
+    assert torch.equal(database.ids, codes.ids)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    # The scores are distances of the embeddings, but for what the queries have outside of the projection.
+    exact = torch.cdist(_features(7, seed=5), _features()).square().gather(1, found[1])
+    assert torch.corrcoef(torch.stack([exact.flatten(), found[0].flatten()]))[0, 1] > 0.7
+
+
+def test_further_embeddings_get_ids_of_their_own(reference):
+    codes, model = reference
+    later = encode_embeddings(model, iter([_features(5)]), ids=torch.arange(400, 405))
+    assert torch.equal(HashCodes.cat([codes, later]).ids, torch.arange(405))
+    assert torch.equal(later.packed, codes.packed[:5])
+
+
+@pytest.mark.parametrize(
+    ("features", "ids", "error", "words"),
+    [
+        (_features(5, width=25), None, ValueError, "B, 24"),
+        (_features(5), torch.arange(4), ValueError, "ids"),
+        ([], None, ValueError, "empty"),
+        (_features(0), None, ValueError, "empty"),
+        (torch.full((5, 24), torch.nan), None, ValueError, "NaN"),
+    ],
+)
+def test_further_embeddings_that_do_not_fit_are_named(features, ids, error, words, reference):
+    with pytest.raises(error, match=words):
+        encode_embeddings(reference[1], features, ids)
+    with pytest.raises(TypeError, match="Linear"):
+        encode_embeddings(torch.nn.Linear(24, 16), _features(5))
+
+
+class _Changing:
+    """Batches that are fewer at each reading."""
+
+    def __init__(self):
+        self.left = 4
+
+    def __iter__(self):
+        self.left -= 1
+        return iter(_features().split(100)[: self.left])
+
+
 def test_batches_are_read_in_bounded_memory():
     class Stream:
         """Batches that are made when they are asked for, and counted while they live."""
@@ -141,10 +229,18 @@ def test_batches_are_read_in_bounded_memory():
         ([], {}, ValueError, "empty"),
         (_features().long(), {}, TypeError, "floating point"),
         (_features()[0], {}, ValueError, r"\(N, D\)"),
-        (_features().masked_fill(_features() > 2.5, torch.nan), {}, ValueError, "NaN|finite"),
+        (_features().masked_fill(_features() > 2.5, torch.nan), {}, ValueError, "rows, the first is row"),
         (_features()[:10], {"method": "itq"}, ValueError, "10 for 16"),
         (torch.ones(400, 24), {}, ValueError, "same"),
-        ([_features(), _features(width=25)], {}, ValueError, "24|25"),
+        ([_features(), _features(width=25)], {}, ValueError, "25 wide, those before 24"),
+        ("embeddings.npy", {}, TypeError, "mmap_mode"),
+        (7, {}, TypeError, "int"),
+        (["a", "b"], {}, TypeError, "str"),
+        (_Changing(), {}, ValueError, "3 rows|300 rows|200"),
+        (torch.utils.data.DataLoader(_features(), shuffle=True), {}, ValueError, "shuffle=False"),
+        (_features(400, 4) @ torch.randn(4, 24), {"method": "itq"}, ValueError, "directions"),
+        (list(_features().split(100)), {"labels": torch.zeros(401).long()}, ValueError, "401 rows"),
+        (list(_features().split(100)), {"labels": torch.zeros(39).long(), "method": "lsh"}, ValueError, "39"),
         (_features(), {"labels": torch.zeros(3)}, (TypeError, ValueError), "labels"),
         (_features(), {"metric": "dot"}, ValueError, "metric"),
         (_features(), {"method": "itqcca"}, ValueError, "labels"),
@@ -198,6 +294,44 @@ def test_report_against_plain_loops(reference):
         assert report.recall[scoring][3] == pytest.approx(count / 60)
 
 
+def test_report_takes_the_metric_of_the_head():
+    features = _features() * torch.linspace(0.5, 3, 400)[:, None]
+    _, model = hash_embeddings(features, 16, metric="cosine", generator=_generator())
+    reports = [
+        binarization_report(features, model, top_k=[10], metric=metric, generator=_generator())
+        for metric in (None, "cosine", "euclidean")
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0].metric == "cosine"
+    assert reports[0].recall["hamming"][10] > reports[2].recall["hamming"][10]
+    assert binarization_report(features, torch.nn.Linear(24, 8), top_k=[1]).metric == "euclidean"
+
+
+@pytest.mark.parametrize("kind", ["mapped", "loader"])
+def test_report_reads_only_the_rows_that_it_needs(kind, reference, tmp_path):
+    np.save(tmp_path / "x.npy", _features().numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    given = mapped if kind == "mapped" else torch.utils.data.DataLoader(_features(), batch_size=64)
+    settings = {"top_k": [5], "queries": 30, "max_database": 100}
+    labels = torch.arange(400) % 3
+    one = binarization_report(given, reference[1], labels, generator=_generator(), **settings)
+    other = binarization_report(_features(), reference[1], labels, generator=_generator(), **settings)
+    assert one == other
+    assert (one.queries, one.database) == (30, 100)
+
+
+def test_report_map_is_that_of_the_metrics(reference):
+    _, model = reference
+    query, database = _features(40, seed=1), _features(90, seed=2)
+    labels = torch.arange(40) % 3, torch.arange(90) % 3
+    report = binarization_report((query, database), model, labels, top_k=[90])
+    codes = model(query).detach(), labels[0], model(database).detach(), labels[1]
+    for scoring in ("hamming", "asymmetric"):
+        expected = hybridhash.eval.mean_average_precision(*codes, scoring=scoring, ties="stable")
+        assert report.map[scoring] == pytest.approx(float(expected), abs=1e-6)
+    assert all(cuts[90] == 1.0 for cuts in report.recall.values())
+
+
 def test_report_draws_a_figure(reference):
     pytest.importorskip("matplotlib")
     report = binarization_report(_features(), reference[1], top_k=[1, 5], queries=20)
@@ -210,9 +344,12 @@ def test_report_draws_a_figure(reference):
     [
         (_features(1), None, {}, "at least 2"),
         (_features(), None, {"top_k": [500]}, "top_k"),
+        (_features(), None, {"top_k": []}, "top_k is empty"),
+        ((_features(), _features(0)), None, {}, "400 and 0 rows"),
+        ((_features(), _features(), _features()), None, {}, "tuple of 3"),
         ((_features(), _features(width=30)), None, {}, "30"),
         ((_features(), _features()), torch.zeros(400).long(), {}, "pair"),
-        (_features().masked_fill(_features() > 2.5, torch.inf), None, {}, "infinite"),
+        (_features().masked_fill(_features() > 2.5, torch.inf), None, {}, "infinity"),
     ],
 )
 def test_report_names_bad_input(features, labels, settings, words, reference):
