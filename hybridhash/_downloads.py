@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -26,6 +25,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from hybridhash._files import locked
+from hybridhash._fingerprint import file_sha256
 
 __all__ = ["CONFIG", "WEIGHTS", "explained", "hub_source", "loading", "split_revision"]
 
@@ -259,11 +259,7 @@ def _is_intact(blob: Path) -> bool:
     """
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return True
-    digest = hashlib.sha256()
     try:
-        with blob.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return file_sha256(blob) == blob.name
     except FileNotFoundError:
         return False
-    return digest.hexdigest() == blob.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -12,7 +13,20 @@ from torch import Tensor, nn
 
 from hybridhash._distributed import whole
 
-__all__ = ["describe", "model_name", "weights_sha256"]
+__all__ = ["describe", "file_sha256", "model_name", "weights_sha256"]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -16,11 +16,21 @@ from torch import nn
 from hybridhash._code_checks import check_lengths
 from hybridhash._distributed import Ranks, whole
 from hybridhash._downloads import CONFIG, WEIGHTS
+from hybridhash._fingerprint import file_sha256
 from hybridhash._inference import PREPROCESSING, check_preprocessing
 
-__all__ = ["CARD", "in_one_process", "input_size", "model_config", "unwrapped_model", "write_model"]
+__all__ = [
+    "CARD",
+    "DIGEST",
+    "in_one_process",
+    "input_size",
+    "model_config",
+    "unwrapped_model",
+    "write_model",
+]
 
 CARD = "README.md"
+DIGEST = "weights_sha256"  # the key of config.json with the digest of the weights
 T = TypeVar("T")
 # Keys of pretrained_cfg that say where weights came from, which is not where they go.
 _SOURCE = {"url", "file", "state_dict", "source", "hf_hub_id", "hf_hub_filename", "architecture"}
@@ -158,6 +168,7 @@ def write_model(model: Any, config: Mapping[str, Any], card: str, folder: Path) 
     if model.in_chans not in (1, 3):
         # timm before 1.0.31 takes every first convolution for one of 3 channels and leaves this one random.
         written["pretrained_cfg"]["first_conv"] = None
+    written[DIGEST] = file_sha256(folder / WEIGHTS)
     path.write_text(json.dumps(written, indent=2), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -25,9 +25,11 @@ from torch import nn
 
 from hybridhash._downloads import CONFIG, WEIGHTS, explained, hub_source, loading
 from hybridhash._files import replacing_files
+from hybridhash._fingerprint import file_sha256
 from hybridhash.hub.card import model_card, slug
 from hybridhash.hub.model_files import (
     CARD,
+    DIGEST,
     in_one_process,
     input_size,
     model_config,
@@ -239,7 +241,8 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     """Load a model as ``timm.create_model(source, pretrained=True)`` does, with errors that say what to do.
 
     Weights from the Hub are compared with the SHA-256 that the Hub gave for them. Damaged files are deleted
-    from the cache, so that the next call fetches them again.
+    from the cache, so that the next call fetches them again. Weights in a folder are compared with the
+    SHA-256 in its ``config.json``, if :func:`save_pretrained` wrote one.
 
     Args:
         source: One of ``"hf-hub:user/repo"``, with ``@revision`` if wanted; a folder of
@@ -272,11 +275,19 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     name, repository, revision = _parse_source(source)
     if kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay"):
         repository = None  # the weights may come from elsewhere
-    with loading(str(source), repository, revision, cache_dir):
-        if name.startswith("local-dir:"):
-            kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
-        model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
-        lengths = _saved_lengths(name, repository, revision, cache_dir)
+    given = dict(kwargs)
+    try:
+        with loading(str(source), repository, revision, cache_dir):
+            if name.startswith("local-dir:"):
+                folder = Path(name.removeprefix("local-dir:"))
+                _check_weights(folder)
+                kwargs = _for_old_timm(folder, kwargs)
+            model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
+            lengths = _saved_lengths(name, repository, revision, cache_dir)
+    except (AttributeError, TypeError) as error:
+        if given or ":" not in name:
+            raise  # an argument that the model does not take
+        raise ValueError(f"{source} could not be loaded, its {CONFIG} is damaged: {error}") from error
     if not hasattr(model, "bits") and not kwargs.get("features_only"):
         raise ValueError(
             f"{repository or source} is a {model.pretrained_cfg['architecture']}, which has no hash layer: "
@@ -285,6 +296,19 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     if lengths and lengths[-1] == getattr(model, "bits", None):
         model.lengths = lengths
     return cast(nn.Module, model)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError if the weights in a folder are not those that its config.json was written with."""
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    if not (config.is_file() and weights.is_file()):
+        return
+    expected = json.loads(config.read_text(encoding="utf-8")).get(DIGEST)
+    if expected is not None and file_sha256(weights) != expected:
+        raise ValueError(
+            f"{weights} is damaged or was replaced: its SHA-256 is not the one in {CONFIG}, "
+            f"{expected}; save the model again, or remove {DIGEST!r} from {CONFIG} if the change is yours"
+        )
 
 
 def _saved_lengths(

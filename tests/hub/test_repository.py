@@ -501,3 +501,27 @@ def test_a_classifier_is_no_hash_model(tmp_path):
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     with pytest.raises(ValueError, match=r"is a test_vit, which has no hash layer: load it with timm"):
         load(tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path):
+    save_pretrained(create(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # one bit of one weight
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or was replaced.*config.json"):
+        load(tmp_path)
+    config = tmp_path / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "weights_sha256"}
+    config.write_text(json.dumps(kept))
+    load(tmp_path)  # as models that were saved before
+
+
+@pytest.mark.parametrize("args", [3, {"depths": 1}, {"unknown": 1}])
+def test_damaged_arguments_in_the_config_are_named(args, tmp_path):
+    save_pretrained(create(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "model_args": args}))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load(tmp_path)
