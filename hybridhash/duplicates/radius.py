@@ -87,9 +87,11 @@ def estimate_radius(
     3. Of codes within that radius of one another, one is kept, and the line is fitted again. So collections
        in which every photo has copies are judged by their unlike photos.
 
-    Copies that are left make the line less steep, and so does a collection of kinds of photos that look
-    alike: both make the radius smaller, not larger. The interval is that of 500 bootstrap samples over 32
-    parts of the codes. It says how far chance goes, not whether z is a line.
+    Copies that are left make the line less steep, which makes the radius smaller. Where the tail is heavier
+    than the normal one, the radius is too large: perceptual hashes of 256 bits gave ten to twenty times the
+    share that was asked for, on photos of clothing and of CIFAR. So compare ``within``, the share that was
+    found. The interval is that of 500 bootstrap samples over 32 parts of the codes. It says how far chance
+    goes, not whether z is a line.
 
     Args:
         codes: Codes of photos of which most are unlike, in any form that
