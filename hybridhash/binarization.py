@@ -262,7 +262,7 @@ def _split(
     sides = tuple(EmbeddingBatches(side, _ROWS) for side in features)
     counts = [side.count() for side in sides]
     if 0 in counts:
-        raise ValueError(f"there must be queries and items, got {counts[0]} and {counts[1]} rows")
+        raise ValueError(f"a side is empty: got {counts[0]} queries and {counts[1]} items")
     sampled = torch.randperm(counts[0], generator=generator)[:queries].sort().values
     kept = torch.randperm(counts[1], generator=generator)[:max_database].sort().values
     query, database = sides[0].take(sampled), sides[1].take(kept)

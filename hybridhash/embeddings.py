@@ -302,7 +302,7 @@ def _as_float(batch: Tensor | Array, name: str, rows: Tensor | int = 0) -> Tenso
     if not batch.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point, got {batch.dtype}: embeddings are real-valued")
     if batch.ndim != 2 or batch.shape[1] == 0:
-        raise ValueError(f"{name} must be (B, D), got shape {tuple(batch.shape)}")
+        raise ValueError(f"{name} must be (B, D) with D at least 1, got shape {tuple(batch.shape)}")
     check_numbers(batch, name)
     batch = batch.detach().float()
     finite = batch.isfinite().all(1)
