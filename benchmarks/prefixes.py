@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from common import machine, table
 from image_sets import digits, encoded_images
-from rabitq_recall import TOP_K, cell, recall
+from recall_per_byte import TOP_K, cell, recall
 from torch import Tensor
 from unsupervised import Patches
 

@@ -279,10 +279,10 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     try:
         with loading(str(source), repository, revision, cache_dir):
             if name.startswith("local-dir:"):
-                folder = Path(name.removeprefix("local-dir:"))
-                _check_weights(folder)
-                kwargs = _for_old_timm(folder, kwargs)
+                kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
             model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
+            if name.startswith("local-dir:"):
+                _check_weights(Path(name.removeprefix("local-dir:")))
             lengths = _saved_lengths(name, repository, revision, cache_dir)
     except (AttributeError, TypeError) as error:
         if given or ":" not in name:

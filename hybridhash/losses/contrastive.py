@@ -168,7 +168,7 @@ class ContrastiveLoss(HasParts):
         >>> codes = torch.tensor([[0.9, 0.8], [0.7, -0.9], [0.6, 0.9], [0.8, -0.8]], requires_grad=True)
         >>> image = torch.tensor([0, 1, 0, 1])  # two views of two images
         >>> ContrastiveLoss(binary="sign", bottleneck=0.001)(codes, image)
-        tensor(0.0690, grad_fn=<DivBackward0>)
+        tensor(0.0690, grad_fn=<SumBackward0>)
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, TensorDataset
 
-import hybridhash.codes
-from hybridhash import HashCodes, open_codes
+from hybridhash import HashCodes, _code_files, open_codes
 from hybridhash.codes import pack_codes
 from hybridhash.encoding import read_failures
 from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, probed, run
@@ -181,7 +180,7 @@ def test_two_calls_at_a_time_are_refused(tmp_path):
 
 
 def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(tmp_path, monkeypatch):
-    write_tensors, saved = hybridhash.codes.write_tensors, 0
+    write_tensors, saved = _code_files.write_tensors, 0
 
     def until_full(path, *arguments):
         nonlocal saved
@@ -192,7 +191,7 @@ def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(tmp_path, monk
         write_tensors(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hybridhash.codes, "write_tensors", until_full)
+        patch.setattr(_code_files, "write_tensors", until_full)
         with pytest.raises(OSError, match="No space left"):
             run(Net(), DATASET, tmp_path, save_seconds=0)
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())

@@ -407,7 +407,7 @@ def test_a_run_of_another_configuration_is_not_resumed(photos, tmp_path):
 def test_unknown_arguments_of_a_loss_are_named(photos, tmp_path):
     with pytest.raises(SystemExit, match="WMLLoss takes no argument 'alhpa'"):
         run(photos, tmp_path / "a", "--loss-args alhpa=1")
-    with pytest.raises(SystemExit, match="CSQLoss has no bank; those with one: dch"):
+    with pytest.raises(SystemExit, match="CSQLoss has no bank; those with one: dbdh, dch"):
         run(photos, tmp_path / "b", "--loss csq --bank")
 
 

@@ -90,7 +90,7 @@ def test_layers_are_those_of_the_model():
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(ValueError, match="no loss is called 'triplet'; use adsh, cnnh, csq"):
+    with pytest.raises(ValueError, match="no loss is called 'triplet'; use adsh, cnnh, contrastive, csq"):
         create_loss_for("triplet", IDS, BITS)
     with pytest.raises(TypeError, match="name must be a str such as 'wml', got NoneType"):
         create_loss_for(None, IDS, BITS)

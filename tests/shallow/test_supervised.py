@@ -347,7 +347,7 @@ def test_bad_input_is_refused(make):
         make().fit(x, torch.zeros(60, dtype=torch.long))
     with pytest.raises(ValueError, match="needs more labelled images than bits, got 4 for 4 bits"):
         make().fit(x, torch.where(torch.arange(60) < 4, labels, -1))
-    with pytest.raises(ValueError, match="bits must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="bits must be 1 to 4096, got 0"):
         make(0).fit(x, labels)
     with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
         make(iterations=-1).fit(x, labels)

@@ -195,7 +195,7 @@ class HashCoderHead(nn.Module):
     ):
         super().__init__()
         check_integer("in_features", in_features, 1)
-        check_integer("bits", bits, 1)
+        check_integer("bits", bits, 1, MAX_BITS)
         check_integer("hidden", hidden, 1)
         self.bits = bits
         self.hidden = nn.Linear(in_features, hidden, device=device, dtype=dtype)
