@@ -44,7 +44,7 @@ def held_out(data: Data) -> Data:
 
 
 def make_model(width: int, bits: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, bits), nn.Tanh())
+    return nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, bits), nn.Tanh())
 
 
 def train(
@@ -143,8 +143,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--losses", nargs="*", default=LOSSES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--power", type=float, default=0.5, help="a length weighs length**power (0.5)")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--power", type=float, default=0.0, help="a length weighs length**power (0)")
     parser.add_argument("--images", help="npz file of encoded images, to be used in place of the digits")
     parser.add_argument("--held-out", action="store_true", help="search with a part of the training set")
     parser.add_argument("--time", action="store_true", help="only compare the time of a step")

@@ -24,15 +24,12 @@ class NestedLoss(nn.Module):
     of their own, and with centers whose prefixes are centers (``hash_centers(..., "nested")``). Losses with
     unrelated centers at each length pull the same bits to different sides.
 
-    With centers (CSQ, OrthoHash) every length was as good as its own training, within 0.005 mAP from 16 bits
-    on; pairwise losses (WML, DPSH) lost up to 0.036 on small photos. Inner products grow with the length, and
-    so do these losses where they are still wrong: the long codes outweigh the short ones even more than the
-    weights say. Equal weights closed the gap of DPSH on held-out photos: see docs/training.md.
+    Train long enough: the bits that all lengths share get gradients that differ, so they learn more slowly.
+    What each length then reaches beside its own training is measured in docs/training.md.
 
     Args:
         losses: the loss of each length, lengths ascending.
-        weights: the weight of each length. None weighs them by the square root of the length: long codes have
-            more bits to learn, and short ones are trained by all lengths.
+        weights: the weight of each length. None gives all the same weight.
 
     Attributes:
         losses: the losses, an ``nn.ModuleDict`` whose keys are the lengths as strings.
@@ -156,7 +153,7 @@ def _check_bits(loss: nn.Module, length: int) -> None:
 
 def _checked_weights(weights: Mapping[int, float] | None, lengths: tuple[int, ...]) -> dict[int, float]:
     if weights is None:
-        weights = {length: length**0.5 for length in lengths}
+        weights = dict.fromkeys(lengths, 1.0)
     if set(weights) != set(lengths):
         raise ValueError(f"weights must be those of the lengths {lengths}, got {tuple(weights)}")
     total = float(sum(weights.values()))

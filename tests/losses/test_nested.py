@@ -56,14 +56,14 @@ def test_every_loss_can_be_nested(name, labels):
     loss.epoch_end()
 
 
-def test_the_weights_are_shares_that_grow_with_the_square_root_of_the_length():
+def test_the_weights_are_shares_and_by_default_equal():
     loss = NestedLoss({4: WMLLoss(), 16: WMLLoss()})
-    assert loss.weights == {4: pytest.approx(1 / 3), 16: pytest.approx(2 / 3)}
+    assert loss.weights == {4: 0.5, 16: 0.5}
     codes = codes_of(6, 16)
     only_short = NestedLoss({4: WMLLoss(), 16: WMLLoss()}, weights={4: 2.0, 16: 0.0})
     assert torch.equal(only_short(codes, IDS[:6]), WMLLoss()(codes[:, :4], IDS[:6]))
-    equal = NestedLoss({4: WMLLoss(), 16: WMLLoss()}, weights={4: 3.0, 16: 3.0})
-    assert equal.weights == {4: 0.5, 16: 0.5}
+    uneven = NestedLoss({4: WMLLoss(), 16: WMLLoss()}, weights={4: 1.0, 16: 3.0})
+    assert uneven.weights == {4: 0.25, 16: 0.75}
 
 
 @pytest.mark.parametrize("name", ["csq", "dpn", "mdshc", "orthohash"])
