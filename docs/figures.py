@@ -1,11 +1,17 @@
-"""Draw the figures of docs/concepts.md: python docs/figures.py"""
+"""Draw the figures of docs/concepts.md and docs/duplicates.md: python docs/figures.py"""
 
+import sys
+import tempfile
 from itertools import permutations
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
+from PIL import ImageEnhance, ImageOps
+from torchvision.transforms.functional import to_pil_image
 
+import hybridhash
 from hybridhash.eval import evaluate, mean_average_precision, plot_distance_histogram
 
 matplotlib.use("Agg")
@@ -101,6 +107,31 @@ def distances():
     return plot_distance_histogram(evaluate(*clustered_codes(bits=32, flip=0.1), top_k=100))
 
 
+def duplicates():
+    """Draw the groups that are found among 100 drawn pictures, of which three have altered copies."""
+    sys.path.insert(0, str(FOLDER.parent.parent / "examples"))
+    from train_copies import draw_picture
+
+    random = np.random.default_rng(123)
+    alterations = {
+        "half": lambda picture: picture.resize((64, 64)),
+        "grey": ImageOps.grayscale,
+        "mirror": ImageOps.mirror,
+        "turned": lambda picture: picture.rotate(5),
+        "cropped": lambda picture: picture.crop((6, 6, 122, 122)),
+        "bright": lambda picture: ImageEnhance.Brightness(picture).enhance(1.4),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(100):
+            picture = to_pil_image(draw_picture(random))
+            picture.save(f"{folder}/{number}.png")
+            if number in (5, 21, 42):
+                for name, alter in alterations.items():
+                    alter(picture).save(f"{folder}/{number}-{name}.jpg", quality=70)
+        found = hybridhash.find_duplicates(folder, progress=False)
+        return found.plot(columns=len(alterations) + 1)
+
+
 if __name__ == "__main__":
-    for draw in (cube, orders, database_order, distances):
+    for draw in (cube, orders, database_order, distances, duplicates):
         draw().savefig(FOLDER / f"{draw.__name__}.png", dpi=110, bbox_inches="tight")

@@ -189,13 +189,13 @@ def cover(images: Tensor, draws: Draws, share: float) -> Tensor:
     # A rectangle: a bar along a side, or a patch anywhere of up to two fifths of the width.
     bar = draws.chance(0.6)
     patch_width, patch_height = draws.uniform(0.1, 0.4), draws.uniform(0.1, 0.4)
-    thickness = draws.uniform(0.05, 0.25)
+    thickness = draws.uniform(0.05, 0.3)
     across = draws.chance(0.7)
     left = draws.uniform(0, 1) * (1 - patch_width)
     top = draws.uniform(0, 1) * (1 - patch_height)
     at_end = draws.chance(0.6).float()
     inner = draws.uniform(0, 1)
-    start = torch.where(draws.chance(0.7), at_end, inner) * (1 - thickness)
+    start = torch.where(draws.chance(0.8), at_end, inner) * (1 - thickness)
     left = torch.where(bar, torch.where(across, 0.0, start), left)
     right = torch.where(bar, torch.where(across, 1.0, start + thickness), left + patch_width)
     top = torch.where(bar, torch.where(across, start, 0.0), top)
@@ -209,9 +209,9 @@ def cover(images: Tensor, draws: Draws, share: float) -> Tensor:
     kind = draws.uniform(0, 1)[:, None, None, None]
     filling = torch.where(kind < 0.3, other, torch.where(kind < 0.7, extreme, colour))
     # Lines of letters: rows and columns that are switched on at random within the rectangle.
-    rows = torch.rand(n, height // 4, 1, generator=draws.generator) < 0.6
-    letters = rows & (torch.rand(n, height // 4, width // 4, generator=draws.generator) < 0.6)
-    letters = letters.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    rows = torch.rand(n, height // 2, 1, generator=draws.generator) < 0.6
+    letters = rows & (torch.rand(n, height // 2, width // 2, generator=draws.generator) < 0.6)
+    letters = letters.repeat_interleave(2, 1).repeat_interleave(2, 2)
     text = draws.chance(0.35)[:, None, None]
     return torch.where((inside & (letters | ~text))[:, None], filling, images)
 
@@ -222,24 +222,20 @@ def blur_and_compress(images: Tensor, draws: Draws, share: float) -> Tensor:
     for kernel in (3, 5):
         rows = draws.chance(share / 3).nonzero()[:, 0]
         images[rows] = F.avg_pool2d(images[rows], kernel, 1, kernel // 2, count_include_pad=False)
-    for factor in (2, 3):
-        rows = draws.chance(share / 3).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        small = F.interpolate(images[rows], scale_factor=1 / factor, mode="bilinear", antialias=True)
-        images[rows] = F.interpolate(small, size=images.shape[2:], mode="bilinear")
+    rows = draws.chance(share / 3).nonzero()[:, 0]
+    images[rows] = F.interpolate(F.avg_pool2d(images[rows], 2), size=images.shape[2:], mode="bilinear")
     rows = draws.chance(share / 2).nonzero()[:, 0]
-    level = draws.uniform(0.01, 0.12)[rows, None, None, None]
+    level = draws.uniform(0.01, 0.08)[rows, None, None, None]
     noise = torch.randn(images[rows].shape, generator=draws.generator)
     images[rows] = (images[rows] + level * noise).clamp(0, 1)
-    quality = draws.uniform(8, 60)
+    quality = draws.uniform(15, 80)
     rows = draws.chance(share).nonzero()[:, 0]
     images[rows] = compress(images[rows], quality[rows])
     return images
 
 
 def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Alter photos (N, 3, SOURCE, SOURCE) in [0, 1] as those who copy do, all kinds mixed."""
+    """Alter photos (N, 3, SOURCE, SOURCE) in [0, 1] as those who copy do, all kinds mixed; at SIZE pixels."""
     draws = Draws(len(images), generator)
     n = len(images)
     zero, one = torch.zeros(n), torch.ones(n)
@@ -269,16 +265,16 @@ def strong_view(images: Tensor, generator: torch.Generator) -> Tensor:
     outside = place(torch.ones_like(images[:, :1]), centre_x, centre_y, width, height, angle, mirror,
                     torch.zeros(n, 1)) < 0.5  # fmt: skip
     views = torch.where(outside & within[:, None, None, None], images.roll(7, 0), views)
-    views = recolour(views, draws, share=0.3, grey=0.2)
-    views = cover(views, draws, share=0.3)
+    views = recolour(shrunk(views), draws, share=0.3, grey=0.2)
+    views = cover(views, draws, share=0.45)
     return blur_and_compress(views, draws, share=0.35)
 
 
 def mild_view(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Leave half of the photos as they are, and alter the others a little."""
+    """Leave half of the photos as they are, and alter the others a little; at SIZE pixels."""
     draws = Draws(len(images), generator)
     mirror = draws.chance(0.1)[:, None, None, None]
-    views = crop_photos(images, 0.3, 0.85, 1.0, generator)
+    views = shrunk(crop_photos(images, 0.3, 0.85, 1.0, generator))
     return blur_and_compress(torch.where(mirror, views.flip(3), views), draws, share=0.15)
 
 
@@ -295,8 +291,12 @@ def crop_photos(images: Tensor, share: float, low: float, high: float, generator
     return images.index_copy(0, rows, crops)
 
 
+def shrunk(images: Tensor) -> Tensor:
+    return F.avg_pool2d(images, SOURCE // SIZE)
+
+
 def to_input(images: Tensor) -> Tensor:
-    return (F.avg_pool2d(images, SOURCE // SIZE) - MEAN) / STD
+    return (images - MEAN) / STD
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -414,11 +414,11 @@ def train(args: argparse.Namespace) -> None:
         views = torch.cat([mild_view(batch, generator), strong_view(batch, generator)])
         codes = torch.tanh(sharpness * model(to_input(views)))
         first, second = codes.chunk(2)
-        loss = args.spread * koleo(first)
+        loss = torch.zeros(())
         for bits, weight in zip(LENGTHS, args.weights, strict=True):
-            loss = loss + weight * nt_xent(
-                first[:, :bits], second[:, :bits], groups, queue[:, :bits], queue_groups, args.temperature
-            )
+            one, two = first[:, :bits], second[:, :bits]
+            pairs = nt_xent(one, two, groups, queue[:, :bits], queue_groups, args.temperature)
+            loss = loss + weight * (pairs + args.spread * koleo(one))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -468,8 +468,9 @@ def write_weights(model: CopyHash, photos: Tensor, out: Path) -> None:
     model.backbone.eval()
     usable = len(photos) // 500 * 500 or len(photos)
     for batch in photos[:usable].split(500):
-        model(to_input(batch.float() / 255))
+        model(to_input(shrunk(batch.float() / 255)))
     state = {name: value.half().contiguous() for name, value in model.folded().items()}
+    state["lengths"] = torch.tensor(LENGTHS)
     save_file(state, out / "model.tmp")
     os.replace(out / "model.tmp", out / "model.safetensors")
 
@@ -480,12 +481,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default="copies", help="folder of checkpoint, log and weights")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128, help="photos in a batch, two views each")
-    parser.add_argument("--queue", type=int, default=4096, help="older codes that are negatives, too")
+    parser.add_argument("--queue", type=int, default=0, help="older codes that are negatives, too")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--warmup", type=int, default=200, help="steps until the full learning rate")
-    parser.add_argument("--temperature", type=float, default=0.1)
-    parser.add_argument("--spread", type=float, default=0.1, help="weight of the spreading term")
+    parser.add_argument("--temperature", type=float, default=0.07)
+    parser.add_argument("--spread", type=float, default=2.0, help="weight of the spreading term")
     parser.add_argument("--sharpness", type=float, default=3.0, help="factor inside tanh at the end")
     parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument(

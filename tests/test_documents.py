@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import hybridhash
@@ -57,6 +58,10 @@ def test_the_readme_shows_usage_in_about_15_lines():
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_python_blocks_run(document, namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if document.stem == "README":  # the user's own photos
+        Path("photos").mkdir()
+        for name in ("a", "b"):
+            Image.effect_noise((64, 64), 50).save(f"photos/{name}.png")
     for block in blocks(document):
         exec(compile(block, str(document), "exec"), namespace)
     for path in re.findall(r'\.save\("([^"]+)"\)', "".join(blocks(document))):

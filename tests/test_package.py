@@ -26,7 +26,7 @@ def test_importing_registers_every_model_once_and_in_silence():
         "print(len(before), len(timm.list_models('hybridhash*')))"
     )
     result = run(code)
-    assert result.stdout.split() == ["0", "12"]
+    assert result.stdout.split() == ["0", "15"]
     assert result.stderr == ""
 
 
@@ -91,7 +91,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hybridhash"}
     package = {name for name in names if name.startswith("hybridhash/")}
-    assert package == modules | {"hybridhash/py.typed"}
+    weights = "hybridhash/models/weights/hybridhash_nano.copies.safetensors"
+    assert package == modules | {"hybridhash/py.typed", weights}
 
 
 def test_the_wheel_depends_on_the_core_only(distributions):

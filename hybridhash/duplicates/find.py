@@ -23,9 +23,9 @@ from hybridhash.duplicates.groups import (
     pairs_of_old,
     units_of,
 )
-from hybridhash.duplicates.photos import CodedPhotos, photos_of
+from hybridhash.duplicates.photos import CodedPhotos, copy_network, photos_of
 from hybridhash.duplicates.quality import best_of
-from hybridhash.duplicates.radius import RadiusEstimate, check_share, estimate_radius
+from hybridhash.duplicates.radius import NETWORK_RADII, RadiusEstimate, check_share, estimate_radius
 from hybridhash.duplicates.result import Duplicates, Group
 
 __all__ = ["find_duplicates"]
@@ -63,8 +63,10 @@ def find_duplicates(
         images: A folder, flat or deep, of photos (:class:`hybridhash.data.ImageFiles`); the path of one
             photo; a sequence of paths; any data set that :func:`hybridhash.encode_dataset` takes; or
             :class:`~hybridhash.HashCodes`.
-        model: The hash model that gives the codes. Photos need it, codes do not.
-        radius: The largest Hamming distance of copies. None estimates it.
+        model: The hash model that gives the codes of photos. None takes ``hybridhash_nano_256``, which ships
+            with the package and was trained to find copies; it needs no network.
+        radius: The largest Hamming distance of copies. None estimates it on the photos. Where they are too
+            few to show the rate, and ``model`` is None, it is the radius of this rate on other photos.
         false_pairs: The share of the pairs of unlike photos that may be within the radius, if it is
             estimated: see :func:`estimate_radius`. A thousand photos form half a million pairs, a million
             photos 5 x 10^11: the more photos, the lower it should be.
@@ -94,9 +96,9 @@ def find_duplicates(
     Raises:
         FileNotFoundError: The folder does not exist.
         TypeError: An argument has a wrong type.
-        ValueError: There is no photo, none can be read, or no model for photos; the radius is above the bits;
-            codes differ in bits, or those in ``out`` are of another model; or a radius is to be estimated and
-            the codes do not allow it (:func:`estimate_radius`). One photo has no pair, and codes that are all
+        ValueError: There is no photo, or none can be read; the radius is above the bits; codes differ in
+            bits, or those in ``out`` are of another model; or a radius is to be estimated and the codes do
+            not allow it (:func:`estimate_radius`). One photo has no pair, and codes that are all
             equal have radius 0: both need no estimate.
 
     Example:
@@ -116,6 +118,9 @@ def find_duplicates(
         "num_workers": num_workers,
         "progress": progress,
     }
+    sides = [images] if against is None else [images, against]
+    shipped = model is None and not all(isinstance(side, HashCodes) for side in sides)
+    model = copy_network() if shipped else model
     photos = photos_of(images, model, out, names, **settings)
     new = len(photos.names)
     if against is not None:
@@ -126,7 +131,7 @@ def find_duplicates(
     if keep not in (None, "first") and photos.image is None:
         raise ValueError(f"keep={keep!r} needs photos, codes have none: give keep='first'")
 
-    radius, estimate = _radius(photos, new, radius, false_pairs)
+    radius, estimate, network_rate = _radius(photos, radius, false_pairs, shipped)
     apart = _excluded_rows(exclude, photos.names)
     units = units_of(photos.packed.numpy(), new, {row for pair in apart for row in pair})
     unit_of = np.empty(len(photos.names), np.int64)
@@ -147,6 +152,7 @@ def find_duplicates(
         radius=near.radius,
         radius_asked=radius,
         estimate=estimate,
+        network_rate=network_rate,
         linkage=linkage,
         failed=photos.failed,
         total_pairs=_count_pairs(units, near),
@@ -180,16 +186,21 @@ def _joined(new: CodedPhotos, old: CodedPhotos) -> CodedPhotos:
 
 
 def _radius(
-    photos: CodedPhotos, new: int, radius: int | None, false_pairs: float
-) -> tuple[int, RadiusEstimate | None]:
-    """The radius that was given, or an estimate of it."""
+    photos: CodedPhotos, radius: int | None, false_pairs: float, shipped: bool
+) -> tuple[int, RadiusEstimate | None, float | None]:
+    """The radius, its estimate if it was estimated, and its rate if it is that of the shipped network."""
     if radius is not None:
         advice = "it counts the bits that may differ"
-        return check_integer("radius", radius, 0, photos.bits, advice=advice), None
-    if bool((photos.packed == photos.packed[:1]).all()):  # one photo, or all equal
-        return 0, None
+        return check_integer("radius", radius, 0, photos.bits, advice=advice), None, None
+    if not shipped and bool((photos.packed == photos.packed[:1]).all()):  # one photo, or all equal
+        return 0, None, None
+    pairs = len(photos.names) * (len(photos.names) - 1) // 2
+    if shipped and false_pairs * pairs < 10:  # too few to show the rate
+        rate = max((rate for rate in NETWORK_RADII if rate <= false_pairs), default=None)
+        if rate is not None:
+            return NETWORK_RADII[rate], None, rate
     estimate = estimate_radius(HashCodes(photos.packed, photos.bits), false_pairs)
-    return estimate.radius, estimate
+    return estimate.radius, estimate, None
 
 
 def _excluded_rows(exclude: Iterable[tuple[str, str]] | None, names: Sequence[str]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
@@ -23,8 +24,9 @@ from hybridhash.data import ImageFiles, read_image
 from hybridhash.encoding import Manifest, encode_dataset, open_codes, read_failures
 from hybridhash.encoding.reader import check_dataset
 from hybridhash.encoding.source import image_names
+from hybridhash.models import HybridHash  # noqa: F401  # registers the network with timm
 
-__all__ = ["CodedPhotos", "Encoder", "PhotoFiles", "Unread", "photos_of"]
+__all__ = ["CodedPhotos", "Encoder", "PhotoFiles", "Unread", "copy_network", "photos_of"]
 
 _FILES = "files.json"
 _FORMAT = "hybridhash.photo-codes"
@@ -253,6 +255,12 @@ def _is_complete(codes: Path) -> bool:
         return False
 
 
+def copy_network() -> nn.Module:
+    """Build the network that ships with the package and was trained to find copies, in evaluation mode."""
+    network: nn.Module = timm.create_model("hybridhash_nano_256", pretrained=True)
+    return network.eval()
+
+
 def photos_of(
     images: Any,
     model: nn.Module | None,
@@ -268,7 +276,7 @@ def photos_of(
 
     Args:
         images: Codes, a folder, a file, a sequence of paths, or a data set.
-        model: The hash model, needed unless ``images`` are codes.
+        model: The hash model; None only if ``images`` are codes.
         out: The folder that keeps the codes. None keeps nothing.
         names: The names of codes.
         batch_size: Images in a batch.
@@ -280,10 +288,7 @@ def photos_of(
         return _coded(images, names, what)
     if names is not None:
         raise ValueError(f"names are for codes: {what} have names of their own")
-    if model is None:
-        raise ValueError(
-            f"{what} need a model that gives codes: model=hybridhash.create_hash_model(...), a trained one"
-        )
+    assert model is not None
     files = _files_of(images, what)
     with tempfile.TemporaryDirectory(prefix="hybridhash-") as temporary:
         encoder = Encoder(model, Path(out or temporary), batch_size, num_workers, progress)

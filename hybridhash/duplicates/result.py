@@ -72,7 +72,9 @@ class Duplicates:
         radius: The radius within which pairs were searched. It is smaller than the one asked for if there
             were too many pairs.
         radius_asked: The radius that was given or estimated.
-        estimate: How the radius was estimated, None if it was given or is 0 for want of different codes.
+        estimate: How the radius was estimated, None if it was not.
+        network_rate: The rate of false pairs for which the radius was taken that the shipped network has on
+            other photos. None if it was given or estimated, or is 0 for want of different codes.
         linkage: ``"complete"`` or ``"single"``.
         failed: The photos that could not be read, with the reasons.
         total_pairs: How many pairs of photos are within the radius, equal codes and all.
@@ -85,6 +87,7 @@ class Duplicates:
     radius: int
     radius_asked: int
     estimate: RadiusEstimate | None
+    network_rate: float | None
     linkage: str
     failed: list[Unread]
     total_pairs: int
@@ -163,6 +166,8 @@ class Duplicates:
 
     def _radius_in_words(self) -> str:
         words = f"radius {self.radius}" if self.estimate is None else str(self.estimate)
+        if self.network_rate is not None:
+            words += f", within which {self.network_rate:g} of the pairs of other photos lie"
         if self.radius < self.radius_asked:
             words += f"; lowered from {self.radius_asked} to {self.radius}, too many pairs lie within"
         elif self.estimate is not None:
@@ -199,6 +204,7 @@ class Duplicates:
             "radius": self.radius,
             "radius_asked": self.radius_asked,
             "estimate": None if self.estimate is None else asdict(self.estimate),
+            "network_rate": self.network_rate,
             "linkage": self.linkage,
             "total_pairs": self.total_pairs,
             "groups": [

@@ -60,7 +60,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
     - that of the public HybridHash reference.
 
     Position embeddings are resampled to the grid of the model. ``head.fc`` is passed on unchanged; timm drops
-    it if the numbers of bits differ, and this function warns of it.
+    it if the numbers of bits differ, and this function warns of it. Only a checkpoint with a tensor
+    ``lengths``, the code lengths for which it was trained, is cut to the one of the model.
 
     Args:
         state_dict: Tensors of the checkpoint; they are not written to.
@@ -79,7 +80,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
             f"model must be a hybridhash_*, got {type(model).__name__}: for a hybridhash_* inside "
             "create_hash_model give model.backbone"
         )
-    state_dict = _unwrapped(state_dict)
+    state_dict = _cut_to_length(_unwrapped(state_dict), model)
     if any(key.startswith("hashlayer_train.") for key in state_dict):
         mapped = _from_reference(state_dict, model)
     elif any(".transformer_encoder." in key for key in state_dict):
@@ -101,6 +102,24 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HybridHash) -> di
             stacklevel=2,
         )
     return mapped
+
+
+def _cut_to_length(state_dict: dict[str, Tensor], model: HybridHash) -> dict[str, Tensor]:
+    """Cut a hash layer that was trained for several code lengths to the first bits, as many as the model has.
+
+    The model gets to know the lengths. A ``num_classes`` other than that of its configuration is left alone,
+    because timm drops the hash layer then.
+    """
+    if "lengths" not in state_dict:
+        return state_dict
+    rest = {key: value for key, value in state_dict.items() if key != "lengths"}
+    bits = model.num_classes
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("num_classes", bits)
+    lengths = [int(length) for length in state_dict["lengths"] if length <= bits]
+    if bits in lengths and configured == bits:
+        rest.update((key, value[:bits]) for key, value in rest.items() if key.startswith("head.fc."))
+        model.lengths = tuple(lengths) if len(lengths) > 1 else None
+    return rest
 
 
 def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ The file's name is the name of the timm module, and :func:`timm.models.build_mod
 
 from collections.abc import Callable, Sequence
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -415,12 +416,36 @@ def _cfg(bits: int, nest: str) -> dict[str, Any]:
     }
 
 
+# One file for three code lengths: its hash layer is cut to the first bits.
+_NANO_WEIGHTS = Path(__file__).parent / "weights" / "hybridhash_nano.copies.safetensors"
+
+
+def _nano_cfg(bits: int) -> dict[str, Any]:
+    return {
+        "file": str(_NANO_WEIGHTS),
+        "num_classes": bits,
+        "input_size": (3, 64, 64),
+        "pool_size": (4, 4),
+        "fixed_input_size": True,
+        # The whole photo, squashed to the square: nothing of it is cut off.
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+    }
+
+
 default_cfgs = generate_default_cfgs(
     {
         f"hybridhash{size}_{bits}.nest_goog_in1k": _cfg(bits, f"nest_{nest}_jx.goog_in1k")
         for size, nest in (("", "base"), ("_small", "small"), ("_tiny", "tiny"))
         for bits in (16, 32, 48, 64)
     }
+    | {f"hybridhash_nano_{bits}.copies": _nano_cfg(bits) for bits in (64, 128, 256)}
 )
 
 
@@ -459,6 +484,14 @@ def build_hybridhash(variant: str, pretrained: bool = False, **kwargs: Any) -> H
 _base = {"embed_dims": (128, 256, 512), "num_heads": (4, 8, 16), "depths": (2, 2, 15)}
 _small = {"embed_dims": (96, 192, 384), "num_heads": (3, 6, 12), "depths": (2, 2, 15)}
 _tiny = {"embed_dims": (96, 192, 384), "num_heads": (3, 6, 12), "depths": (2, 2, 8)}
+_nano = {
+    "img_size": 64,
+    "embed_dims": (32, 64, 128),
+    "num_heads": (1, 2, 4),
+    "depths": (1, 1, 2),
+    "interaction_heads": 4,
+    "drop_path_rate": 0.0,
+}
 
 
 @register_model
@@ -531,3 +564,21 @@ def hybridhash_tiny_48(pretrained: bool = False, **kwargs: Any) -> HybridHash:
 def hybridhash_tiny_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
     """Build HybridHash-T, 64 bits, 224 px."""
     return build_hybridhash("hybridhash_tiny_64", pretrained, **{**_tiny, **kwargs})
+
+
+@register_model
+def hybridhash_nano_64(pretrained: bool = False, **kwargs: Any) -> HybridHash:
+    """Build the network that finds copies of photos, 64 bits, 64 px."""
+    return build_hybridhash("hybridhash_nano_64", pretrained, **{**_nano, **kwargs})
+
+
+@register_model
+def hybridhash_nano_128(pretrained: bool = False, **kwargs: Any) -> HybridHash:
+    """Build the network that finds copies of photos, 128 bits, 64 px."""
+    return build_hybridhash("hybridhash_nano_128", pretrained, **{**_nano, **kwargs})
+
+
+@register_model
+def hybridhash_nano_256(pretrained: bool = False, **kwargs: Any) -> HybridHash:
+    """Build the network that finds copies of photos, 256 bits, 64 px."""
+    return build_hybridhash("hybridhash_nano_256", pretrained, **{**_nano, **kwargs})

@@ -8,6 +8,7 @@ import hybridhash  # noqa: F401
 from hybridhash.models import HybridHash
 
 ARCHITECTURES = [f"hybridhash{size}_{bits}" for size in ("", "_small", "_tiny") for bits in (16, 32, 48, 64)]
+ARCHITECTURES += [f"hybridhash_nano_{bits}" for bits in (64, 128, 256)]
 
 
 def test_every_architecture_is_registered():

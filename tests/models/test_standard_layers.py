@@ -54,10 +54,10 @@ def test_every_layer_with_weights_is_one_of_torch_or_timm(name):
             model = timm.create_model(name)
     leaves = [module for module in model.modules() if not list(module.children())]
     weighted = [leaf for leaf in leaves if list(leaf.parameters())]
-    assert len(weighted) > 80
+    assert len(weighted) > 40
     assert {type(leaf) for leaf in weighted if not _is_standard(leaf)} == set()
     mlps = [module for module in model.modules() if "Mlp" in type(module).__name__]
-    assert len(mlps) >= 12
+    assert len(mlps) >= 4
     assert {type(mlp) for mlp in mlps} == {layers.Mlp}
 
 

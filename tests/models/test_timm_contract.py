@@ -55,6 +55,10 @@ class Float32Outputs(TorchDispatchMode):
 class TestConfig:
     def test_the_default_tag_is_the_pretrained_backbone(self, name):
         cfg = get_pretrained_cfg(name)
+        if "nano" in name:
+            assert cfg.tag == "copies"
+            assert cfg.file
+            return
         assert cfg.tag == "nest_goog_in1k"
         assert cfg.hf_hub_filename == "model.safetensors"
         size = name.split("_")[1]

@@ -44,7 +44,7 @@ def suite(tmp_path_factory):
 
 def test_timms_suite_passes_with_nothing_skipped(suite, tmp_path):
     with FakeHub() as hub:
-        for repository in {get_pretrained_cfg(name).hf_hub_id for name in timm.list_models(GLOB)}:
+        for repository in {get_pretrained_cfg(name).hf_hub_id for name in timm.list_models(GLOB)} - {None}:
             nest = timm.create_model(repository.removeprefix("timm/").split(".")[0])
             hub.add(repository, {"model.safetensors": save(nest.state_dict())})
         environment = {
