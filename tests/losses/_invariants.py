@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

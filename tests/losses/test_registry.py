@@ -17,7 +17,7 @@ import hybridhash.losses as losses
 from hybridhash.losses import CodeBank, create_loss, list_losses
 from hybridhash.losses.pairwise import PairwiseLoss
 from tests import ROOT
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 BITS, CLASSES, ROWS = 8, 3, 6
 # Arguments beyond these that a class needs are unknown to this file, and its walk would fail.

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.losses.functional import wml_loss
 from tests import GOLDEN
+from tests._processes import run_on_ranks
 from tests.losses._oracles import U, Y, wml
-from tests.losses._ranks import run_on_ranks
 
 GOLDEN_FILE = GOLDEN / "wml.safetensors"
 CASES = {"single": (40, 16, 5, 0.5, 5), "multi": (48, 32, 7, 0.5, 5), "alpha1": (40, 48, 4, 1.0, 3)}
