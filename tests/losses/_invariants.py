@@ -32,6 +32,15 @@ def value_and_grad(loss, codes, labels):
     return value.detach(), grad
 
 
+def assert_invariants(loss):
+    assert_finite_everywhere(loss)
+    assert_autocast_changes_nothing(loss)
+    assert_order_does_not_matter(loss)
+    assert_ids_equal_one_hot(loss)
+    assert_inputs_stay(loss)
+    assert_gradient_is_right(loss)
+
+
 def assert_finite_everywhere(loss):
     """Value and gradient at extreme codes, for all kinds of labels, in half precision, for a batch of one."""
     signs = random_codes(seed=1, dtype=torch.float32).sign()
