@@ -33,6 +33,7 @@ __all__ = [
     "InputOptions",
     "QueryDatabase",
     "Scoring",
+    "as_self_rows",
     "check_hamming",
     "check_rows",
     "distance_histogram",
@@ -228,9 +229,7 @@ def query_database(
     """
     for name in options:
         if name not in known.__annotations__:
-            close = get_close_matches(name, known.__annotations__, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known.__annotations__)}"
-            raise TypeError(f"unknown option {name!r}: {hint}")
+            raise _unknown_option(name, list(known.__annotations__))
     if isinstance(query_labels, HashCodes):
         if database_codes is not None or database_labels is not None:
             raise TypeError("the second argument is HashCodes, so it is the database: give no other database")
@@ -261,7 +260,7 @@ def query_database(
             raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
         length = len(query) if name == "query_labels" else len(database)
         labels.append(as_labels(given, length=length, name=name).to(query.device))
-    given_labels, stored_labels = same_form(*labels)
+    both_labels = same_form(*labels)
     if len(database) > 1 and bool((database == database[0]).all()):
         warnings.warn(
             f"all {len(database)} database codes are the same: every item ties, and retrieval is at chance",
@@ -273,30 +272,20 @@ def query_database(
     progress = options.get("progress", False)
     check_choice("progress", progress, (True, False))
     self_rows = None
-    exclude_self: object = options.get("exclude_self", False)
-    if isinstance(exclude_self, np.ndarray):
-        exclude_self = from_numpy(exclude_self, "exclude_self")
-    if isinstance(exclude_self, Tensor):
-        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
-        self_rows = exclude_self.long().to(query.device)
-    elif exclude_self is True:
+    exclude_self = options.get("exclude_self")
+    if exclude_self is True:
         self_rows = _rows_of_ids(query_codes, database_codes).to(query.device)
-    elif exclude_self is not False and exclude_self is not None:
-        raise TypeError(
-            f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
-        )
+    elif exclude_self is not None and exclude_self is not False:
+        self_rows = as_self_rows(exclude_self, len(query), len(database)).to(query.device)
     return QueryDatabase(
-        query,
-        database,
-        bits,
-        given_labels,
-        stored_labels,
-        self_rows,
-        chunk_size,
-        progress,
-        real_query,
-        factors,
+        query, database, bits, *both_labels, self_rows, chunk_size, progress, real_query, factors
     )
+
+
+def _unknown_option(name: str, known: list[str]) -> TypeError:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+    return TypeError(f"unknown option {name!r}: {hint}")
 
 
 def check_hamming(data: QueryDatabase, what: str, advice: str) -> None:
@@ -399,6 +388,18 @@ def _rows_of_ids(query: object, database: object) -> Tensor:
     query_ids = query_ids.to(sorted_ids.device)
     place = torch.searchsorted(sorted_ids, query_ids).clamp(max=len(rows) - 1)
     return torch.where(sorted_ids[place] == query_ids, rows[place], -1)
+
+
+def as_self_rows(exclude_self: object, queries: int, items: int) -> Tensor:
+    """Return the database row of each query, -1 where there is none, checked: int64 ``(Nq,)``."""
+    if isinstance(exclude_self, np.ndarray):
+        exclude_self = from_numpy(exclude_self, "exclude_self")
+    if not isinstance(exclude_self, Tensor):
+        raise TypeError(
+            f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
+        )
+    check_rows("exclude_self", exclude_self[..., None], queries, items)
+    return exclude_self.long()
 
 
 def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:

@@ -14,7 +14,7 @@ from hybridhash._code_checks import from_numpy
 from hybridhash.eval import functional
 from hybridhash.eval.evaluation import check_settings, rank_forms, rank_results
 from hybridhash.eval.functional import Denominator
-from hybridhash.eval.histogram import Array, QueryDatabase, check_rows
+from hybridhash.eval.histogram import Array, QueryDatabase, as_self_rows, check_rows
 from hybridhash.eval.metrics import Empty
 from hybridhash.eval.ranking import as_rankings
 from hybridhash.eval.report import RetrievalReport
@@ -151,13 +151,10 @@ def evaluate_ranking(
     indices = indices.long()
     _check_distinct("indices", indices)
     self_rows = None
-    if isinstance(exclude_self, np.ndarray):
-        exclude_self = from_numpy(exclude_self, "exclude_self")
-    if isinstance(exclude_self, Tensor):
-        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
-        self_rows = exclude_self.long().to(indices.device)
-    elif exclude_self is not False and exclude_self is not None:
+    if exclude_self is True:
         raise ValueError("a ranking has no ids: give exclude_self the database row of each query")
+    if exclude_self is not False and exclude_self is not None:
+        self_rows = as_self_rows(exclude_self, len(query), len(database)).to(indices.device)
     depth = indices.shape[1]
     check_settings(top_k, ks, 0, "stable", denominator, empty)
     if top_k is not None and top_k > depth and depth < len(database):
@@ -170,9 +167,8 @@ def evaluate_ranking(
     all_codes = torch.zeros((len(database), 1), dtype=torch.uint8, device=indices.device)
     data = QueryDatabase(no_codes, all_codes, 1, query, database, self_rows)
     pieces = as_rankings(indices, data, graded=graded)
-    metrics, curves = rank_results(
-        forms, pieces, functional.geometric_ranks(depth, also=ks), "expected", empty
-    )
+    ranks = functional.geometric_ranks(depth, also=ks)
+    metrics, curves = rank_results(forms, pieces, ranks, "expected", empty)
     return RetrievalReport(
         queries=len(query),
         unlabelled_queries=int((~labelled(query)).sum()),
