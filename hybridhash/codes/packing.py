@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
-from hybridhash._code_checks import MAX_BITS, check_packed, from_numpy
+from hybridhash._code_checks import MAX_BITS, check_numbers, check_packed, from_numpy
 from hybridhash._hamming import pack_bits, row_factors, unpack_bits
 
 __all__ = [
@@ -201,10 +201,8 @@ def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
         )
     if codes.dtype.is_complex:
         raise TypeError(f"{name} must be real, got {codes.dtype}")
-    if codes.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {codes.layout}: use to_dense()")
-    if codes.is_meta:
-        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
+    if codes.layout != torch.strided or codes.is_meta:
+        check_numbers(codes, name)  # which says what is wrong
     if codes.dtype.is_floating_point:
         if codes.dtype.itemsize == 1:
             codes = codes.float()  # torch does not compare numbers of 8 bits
