@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,13 +15,12 @@ from hybridhash._inference import check_hash_model, eval_mode, input_device, nam
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
-from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
+from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric, head_codes
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
 from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.hash_model import HashModel
-from hybridhash.models.heads import ProjectionHead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +85,6 @@ class BinarizationReport:
         values["recall"] = {
             scoring: {str(k): value for k, value in cuts.items()} for scoring, cuts in self.recall.items()
         }
-        json.dumps(values)
         return values
 
     def plot(self, *, ax: Axes | None = None) -> Figure:
@@ -199,7 +196,13 @@ def _hashed(head: nn.Module, query: Tensor, database: Tensor) -> tuple[Tensor, H
     with torch.no_grad(), eval_mode(head):
         with named_batch(head, query, "the queries"):
             query_codes = torch.cat([head(batch.to(device)).float().cpu() for batch in _batches(query)])
-        codes = [_codes_with_factors(head, batch.to(device)) for batch in _batches(database)]
+        codes = []
+        for batch in _batches(database):
+            inputs = batch.to(device)
+            if isinstance(head, HashModel):
+                codes.append(head_codes(head.head, head.backbone(inputs), factors=True))
+            else:
+                codes.append(head_codes(head, inputs, factors=True))
     return query_codes, HashCodes.cat(codes)
 
 
@@ -317,15 +320,6 @@ def _normalises(head: nn.Module) -> bool:
 
 def _batches(features: Tensor) -> tuple[Tensor, ...]:
     return features.split(_ROWS)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
-    """Return the codes of a batch, with the norms of the whole embeddings if the head knows them."""
-    codes, projection = head(features).float(), head
-    if isinstance(head, HashModel):
-        features, projection = head.backbone(features), head.head
-    norms = projection.norms(features) if isinstance(projection, ProjectionHead) else None
-    return HashCodes.from_codes(codes, factors=True, norms=norms).to("cpu")
 
 
 def _common(nearest: Tensor, ranking: Tensor, items: int) -> int:

@@ -243,7 +243,7 @@ def _keys(packed: Array, part: tuple[int, int]) -> Array:
 
 
 def _runs(keys: Array, other_keys: Array | None) -> tuple[Array, Array]:
-    """Where the equal keys of the other side start, and how many there are; both sides sorted.
+    """Return where the equal keys of the other side start, and how many there are; both sides sorted.
 
     Without another side, they are the equal keys that follow.
     """

@@ -82,7 +82,7 @@ def test_counts_are_those_of_a_literal_loop(bits, grades, sizes, flip, seed):
     want = random.integers(0, 9, (sizes[0], bits + 1, grades))  # counts are added to what is there
     got = want.copy()
     words = [kernels.machine_words(pack_bits(codes > 0).numpy()) for codes in (query, database)]
-    kernels.packed_counts(*words, bits, lambda row: grade[row], got)
+    kernels.packed_counts(*words, lambda row: grade[row], got)
     for (row, item), distance in np.ndenumerate(differing(query, database).numpy()):
         want[row, distance, grade[row, item]] += 1
     np.testing.assert_array_equal(got, want)

@@ -310,7 +310,7 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
             part = slice(start, start + span)
             items = machine_words(data.database[part].numpy())
             grade_of = _grade_rows(data.query_labels, data.database_labels[part], grades, graded)
-            packed_counts(query, items, data.bits, grade_of, counts.numpy())
+            packed_counts(query, items, grade_of, counts.numpy())
     else:
         counts = _count_on_device(data, grades, graded)
     if data.self_rows is not None:

@@ -119,7 +119,7 @@ def _average_precision(ranking: DistanceHistogram, cut: int | None, rule: MapDef
 
 
 def _precision_of_first_hits(ranking: DistanceHistogram, most: int) -> Tensor:
-    """Mean precision at the first ``min(most, all relevant)`` relevant items of whole rankings."""
+    """Return the mean precision at the first ``min(most, all relevant)`` relevant items of whole rankings."""
     relevant = ranking.counts[:, :, 1:].any(2)
     hits = relevant.cumsum(1)
     wanted = ranking.total_relevant.clamp(max=most)
@@ -129,7 +129,7 @@ def _precision_of_first_hits(ranking: DistanceHistogram, most: int) -> Tensor:
 
 
 def _zeros(codes: Tensor | Array | HashCodes | None) -> Tensor | None:
-    """Which entries of real-valued codes are exactly 0: bool ``(N, bits)``, or None if there is none."""
+    """Return which entries of real-valued codes are exactly 0, bool ``(N, bits)``; None if there is none."""
     if isinstance(codes, np.ndarray):
         codes = from_numpy(codes, "codes")
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8:

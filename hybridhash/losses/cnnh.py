@@ -153,7 +153,7 @@ class _Similarity:
         return len(self.alike_itself)
 
     def sums(self, codes: Array) -> Array:
-        """Sum of the codes of each pattern."""
+        """Return the sum of the codes of each pattern."""
         sums = np.zeros((len(self), codes.shape[1]))
         np.add.at(sums, self.pattern, codes)
         return sums

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._code_checks import check_lengths
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, count_classes
 from hybridhash.losses.bank import CodeBank, CodeMemory
 from hybridhash.losses.centers import hash_centers
 from hybridhash.losses.cnnh import cnnh_codes
@@ -150,7 +150,7 @@ def create_loss_for(
         with_bank = [k for k, c in _classes().items() if "bank" in inspect.signature(c).parameters]
         raise ValueError(f"{loss_class.__name__} has no bank; those with one: {', '.join(with_bank)}")
     if num_classes is None:
-        num_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        num_classes = count_classes(labels)
     if lengths is not None:
         shared: dict[str, Any] = {
             "num_classes": num_classes,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hybridhash._files import replacing
+from hybridhash._fingerprint import json_sha256
 
 __all__ = ["check_replaceable", "read_manifest", "write_manifest"]
 
@@ -34,7 +34,7 @@ def check_replaceable(folder: Path) -> None:
 def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
     """Write the description of an index, and its SHA-256, to ``manifest.json``, atomically."""
     content = {"format": _FORMAT, "version": _VERSION, "backend": backend, **content}
-    content["sha256"] = _digest(content)
+    content["sha256"] = json_sha256(content)
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -63,7 +63,7 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
             f"{file} has version {version!r} of the format, this hybridhash reads 1 to {_VERSION}: upgrade "
             "hybridhash, or build the index again"
         )
-    elif content.pop("sha256", None) != _digest(content):
+    elif content.pop("sha256", None) != json_sha256(content):
         raise ValueError(f"{file} is damaged, its SHA-256 is another: save the index again")
     if content.get("backend") != backend:
         raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
@@ -71,11 +71,6 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
     if missing:
         raise ValueError(f"{file} is damaged (no {', '.join(missing)}): save the index again")
     return dict(content)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the content of a manifest."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
