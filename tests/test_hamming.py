@@ -226,12 +226,15 @@ def test_topk_is_the_head_of_a_stable_sort(bits, sizes, top_k, chunk_size, seed,
 
 
 @pytest.mark.parametrize("order", ["random", "nearest first", "nearest last", "all equal"])
-@pytest.mark.parametrize(("bits", "chunk_size"), [(16, None), (64, 7000), (300, None), (4096, 9000)])
-def test_topk_of_many_chunks_holds_in_every_order_of_the_database(order, bits, chunk_size):
-    query, database = signs(3, bits, 7), signs(30000, bits, 8)
+@pytest.mark.parametrize(
+    ("bits", "size", "chunk_size"),
+    [(16, 30_000, None), (64, 30_000, 7000), (300, 30_000, None), (4096, 11_000, 4500)],
+)
+def test_topk_of_many_chunks_holds_in_every_order_of_the_database(order, bits, size, chunk_size):
+    query, database = signs(3, bits, 7), signs(size, bits, 8)
     distance = ((bits - database @ query[0]) / 2).long()
     if order == "all equal":
-        database = database[:1].expand(30000, bits)
+        database = database[:1].expand(size, bits)
     elif order != "random":
         database = database[distance.argsort(descending=order == "nearest last")]
     full = ((bits - query @ database.T) / 2).long()
