@@ -13,6 +13,10 @@ U = torch.tensor(
     dtype=torch.float64,
 )
 Y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
+SIX_LABELS = {
+    "class ids": torch.tensor([0, 0, 1, 2, -1, 1]),
+    "multi-hot": torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]]),
+}
 H4 = hadamard_matrix(4)
 
 
