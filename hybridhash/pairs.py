@@ -14,6 +14,7 @@ from hybridhash._checks import check_integer
 from hybridhash._code_checks import check_numbers
 from hybridhash._hamming import machine_words, packed_distances
 from hybridhash.codes import HashCodes, as_packed
+from hybridhash.codes.packing import is_packed
 
 __all__ = ["pairs_within", "pairs_within_chunks"]
 
@@ -120,8 +121,7 @@ def pairs_within_chunks(
     check_numbers(packed, "codes")
     other_packed = None
     if other is not None:
-        is_packed = isinstance(other, (Tensor, np.ndarray)) and str(other.dtype).endswith("uint8")
-        other_packed, other_bits = as_packed(other, bits=bits if is_packed else None, name="other")
+        other_packed, other_bits = as_packed(other, bits=bits if is_packed(other) else None, name="other")
         check_numbers(other_packed, "other")
         if other_bits != bits:
             raise ValueError(f"codes have {bits} bits but other has {other_bits}: compare codes of one model")

@@ -17,6 +17,7 @@ __all__ = [
     "as_packed_pair",
     "binarize",
     "correction_factors",
+    "is_packed",
     "pack_codes",
     "sign",
     "straight_through_sign",
@@ -289,6 +290,11 @@ def as_packed(
             f"{name} has {codes.shape[1]} bits (columns), but bits={bits} was given: leave bits out"
         )
     return packed, codes.shape[1]
+
+
+def is_packed(codes: object) -> bool:
+    """Return whether codes are a tensor or an array of packed bits, which do not know their length."""
+    return isinstance(codes, (Tensor, np.ndarray)) and str(codes.dtype).endswith("uint8")
 
 
 def as_packed_pair(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hybridhash._files import replacing
 from hybridhash._fingerprint import json_sha256
+from hybridhash.search.interface import check_model_id
 
-__all__ = ["check_replaceable", "read_manifest", "write_manifest"]
+__all__ = ["check_content", "check_replaceable", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 _FORMAT = "hybridhash.search"
@@ -71,6 +72,15 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
     if missing:
         raise ValueError(f"{file} is damaged (no {', '.join(missing)}): save the index again")
     return dict(content)
+
+
+def check_content(
+    folder: str | os.PathLike[str], manifest: Mapping[str, Any], bits: int | None, model_id: str | None
+) -> None:
+    """Raise ValueError if an index is not of the bits and the model that its codes must have, if any."""
+    if bits is not None and bits != manifest["bits"]:
+        raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
+    check_model_id(manifest["model_id"], model_id)
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

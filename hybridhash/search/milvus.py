@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridhash._checks import check_integer
 from hybridhash._moved import renamed_arguments, renamed_attribute
 from hybridhash.codes import MAX_BITS, HashCodes
-from hybridhash.search.ids import Ids, as_numbers, first_few, named
+from hybridhash.search.ids import Ids, as_numbers, named, not_held
 from hybridhash.search.interface import (
     as_ranges,
     check_model_id,
@@ -28,7 +28,7 @@ from hybridhash.search.interface import (
     rescored,
     result_count,
 )
-from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
+from hybridhash.search.manifest import check_content, check_replaceable, read_manifest, write_manifest
 from hybridhash.search.milvus_connection import Connection
 from hybridhash.search.sorted_pairs import Array
 
@@ -177,11 +177,7 @@ class MilvusIndex:
         numbers, names = as_numbers(ids)
         held = self.contains(ids).numpy()
         if not held.all():
-            unknown = [numbers[row] if names is None else names[row] for row in np.flatnonzero(~held)]
-            raise ValueError(
-                f"{self._where()} does not hold {len(unknown)} of these {len(numbers)} ids, "
-                f"{first_few(unknown)}: nothing was removed. Ask contains first"
-            )
+            raise not_held(self._where(), numbers, names, np.flatnonzero(~held))
         for rows in _slices(len(numbers), self._batch_size):
             self._request("delete", self.collection, ids=numbers[rows].tolist())
 
@@ -334,9 +330,7 @@ class MilvusIndex:
         """
         keys = ("uri", "collection", "count", "bits", "kind", "model_id", "options")
         manifest = read_manifest(folder, "milvus", keys)
-        if bits is not None and bits != manifest["bits"]:
-            raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model_id(manifest["model_id"], model_id)
+        check_content(folder, manifest, bits, model_id)
         index = cls(
             manifest["uri"] if uri is None else uri,
             manifest["collection"],
