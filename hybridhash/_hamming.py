@@ -79,7 +79,7 @@ def row_factors(codes: Tensor) -> Tensor:
     """Compute norm and alignment of each code; see :func:`hybridhash.codes.correction_factors`.
 
     Args:
-        codes: real-valued ``(N, bits)`` on any device.
+        codes: Real-valued ``(N, bits)`` on any device.
 
     Returns:
         float32 ``(N, 2)``; not finite where a code is not, or its norm is too large.
@@ -107,7 +107,7 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
         database_packed: uint8 ``(n, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 4,096.
+        bits: The code length, 1 to 4,096.
 
     Returns:
         ``(q, n)`` with values 0..bits: uint8 if ``bits <= 255``, else int16.
@@ -137,10 +137,10 @@ def packed_counts(
     share the queries were measured to take 1.6 times as long on idle cores.
 
     Args:
-        query: codes of all queries as :func:`machine_words`, ``(words, q)``.
-        items: codes of the database as machine words ``(words, n)``; tens of thousands of items, so that what
+        query: Codes of all queries as :func:`machine_words`, ``(words, q)``.
+        items: Codes of the database as machine words ``(words, n)``; tens of thousands of items, so that what
             belongs to a row stays in the cache.
-        grade_of: returns the grades of all items for the query of a row, unsigned ``(n,)``.
+        grade_of: Returns the grades of all items for the query of a row, unsigned ``(n,)``.
         counts: int64 ``(q, bits + 1, grades)``, which the counts are added to.
     """
     size = counts[0].size
@@ -168,9 +168,9 @@ def packed_topk(
     Args:
         query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.
         database_packed: uint8 ``(Nd, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 4,096.
+        bits: The code length, 1 to 4,096.
         top_k: 1 to ``Nd``.
-        chunk_size: largest number of database items compared at a time, but at least ``top_k``.
+        chunk_size: The largest number of database items compared at a time, but at least ``top_k``.
 
     Returns:
         ``(distances, indices)``: int16 and int64, both ``(Nq, top_k)``.

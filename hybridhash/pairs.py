@@ -133,10 +133,10 @@ class _Groups(NamedTuple):
     """A collection as its distinct codes, and the items that have each of them.
 
     Attributes:
-        packed: the distinct codes, uint8 ``(groups, width)``.
-        members: rows of all items, group by group, ascending in each.
-        starts: where the items of a group start in ``members``.
-        sizes: how many there are.
+        packed: The distinct codes, uint8 ``(groups, width)``.
+        members: Rows of all items, group by group, ascending in each.
+        starts: Where the items of a group start in ``members``.
+        sizes: How many there are.
     """
 
     packed: Array

@@ -59,7 +59,7 @@ def sign(values: Tensor) -> Tensor:
     Unlike ``torch.sign``, 0 gives -1, as everywhere in the package: it is bit 0. No gradient, no checks.
 
     Args:
-        values: any shape, floating.
+        values: Any shape, floating.
 
     Example:
         >>> sign(torch.tensor([0.3, 0.0, -2.0]))

@@ -205,12 +205,12 @@ def _extreme_over_hits(
     of hits x, with the best (worst) order for it: hits first (last), high grades before (after) low ones.
 
     Args:
-        head: sum of precisions of the groups before, ``(q, 1)``.
-        group: the tie group of the cut, ``(q, 1)``.
-        grades: its items of each grade, ``(q, grades)``.
-        harmonic: harmonic numbers of 0..k.
-        best: take the largest value.
-        weighted: an item gains its grade, not 1.
+        head: Sum of precisions of the groups before, ``(q, 1)``.
+        group: The tie group of the cut, ``(q, 1)``.
+        grades: Its items of each grade, ``(q, grades)``.
+        harmonic: Harmonic numbers of 0..k.
+        best: Take the largest value.
+        weighted: An item gains its grade, not 1.
     """
     low = (group.m - (group.n - group.r)).clamp(min=0)
     high = torch.minimum(group.m, group.r)

@@ -56,11 +56,11 @@ class InputOptions(TypedDict, total=False):
     """Options of every function that compares queries with a database.
 
     Attributes:
-        bits: Code length; needed only if both sides are packed tensors.
+        bits: The code length; needed only if both sides are packed tensors.
         exclude_self: Leave each query out of its own ranking, for queries that are items of the database.
             True matches the ``ids`` of two HashCodes. For tensors, give the database row of each query, int
             ``(Nq,)``, -1 for a query that is not in the database. The default is False.
-        chunk_size: Largest number of database items compared at a time; it never changes the result.
+        chunk_size: The largest number of database items compared at a time; it never changes the result.
         progress: Show a progress bar. The default is False.
         scoring: What ranks the database. ``"hamming"``, the default: Hamming distances. ``"asymmetric"``: the
             products of real-valued queries ``(Nq, bits)`` with the signs of the database, as
@@ -82,17 +82,17 @@ class QueryDatabase:
     """Queries and database, checked, in canonical form and on one device.
 
     Attributes:
-        query: packed codes of the queries, uint8 ``(Nq, ceil(bits / 8))``.
-        database: packed codes of the database, uint8 ``(Nd, ceil(bits / 8))``.
-        bits: code length.
+        query: Packed codes of the queries, uint8 ``(Nq, ceil(bits / 8))``.
+        database: Packed codes of the database, uint8 ``(Nd, ceil(bits / 8))``.
+        bits: The code length.
         query_labels: int64 ``(Nq,)``, or bool ``(Nq, C)``; of the same form on both sides.
         database_labels: int64 ``(Nd,)``, or bool ``(Nd, C)``.
         self_rows: None, or int64 ``(Nq,)``: the database row that is the query itself and is left out of its
             ranking, -1 where there is none.
-        chunk_size: largest number of database items compared at a time, or None.
-        progress: whether to show a progress bar.
-        real_query: the real-valued queries if these rank the database; None for Hamming distances.
-        factors: norm and alignment of the database codes for them, float32 ``(Nd, 2)``, or None.
+        chunk_size: The largest number of database items compared at a time, or None.
+        progress: Whether to show a progress bar.
+        real_query: The real-valued queries if these rank the database; None for Hamming distances.
+        factors: Norm and alignment of the database codes for them, float32 ``(Nd, 2)``, or None.
     """
 
     query: Tensor
@@ -118,7 +118,7 @@ class DistanceHistogram:
             each rank, empty groups last.
         grades: int64 ``(Nq, grades)``: items of each grade in the whole database; more than ``counts`` sums
             to if the groups are only the head of a ranking.
-        is_ranking: whether each group is a rank, so that there are no ties.
+        is_ranking: Whether each group is a rank, so that there are no ties.
     """
 
     counts: Tensor

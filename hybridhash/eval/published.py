@@ -33,11 +33,11 @@ class MapDefinition:
     """How one code base computes mean average precision.
 
     Attributes:
-        source: the code.
-        zero: what a code of exactly 0 is: a third value at half a bit from both others (``sign(0) = 0``), or
+        source: The code.
+        zero: What a code of exactly 0 is: a third value at half a bit from both others (``sign(0) = 0``), or
             ``+1``, or bit 0.
-        no_hit: a query without a hit counts ``zero``, or is left out (``skip``).
-        unlabelled: the same for a query without a label.
+        no_hit: A query without a hit counts ``zero``, or is left out (``skip``).
+        unlabelled: The same for a query without a label.
         drops_last: "everything" leaves out the last item of the ranking (``topK = -1`` slices ``[0:-1]``).
         first_hits: ``top_k`` is the number of relevant items looked at, wherever they rank, not of items.
     """

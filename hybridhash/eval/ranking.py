@@ -26,10 +26,10 @@ def stable_rankings(
     """Rank the database for some queries at a time, tied items in database order, down to ``top_k``.
 
     Args:
-        data: queries and database.
-        top_k: how many ranks, None for all.
-        graded: count the labels that are shared, not only whether there is one.
-        totals: items of each grade for each query, ``grades`` of the distance histogram if it is known.
+        data: Queries and database.
+        top_k: How many ranks, None for all.
+        graded: Count the labels that are shared, not only whether there is one.
+        totals: Items of each grade for each query, ``grades`` of the distance histogram if it is known.
     """
     depth = len(data.database) if top_k is None else min(top_k, len(data.database))
     if data.self_rows is not None:
@@ -92,10 +92,10 @@ def _ranking(
 
     Args:
         indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
-        data: queries and database.
-        rows: which of the queries these are.
-        totals: items of each grade in the database, ``(q, grades)``; None if these rankings hold all.
-        graded: count the labels that are shared, not only whether there is one.
+        data: Queries and database.
+        rows: Which of the queries these are.
+        totals: Items of each grade in the database, ``(q, grades)``; None if these rankings hold all.
+        graded: Count the labels that are shared, not only whether there is one.
     """
     if data.self_rows is not None:
         indices = indices.masked_fill(indices == data.self_rows[rows, None], -1)

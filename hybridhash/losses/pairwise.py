@@ -46,7 +46,7 @@ def log_likelihood(t: Tensor, s: Tensor) -> Tensor:
     """Return the negative log-likelihood ``log(1 + e^t) - s t`` of pairs with ``P(similar) = sigmoid(t)``.
 
     Args:
-        t: log-odds of the pairs being similar, any shape.
+        t: Log-odds of the pairs being similar, any shape.
         s: 1 for similar and 0 for dissimilar pairs, of the dtype of ``t``.
 
     Example:
@@ -84,8 +84,8 @@ def uniform(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor
     """Weigh all pairs alike: the loss is the mean over all pairs, and 0 if there is none.
 
     Args:
-        num_similar: number of similar pairs, 0-dim.
-        num_dissimilar: number of dissimilar pairs, 0-dim.
+        num_similar: The number of similar pairs, 0-dim.
+        num_dissimilar: The number of dissimilar pairs, 0-dim.
 
     Returns:
         The weight of each similar and of each dissimilar pair, 0-dim.
@@ -112,7 +112,7 @@ def label_affinity(labels: Tensor, ref_labels: Tensor, kind: Affinity, dtype: to
         ref_labels: ``(M,)`` or ``(M, C)``.
         kind: ``"binary"``, 1 if the pair shares a label; ``"jaccard"``, shared labels divided by labels of
             either; ``"cosine"``, the cosine of the two multi-hot rows.
-        dtype: of the result.
+        dtype: The dtype of the result.
     """
     if labels.ndim == 1 and ref_labels.ndim == 1:
         return shared_labels(labels, ref_labels).to(dtype)
@@ -246,7 +246,7 @@ class PairwiseLoss(HasParts, ABC):
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
             labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
-            indices: integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
+            indices: Integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
             ref_codes: ``(M, bits)``, codes to compare the batch with; they get no gradient. Not with a bank.
             ref_labels: ``(M,)`` or ``(M, C)``, labels of ``ref_codes``.
             reduction: "none" returns a value for each row of the batch, ``(B,)``, whose mean is the loss:
@@ -259,9 +259,9 @@ class PairwiseLoss(HasParts, ABC):
             gradient with ``create_graph=True`` raises a RuntimeError.
 
         Raises:
-            IndexError: an index outside the bank.
-            TypeError: codes that are not floating-point, labels or indices that are not integers.
-            ValueError: shapes that do not fit each other or the bank, a bank without indices or with
+            IndexError: An index outside the bank.
+            TypeError: Codes that are not floating-point, labels or indices that are not integers.
+            ValueError: Shapes that do not fit each other or the bank, a bank without indices or with
                 reference codes, reference codes without labels, codes that are not finite and would stay in a
                 bank.
         """

@@ -61,7 +61,7 @@ def reestimate_batch_norm(
         layers: ``"head"`` for batch norm in ``model.head``, which cuts the bits; ``"all"`` for that of the
             backbone as well. Layers without running statistics, and those that the model does not run, are
             left as they are.
-        device: Device of the images, see :func:`hybridhash.encode`.
+        device: The device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the model under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
 

@@ -112,14 +112,14 @@ def fit_hash_layer(
         loader: Yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
             :func:`hybridhash.encoding.image_loader` makes one of a data set.
         method: One of the methods of :func:`fit_hash_head`.
-        bits: Code length; None keeps that of the model.
-        generator: Source of all random numbers.
+        bits: The code length; None keeps that of the model.
+        generator: The source of all random numbers.
         iterations: See :func:`fit_hash_head`.
         rotation: That of ``"rabitq"``, see :func:`fit_hash_head`.
         lengths: Code lengths at which the first bits are to be good, see :func:`fit_hash_head`. They are kept
             in ``model.lengths``.
         sample_size: See :func:`fit_hash_head`.
-        device: Device of the images, see :func:`hybridhash.encode`.
+        device: The device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
 
@@ -232,9 +232,9 @@ def fit_hash_head(
     Args:
         features: Real-valued ``(N, D)``, or an iterable of such batches.
         method: One of the methods above.
-        bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
+        bits: The code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
             directions in which the features vary; the others up to 4,096.
-        generator: Source of all random numbers.
+        generator: The source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200; steps of 256 items of
             ``"contrastive"``, by default 400.
         rotation: For ``"rabitq"``: ``"random"``, ``"itq"``, or ``"auto"`` (None means it), which takes the

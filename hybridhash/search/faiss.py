@@ -56,10 +56,10 @@ class FaissIndex:
     Threads may share an index: searches run side by side, and wait while codes are added or removed.
 
     Args:
-        bits: Code length, 1 to 4,096. Codes are padded to whole bytes: FAISS takes multiples of 8 only.
+        bits: The code length, 1 to 4,096. Codes are padded to whole bytes: FAISS takes multiples of 8 only.
         kind: ``"flat"``, ``"ivf"`` (inverted lists around trained centres), ``"hnsw"`` (a graph of
             neighbours) or ``"multihash"`` (tables of substrings of the codes).
-        model_id: Name of the model that gives the codes, any text; kept in the manifest and compared.
+        model_id: The name of the model that gives the codes, any text; kept in the manifest and compared.
         nlist: For ivf, the number of lists. By default 4 times the square root of the number of training
             codes.
         nprobe: For ivf, the number of lists searched for each query. By default a 32nd of them, at least 16.

@@ -39,9 +39,9 @@ class SearchIndex(Protocol):
     :class:`hybridhash.HashCodes`.
 
     Attributes:
-        bits: Length of all codes of the index.
-        model_id: Name of the model that gave them: any text that tells models apart, such as the SHA-256 of
-            the weights; None if it is not known. Where the index and the codes have one, they must agree.
+        bits: The length of all codes of the index.
+        model_id: The name of the model that gave them: any text that tells models apart, such as the SHA-256
+            of the weights; None if it is not known. Where the index and the codes have one, they must agree.
     """
 
     bits: int
@@ -123,7 +123,7 @@ def new_rows(
 
     Args:
         codes: Codes as :class:`SearchIndex` takes them. ``N`` may be 0.
-        bits: Code length of the index.
+        bits: The code length of the index.
         held: Model of the codes in the index, or None if it is not known.
         model_id: Model of ``codes``, or None if it is not known.
         ids: Ids that replace those of ``codes``.
@@ -167,8 +167,8 @@ def query_rows(
 
     Args:
         codes: Codes as :class:`SearchIndex` takes them. Their ids are ignored and may repeat.
-        bits: Code length of the index.
-        size: Number of codes in the index.
+        bits: The code length of the index.
+        size: The number of codes in the index.
         held: Model of the codes in the index, or None if it is not known.
         model_id: Model of ``codes``, or None if it is not known.
     """
@@ -267,7 +267,7 @@ def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tens
     Args:
         distances: Distances of any dtype, ``(Nq, top_k)``; ignored where ``ids`` is negative.
         ids: Ids, int64 of the same shape, negative where nothing was found.
-        bits: Code length of the index.
+        bits: The code length of the index.
 
     Example:
         >>> nearest_first(np.array([[9.0, 2.0, 2.0]]), np.array([[-1, 7, 5]]), 4)

@@ -60,19 +60,19 @@ class MilvusIndex:
     Args:
         uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
             in ``.db``, for Milvus Lite. Milvus Lite must be version 2.5.1 and has the kind ``"flat"`` only.
-        collection: Name of the collection, of letters, digits and underscores.
-        bits: Code length, 1 to 4,096. Codes are padded with zero bits to whole bytes, which changes no
+        collection: The name of the collection, of letters, digits and underscores.
+        bits: The code length, 1 to 4,096. Codes are padded with zero bits to whole bytes, which changes no
             distance.
         kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
-        model_id: Name of the model that gives the codes, any text; kept with the collection and compared.
+        model_id: The name of the model that gives the codes, any text; kept with the collection and compared.
         nlist: For ivf, the number of lists, 1 to 65536. By default 1024.
         nprobe: For ivf, the number of lists searched for each query, at most ``nlist``. By default a 32nd of
             them.
         token: ``"user:password"`` or a token, if the server asks for one. It is never saved.
         create: Whether to make the collection if it does not exist, instead of raising.
         timeout: Seconds for one attempt of a request.
-        retries: Number of times that a failed request is repeated.
-        batch_size: Number of codes in one request of :meth:`add`.
+        retries: The number of times that a failed request is repeated.
+        batch_size: The number of codes in one request of :meth:`add`.
 
     Raises:
         ImportError: pymilvus is not installed; for a file, Milvus Lite is missing or has another version.
