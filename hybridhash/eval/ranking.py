@@ -10,14 +10,34 @@ from torch import Tensor
 
 from hybridhash._hamming import packed_topk
 from hybridhash.asymmetric import nearest
+from hybridhash.eval.functional import Ties
 from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of
 
-__all__ = ["as_rankings", "score_histograms", "stable_rankings"]
+__all__ = ["as_rankings", "ranked_histograms", "score_histograms", "stable_rankings"]
 
 # Ranks of all queries whose relevance is held at a time.
 _RANKS = 1 << 17
 # Scores of all items that are held at a time, if real-valued queries rank the database: 100 bytes each.
 _SCORES = 1 << 20
+
+
+def ranked_histograms(
+    data: QueryDatabase, ties: Ties, depth: int | None, *, graded: bool
+) -> Iterator[DistanceHistogram]:
+    """Yield what metrics are computed of: one histogram of distances, or rankings of some queries each.
+
+    Args:
+        data: Queries and database.
+        ties: The rule for ties; ``"stable"`` needs rankings.
+        depth: How many ranks of them, None for all.
+        graded: Count the labels that are shared, not only whether there is one.
+    """
+    if ties == "stable":
+        yield from stable_rankings(data, depth, graded=graded)
+    elif data.real_query is not None:
+        yield from score_histograms(data, graded=graded)
+    else:
+        yield histogram_of(data, graded=graded)
 
 
 def stable_rankings(
