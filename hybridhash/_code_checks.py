@@ -131,13 +131,12 @@ def as_ids(ids: Tensor | np.ndarray[Any, Any], *, length: int, name: str = "ids"
     return ids.to(torch.int64)
 
 
-def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int, name: str = "factors") -> Tensor:
+def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int) -> Tensor:
     """Return correction factors as float32 ``(length, 2)``: a norm and an alignment for each code.
 
     Args:
         factors: Floating ``(length, 2)``, a tensor or a NumPy array.
         length: The number of codes.
-        name: The name of the argument in error messages.
 
     Raises:
         TypeError: ``factors`` is not a floating-point tensor.
@@ -149,13 +148,14 @@ def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int, name: str
         tensor([[5.0000, 0.8000]])
     """
     if isinstance(factors, np.ndarray):
-        factors = from_numpy(factors, name)
+        factors = from_numpy(factors, "factors")
     if not isinstance(factors, Tensor) or not factors.dtype.is_floating_point:
         got = factors.dtype if isinstance(factors, Tensor) else type(factors).__name__
-        raise TypeError(f"{name} must be a floating-point tensor (N, 2), got {got}")
+        raise TypeError(f"factors must be a floating-point tensor (N, 2), got {got}")
     if factors.shape != (length, 2):
         raise ValueError(
-            f"{name} must be ({length}, 2), norm and alignment of each code, got shape {tuple(factors.shape)}"
+            f"factors must be ({length}, 2), norm and alignment of each code, got shape "
+            f"{tuple(factors.shape)}"
         )
     factors = factors.detach().to(torch.float32)
     if length and not factors.is_meta:
@@ -163,7 +163,7 @@ def as_factors(factors: Tensor | np.ndarray[Any, Any], *, length: int, name: str
         least, most = (values.tolist() for values in factors.aminmax(dim=0))
         if not (0 <= least[0] <= most[0] < float("inf") and 0 < least[1] <= most[1] < float("inf")):
             raise ValueError(
-                f"{name} must be norms of 0 or more and alignments above 0, got norms {least[0]:.4g} to "
+                f"factors must be norms of 0 or more and alignments above 0, got norms {least[0]:.4g} to "
                 f"{most[0]:.4g} and alignments {least[1]:.4g} to {most[1]:.4g}: compute them with "
                 "HashCodes.from_codes(codes, factors=True)"
             )

@@ -219,10 +219,8 @@ def _cached(
     for filename in _FILES:
         path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
         if isinstance(path, str):
-            yield (
-                Path(path),
-                Path(path).resolve(),
-            )  # one file for all revisions that have it, each with a link
+            # One file for all revisions that have it, each with a link.
+            yield Path(path), Path(path).resolve()
 
 
 def _discard_damaged(

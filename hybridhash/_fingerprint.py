@@ -1,10 +1,12 @@
-"""Fingerprints of models and transforms for files: weights' SHA-256, architecture, transform."""
+"""Fingerprints for files: SHA-256 of content and weights, the names of architecture and transform."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from hybridhash._distributed import whole
 
-__all__ = ["describe", "file_sha256", "model_name", "weights_sha256"]
+__all__ = ["describe", "file_sha256", "json_sha256", "model_name", "rest_sha256", "weights_sha256"]
+
+_CHUNK = 1 << 20
 
 
 def file_sha256(path: Path) -> str:
@@ -22,11 +26,26 @@ def file_sha256(path: Path) -> str:
     Raises:
         FileNotFoundError: The file does not exist.
     """
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+        return rest_sha256(file)
+
+
+def rest_sha256(file: BinaryIO) -> str:
+    """Return the SHA-256 of what is left to read of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+def json_sha256(content: Any) -> str:
+    """Return the SHA-256 of what JSON can write, whatever the order of its keys.
+
+    Example:
+        >>> json_sha256({"a": 1, "b": 2}) == json_sha256({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(model: nn.Module) -> str:

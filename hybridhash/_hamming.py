@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "in_threads",
     "machine_words",
     "pack_bits",
     "packed_counts",
@@ -80,7 +79,7 @@ def row_factors(codes: Tensor) -> Tensor:
     """Compute norm and alignment of each code; see :func:`hybridhash.codes.correction_factors`.
 
     Args:
-        codes: real-valued ``(N, bits)`` on any device.
+        codes: Real-valued ``(N, bits)`` on any device.
 
     Returns:
         float32 ``(N, 2)``; not finite where a code is not, or its norm is too large.
@@ -108,7 +107,7 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
     Args:
         query_packed: uint8 ``(q, ceil(bits / 8))`` with zero padding bits.
         database_packed: uint8 ``(n, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 4,096.
+        bits: The code length, 1 to 4,096.
 
     Returns:
         ``(q, n)`` with values 0..bits: uint8 if ``bits <= 255``, else int16.
@@ -127,7 +126,6 @@ def packed_distances(query_packed: Tensor, database_packed: Tensor, bits: int) -
 def packed_counts(
     query: Array,
     items: Array,
-    bits: int,
     grade_of: Callable[[int], Array],
     counts: Array,
 ) -> None:
@@ -139,11 +137,10 @@ def packed_counts(
     share the queries were measured to take 1.6 times as long on idle cores.
 
     Args:
-        query: codes of all queries as :func:`machine_words`, ``(words, q)``.
-        items: codes of the database as machine words ``(words, n)``; tens of thousands of items, so that what
+        query: Codes of all queries as :func:`machine_words`, ``(words, q)``.
+        items: Codes of the database as machine words ``(words, n)``; tens of thousands of items, so that what
             belongs to a row stays in the cache.
-        bits: code length.
-        grade_of: returns the grades of all items for the query of a row, unsigned ``(n,)``.
+        grade_of: Returns the grades of all items for the query of a row, unsigned ``(n,)``.
         counts: int64 ``(q, bits + 1, grades)``, which the counts are added to.
     """
     size = counts[0].size
@@ -171,9 +168,9 @@ def packed_topk(
     Args:
         query_packed: uint8 ``(Nq, ceil(bits / 8))`` with zero padding bits, ``Nq >= 1``.
         database_packed: uint8 ``(Nd, ceil(bits / 8))`` with zero padding bits, on the same device.
-        bits: code length, 1 to 4,096.
+        bits: The code length, 1 to 4,096.
         top_k: 1 to ``Nd``.
-        chunk_size: largest number of database items compared at a time, but at least ``top_k``.
+        chunk_size: The largest number of database items compared at a time, but at least ``top_k``.
 
     Returns:
         ``(distances, indices)``: int16 and int64, both ``(Nq, top_k)``.
@@ -208,14 +205,14 @@ def packed_topk(
         best = _topk_by_merge(query[part], database, bits, top_k, chunk_size, inside)
         out[0][part], out[1][part] = best
 
-    in_threads(select, parts, threads)
+    _in_threads(select, parts, threads)
     return distances, indices
 
 
 def _topk_by_merge(
     query: Array, database: Array, bits: int, top_k: int, chunk: int, threads: int
 ) -> tuple[Array, Array]:
-    """Top-k of a few queries on the CPU: sort the first items, then merge what is nearer than the k-th.
+    """Find the nearest of a few queries on the CPU: sort the first items, then merge what is nearer.
 
     Chunks double in size, so that in any but the worst order about ``k`` items of each are nearer.
     """
@@ -242,7 +239,7 @@ def _topk_by_merge(
 
 
 def _topk_by_key(query: Tensor, database: Tensor, bits: int, top_k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Top-k of a few queries on an accelerator: the smallest keys ``distance * Nd + index``."""
+    """Find the nearest of a few queries on an accelerator: the smallest keys ``distance * Nd + index``."""
     size = database.shape[0]
     best = torch.empty((query.shape[0], 0), dtype=torch.int64, device=query.device)
     for start in range(0, size, chunk):
@@ -274,7 +271,7 @@ def _distances_by_count(query: Array, database: Array, bits: int, threads: int) 
     def count(part: slice) -> None:
         _count_differing_bits(words, machine_words(database[part]), out[:, part])
 
-    in_threads(count, [slice(i, i + columns) for i in range(0, out.shape[1], columns)], threads)
+    _in_threads(count, [slice(i, i + columns) for i in range(0, out.shape[1], columns)], threads)
     return out
 
 
@@ -310,7 +307,7 @@ def _count_differing_bits(query: Array, database: Array, out: Array) -> None:
                     np.add(tile, np.bitwise_count(word, out=count), out=tile)
 
 
-def in_threads(function: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
+def _in_threads(function: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
     """Call ``function`` for each part; NumPy lets other threads run while it works."""
     if min(threads, len(parts)) <= 1:
         for part in parts:

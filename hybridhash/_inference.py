@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_preprocessing",
     "eval_mode",
     "forward_packed",
+    "image_batches",
     "input_device",
     "multiplies_natively",
     "named_batch",
@@ -211,6 +213,16 @@ def read_batch(content: Any, number: int) -> tuple[Tensor, Tensor | None, Tensor
         name = f"indices of batch {number}"
         ids = as_ids(as_tensor(ids, name), length=images.shape[0], name=name).cpu().clone()
     return images, labels, ids
+
+
+def image_batches(loader: Iterable[Any], task: str, progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """Yield number and images of what a loader yields, with a progress bar on stderr if it is wanted."""
+    bar = tqdm(desc=task, unit="image", disable=not progress)  # type: ignore[no-untyped-call]
+    with bar:
+        for number, content in enumerate(loader):
+            images = read_batch(content, number)[0]
+            yield number, images
+            bar.update(len(images))
 
 
 def input_device(model: nn.Module, device: torch.device | str | None) -> torch.device:

@@ -12,16 +12,17 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from hybridhash._fingerprint import json_sha256, rest_sha256
 
 __all__ = ["DIGEST", "HEADER_DIGEST", "read_header", "write_tensors"]
 
 DIGEST = "sha256"
 HEADER_DIGEST = "header_sha256"
 _ITEM_BYTES = {"I64": 8, "F32": 4, "U8": 1}
-_CHUNK = 1 << 20
 
 
 def write_tensors(
@@ -81,7 +82,7 @@ def read_header(path: str | os.PathLike[str], *, check_tensors: bool = False) ->
         metadata = header.setdefault("__metadata__", {})
         if HEADER_DIGEST in metadata and metadata[HEADER_DIGEST] != _header_digest(header):
             raise ValueError("damaged (its header is not what its SHA-256 says)")
-        if check_tensors and DIGEST in metadata and metadata[DIGEST] != _rest_digest(file):
+        if check_tensors and DIGEST in metadata and metadata[DIGEST] != rest_sha256(file):
             raise ValueError("damaged (its tensors are not what their SHA-256 says)")
     return header
 
@@ -97,12 +98,4 @@ def _header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> by
 
 def _header_digest(header: Mapping[str, Any]) -> str:
     metadata = {key: value for key, value in header["__metadata__"].items() if key != HEADER_DIGEST}
-    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _rest_digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return json_sha256({**header, "__metadata__": metadata})

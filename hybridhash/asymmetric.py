@@ -243,7 +243,7 @@ class RealQueries:
         return (2 * self.rounded @ ones.T).sub_(self.rounded.sum(1, keepdim=True))
 
     def _by_table(self, packed: Tensor) -> Tensor:
-        """Sum the same from the tables of every byte, on the CPU."""
+        """Compute the same from the tables of every byte, on the CPU."""
         assert self.tables is not None
         products = np.zeros((len(packed), len(self)))
         sums = np.empty_like(products)
@@ -304,7 +304,7 @@ def _nearest_of_some(
 
 
 def _true_places(mask: Tensor) -> Tensor:
-    """Where a mask is true, counted row by row; NumPy is twice as fast on the CPU."""
+    """Return where a mask is true, counted row by row; NumPy is twice as fast on the CPU."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.flatten().nonzero()[:, 0]

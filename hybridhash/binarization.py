@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,12 @@ from hybridhash._inference import check_hash_model, eval_mode, input_device, nam
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
-from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric
+from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric, head_codes
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
 from hybridhash.models.embedding_input import EmbeddingInput
 from hybridhash.models.hash_model import HashModel
-from hybridhash.models.heads import ProjectionHead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["BinarizationReport", "binarization_report"]
 
 Ranker: TypeAlias = Callable[[slice, int], Tensor]
-Scoring = Literal["float", "asymmetric with factors", "asymmetric", "hamming"]
 _BLOCK = 64  # queries that are ranked at a time
 _ROWS = 8192  # that are read and hashed at a time
 _NAMES = {
@@ -88,7 +85,6 @@ class BinarizationReport:
         values["recall"] = {
             scoring: {str(k): value for k, value in cuts.items()} for scoring, cuts in self.recall.items()
         }
-        json.dumps(values)
         return values
 
     def plot(self, *, ax: Axes | None = None) -> Figure:
@@ -176,17 +172,45 @@ def binarization_report(
     check_choice("metric", metric, METRICS)
     check_integer("queries", queries, 1)
     check_integer("max_database", max_database, 1)
-    sides = _split(features, labels, queries, max_database, generator)
-    query, database, query_labels, database_labels = sides
+    query, database, both_labels = _split(features, labels, queries, max_database, generator)
     top_k = _cuts(top_k, len(database))
+    query_codes, codes = _hashed(head, query, database)
+    rankers = _rankers(query, database, metric, query_codes, codes)
+    recall, mean_ap = _measured(rankers, len(query), len(database), top_k, both_labels)
+    width, packed = query.shape[1], codes.packed.shape[1]
+    return BinarizationReport(
+        queries=len(query),
+        database=len(database),
+        width=width,
+        bits=codes.bits,
+        metric=metric,
+        bytes_per_item=dict(zip(_NAMES, (4 * width, packed + 8, packed, packed), strict=True)),
+        recall=recall,
+        map=mean_ap,
+    )
+
+
+def _hashed(head: nn.Module, query: Tensor, database: Tensor) -> tuple[Tensor, HashCodes]:
+    """Return the real-valued codes of the queries, and the codes of the database with factors."""
     device = input_device(head, None)
     with torch.no_grad(), eval_mode(head):
         with named_batch(head, query, "the queries"):
             query_codes = torch.cat([head(batch.to(device)).float().cpu() for batch in _batches(query)])
-        with_factors = HashCodes.cat(
-            [_codes_with_factors(head, batch.to(device)) for batch in _batches(database)]
-        )
-    plain = replace(with_factors, factors=None)
+        codes = []
+        for batch in _batches(database):
+            inputs = batch.to(device)
+            if isinstance(head, HashModel):
+                codes.append(head_codes(head.head, head.backbone(inputs), factors=True))
+            else:
+                codes.append(head_codes(head, inputs, factors=True))
+    return query_codes, HashCodes.cat(codes)
+
+
+def _rankers(
+    query: Tensor, database: Tensor, metric: str, query_codes: Tensor, codes: HashCodes
+) -> dict[str, Ranker]:
+    """Return for each scoring a function from some queries and a depth to the nearest rows."""
+    plain = replace(codes, factors=None)
     if metric == "cosine":
         query, database = F.normalize(query, dim=1), F.normalize(database, dim=1)
     center = database.mean(0)  # distances lose no digits where it is large
@@ -197,42 +221,44 @@ def binarization_report(
         squares = database.square().sum(1) - 2 * query[rows] @ database.T
         return squares.sort(dim=1, stable=True).indices[:, :depth]
 
-    rankers: dict[str, Ranker] = {
+    return {
+        "float": by_embeddings,
         "asymmetric with factors": lambda rows, depth: asymmetric_topk(
-            query_codes[rows], with_factors, depth, metric="euclidean"
+            query_codes[rows], codes, depth, metric="euclidean"
         )[1],
         "asymmetric": lambda rows, depth: asymmetric_topk(query_codes[rows], plain, depth)[1],
         "hamming": lambda rows, depth: hamming_topk(query_codes[rows], plain, depth)[1],
     }
-    labelled = query_labels is not None
-    depth = len(database) if labelled else max(top_k)
-    found = {scoring: dict.fromkeys(top_k, 0.0) for scoring in _NAMES}
-    precision = dict.fromkeys(_NAMES, 0.0)
-    for start in range(0, len(query), _BLOCK):
+
+
+def _measured(
+    rankers: dict[str, Ranker],
+    queries: int,
+    items: int,
+    top_k: list[int],
+    labels: tuple[Tensor, Tensor] | None,
+) -> tuple[dict[str, dict[int, float]], dict[str, float] | None]:
+    """Return recall of the neighbours at each k, and mAP (None without labels), for each scoring."""
+    depth = max(top_k) if labels is None else items
+    found = {scoring: dict.fromkeys(top_k, 0) for scoring in rankers}
+    precision = dict.fromkeys(rankers, 0.0)
+    for start in range(0, queries, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        nearest = by_embeddings(rows, depth)
-        for scoring in _NAMES:
-            ranking = nearest if scoring == "float" else rankers[scoring](rows, depth)
+        nearest = rankers["float"](rows, depth)
+        for scoring, ranker in rankers.items():
+            ranking = nearest if scoring == "float" else ranker(rows, depth)
             for k in top_k:
-                found[scoring][k] += _common(nearest[:, :k], ranking[:, :k], len(database))
-            if query_labels is not None and database_labels is not None:
-                report = evaluate_ranking(ranking, query_labels[rows], database_labels)
+                found[scoring][k] += _common(nearest[:, :k], ranking[:, :k], items)
+            if labels is not None:
+                report = evaluate_ranking(ranking, labels[0][rows], labels[1])
                 precision[scoring] += len(ranking) * report.metrics["map"]
-    bits, width = plain.bits, query.shape[1]
-    packed = plain.packed.shape[1]
-    return BinarizationReport(
-        queries=len(query),
-        database=len(database),
-        width=width,
-        bits=bits,
-        metric=metric,
-        bytes_per_item=dict(zip(_NAMES, (4 * width, packed + 8, packed, packed), strict=True)),
-        recall={
-            scoring: {k: total / (k * len(query)) for k, total in totals.items()}
-            for scoring, totals in found.items()
-        },
-        map={scoring: total / len(query) for scoring, total in precision.items()} if labelled else None,
-    )
+    recall = {
+        scoring: {k: total / (k * queries) for k, total in totals.items()}
+        for scoring, totals in found.items()
+    }
+    if labels is None:
+        return recall, None
+    return recall, {scoring: total / queries for scoring, total in precision.items()}
 
 
 def _split(
@@ -241,8 +267,8 @@ def _split(
     queries: int,
     max_database: int,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the rows of queries and database, with their labels: drawn from one set, or of a pair."""
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Return the rows of queries and database, and the labels of both: drawn from one set, or of a pair."""
     if not isinstance(features, tuple):
         if isinstance(labels, tuple):
             raise ValueError("labels are a pair, but features are not: give both as (query, database)")
@@ -254,9 +280,10 @@ def _split(
         num_queries = min(queries, count // 2)
         sampled = order[:num_queries].sort().values
         kept = order[num_queries : num_queries + max_database].sort().values
-        both = None if labels is None else as_labels(labels, length=count).cpu()
-        parts = (None, None) if both is None else (both[sampled], both[kept])
-        return rows.take(sampled), rows.take(kept), *parts
+        if labels is None:
+            return rows.take(sampled), rows.take(kept), None
+        labels = as_labels(labels, length=count).cpu()
+        return rows.take(sampled), rows.take(kept), (labels[sampled], labels[kept])
     if len(features) != 2:
         raise ValueError(f"features must be a pair (query, database), got a tuple of {len(features)}")
     sides = tuple(EmbeddingBatches(side, _ROWS) for side in features)
@@ -269,12 +296,12 @@ def _split(
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"queries are {query.shape[1]} wide, the database {database.shape[1]}")
     if labels is None:
-        return query, database, None, None
+        return query, database, None
     if not isinstance(labels, tuple) or len(labels) != 2:
         raise ValueError("features are a pair, so labels must be one, too: (query_labels, database_labels)")
     query_labels = as_labels(labels[0], length=counts[0], name="query_labels").cpu()
     database_labels = as_labels(labels[1], length=counts[1], name="database_labels").cpu()
-    return query, database, query_labels[sampled], database_labels[kept]
+    return query, database, (query_labels[sampled], database_labels[kept])
 
 
 def _cuts(top_k: Sequence[int], items: int) -> list[int]:
@@ -293,15 +320,6 @@ def _normalises(head: nn.Module) -> bool:
 
 def _batches(features: Tensor) -> tuple[Tensor, ...]:
     return features.split(_ROWS)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _codes_with_factors(head: nn.Module, features: Tensor) -> HashCodes:
-    """Return the codes of a batch, with the norms of the whole embeddings if the head knows them."""
-    codes, projection = head(features).float(), head
-    if isinstance(head, HashModel):
-        features, projection = head.backbone(features), head.head
-    norms = projection.norms(features) if isinstance(projection, ProjectionHead) else None
-    return HashCodes.from_codes(codes, factors=True, norms=norms).to("cpu")
 
 
 def _common(nearest: Tensor, ranking: Tensor, items: int) -> int:

@@ -23,7 +23,7 @@ from hybridhash.models.fit import fit_hash_layer
 from hybridhash.models.hash_model import HashModel, create_hash_model
 from hybridhash.models.heads import ProjectionHead
 
-__all__ = ["encode_embeddings", "hash_embeddings"]
+__all__ = ["EmbeddingBatches", "encode_embeddings", "hash_embeddings", "head_codes"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Features: TypeAlias = "Tensor | Array | Iterable[Tensor | Array]"
@@ -159,7 +159,8 @@ def encode_embeddings(
     parts = []
     with eval_mode(model), torch.no_grad():
         for batch in _shown(features, "encode", progress):
-            parts.append(_codes(model.head, model.backbone(batch.to(device))))
+            inputs = model.backbone(batch.to(device))
+            parts.append(head_codes(model.head, inputs, factors=isinstance(model.head, ProjectionHead)))
     if not parts:
         raise ValueError(_EMPTY)
     codes = HashCodes.cat(parts)
@@ -176,12 +177,10 @@ def _shown(batches: EmbeddingBatches, task: str, progress: bool) -> Iterator[Ten
             bar.update(len(batch))
 
 
-def _codes(head: nn.Module, inputs: Tensor) -> HashCodes:
-    """Return the codes of a batch, with factors where the head is a projection."""
-    codes = head(inputs)
-    if isinstance(head, ProjectionHead):
-        return HashCodes.from_codes(codes, factors=True, norms=head.norms(inputs)).to("cpu")
-    return HashCodes.from_codes(codes).to("cpu")
+def head_codes(head: nn.Module, inputs: Tensor, *, factors: bool) -> HashCodes:
+    """Return the codes of a batch on the CPU; factors have the norms of whole embeddings where known."""
+    norms = head.norms(inputs) if factors and isinstance(head, ProjectionHead) else None
+    return HashCodes.from_codes(head(inputs), factors=factors, norms=norms).to("cpu")
 
 
 class EmbeddingBatches:

@@ -18,6 +18,7 @@ from hybridhash._code_checks import from_numpy
 __all__ = [
     "as_labels",
     "class_ids",
+    "count_classes",
     "labelled",
     "most_labels",
     "same_form",
@@ -184,6 +185,21 @@ def class_ids(labels: Tensor) -> Tensor:
         return labels
     # argmax of bools is not defined; of bytes it gives the first of the largest, and a view copies nothing.
     return torch.where(labels.any(1), labels.view(torch.uint8).argmax(1), -1)
+
+
+def count_classes(labels: Tensor) -> int:
+    """Return the number of columns of multi-hot labels, or the largest class id plus one.
+
+    Args:
+        labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`as_labels` returns them.
+
+    Example:
+        >>> count_classes(torch.tensor([0, 4, -1]))
+        5
+    """
+    if labels.ndim == 2:
+        return labels.shape[1]
+    return int(labels.max()) + 1 if labels.numel() else 0
 
 
 def same_form(query_labels: Tensor, database_labels: Tensor) -> tuple[Tensor, Tensor]:

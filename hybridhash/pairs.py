@@ -14,6 +14,7 @@ from hybridhash._checks import check_integer
 from hybridhash._code_checks import check_numbers
 from hybridhash._hamming import machine_words, packed_distances
 from hybridhash.codes import HashCodes, as_packed
+from hybridhash.codes.packing import is_packed
 
 __all__ = ["pairs_within", "pairs_within_chunks"]
 
@@ -120,8 +121,7 @@ def pairs_within_chunks(
     check_numbers(packed, "codes")
     other_packed = None
     if other is not None:
-        is_packed = isinstance(other, (Tensor, np.ndarray)) and str(other.dtype).endswith("uint8")
-        other_packed, other_bits = as_packed(other, bits=bits if is_packed else None, name="other")
+        other_packed, other_bits = as_packed(other, bits=bits if is_packed(other) else None, name="other")
         check_numbers(other_packed, "other")
         if other_bits != bits:
             raise ValueError(f"codes have {bits} bits but other has {other_bits}: compare codes of one model")
@@ -133,10 +133,10 @@ class _Groups(NamedTuple):
     """A collection as its distinct codes, and the items that have each of them.
 
     Attributes:
-        packed: the distinct codes, uint8 ``(groups, width)``.
-        members: rows of all items, group by group, ascending in each.
-        starts: where the items of a group start in ``members``.
-        sizes: how many there are.
+        packed: The distinct codes, uint8 ``(groups, width)``.
+        members: Rows of all items, group by group, ascending in each.
+        starts: Where the items of a group start in ``members``.
+        sizes: How many there are.
     """
 
     packed: Array
@@ -243,7 +243,7 @@ def _keys(packed: Array, part: tuple[int, int]) -> Array:
 
 
 def _runs(keys: Array, other_keys: Array | None) -> tuple[Array, Array]:
-    """Where the equal keys of the other side start, and how many there are; both sides sorted.
+    """Return where the equal keys of the other side start, and how many there are; both sides sorted.
 
     Without another side, they are the equal keys that follow.
     """

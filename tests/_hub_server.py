@@ -31,6 +31,15 @@ FLIPPED = "flipped"  # a bit of the weights is wrong
 GATED = "gated"  # 403: conditions to accept
 READ_ONLY = "read only"  # 403 to commits
 FAILING_COMMIT = "failing commit"  # 500 to the commit, after the upload
+# The error of a download at each fault, and its text; {} is the name of the repository.
+SAID_OF_FAULTS = [
+    (DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
+    (WEIGHTS_DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
+    (CUT, "ConnectionError", "the transfer of {} failed .*try again"),
+    (SHORT, "ConnectionError", "the transfer of {} failed .*Consistency check.*try again"),
+    (FLIPPED, "OSError", "the download of {} was damaged and is deleted.*load it again"),
+    (GATED, "PermissionError", "{} is gated: accept its conditions at .*/{}, then log in"),
+]
 
 
 @dataclass

@@ -52,28 +52,43 @@ def test_the_readme_shows_usage_in_about_15_lines():
     assert len([line for line in usage.splitlines() if line.strip()]) <= 18
 
 
+def run(block, document, namespace):
+    exec(compile(block, str(document), "exec"), namespace)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of the user, with a file that one page takes for granted."""
+    monkeypatch.chdir(tmp_path)
+    np.save("embeddings.npy", np.random.default_rng(0).normal(size=(300, 40)))
+
+
 @pytest.mark.parametrize(
     "document", [d for d in DOCUMENTS if blocks(d) and d.stem not in RUN_ELSEWHERE], ids=lambda d: d.stem
 )
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_python_blocks_run(document, namespace, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if document.stem == "README":  # the user's own photos
+@pytest.mark.usefixtures("folder")
+def test_python_blocks_run(document, namespace):
+    first, *others = blocks(document)
+    if document.stem == "README":  # which says that its data are yours
         Path("photos").mkdir()
-        for name in ("a", "b"):
-            Image.effect_noise((64, 64), 50).save(f"photos/{name}.png")
-    for block in blocks(document):
-        exec(compile(block, str(document), "exec"), namespace)
+        Image.effect_noise((64, 64), 50).save("photos/a.png")
+    # The first block of a page needs nothing else.
+    alone = namespace if document.stem == "README" else {}
+    run(first, document, alone)
+    namespace.update(alone)
+    for block in others:
+        run(block, document, namespace)
     for path in re.findall(r'\.save\("([^"]+)"\)', "".join(blocks(document))):
         assert Path(path).exists()
 
 
-# The README says that its data are yours, and which page runs as it stands.
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS[1:] if blocks(d)], ids=lambda d: d.stem)
-def test_the_first_block_of_a_page_needs_nothing_else(document, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.save("embeddings.npy", np.random.default_rng(0).normal(size=(300, 40)))  # the user's own file
-    exec(compile(blocks(document)[0], str(document), "exec"), {})
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if blocks(d) and d.stem in RUN_ELSEWHERE], ids=lambda d: d.stem
+)
+@pytest.mark.usefixtures("folder")
+def test_the_first_block_of_a_page_needs_nothing_else(document):
+    run(blocks(document)[0], document, {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.stem)

@@ -1,6 +1,7 @@
 """The package as a user meets it: importing, the wheel, the sdist."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,34 +15,55 @@ from tests import ROOT
 CORE = {"torch", "timm", "huggingface_hub", "safetensors", "numpy"}
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+# What is true of the very first import, and afterwards of all names and modules, in one process.
+FIRST_IMPORT = """
+import json, logging, socket, warnings
+warnings.simplefilter("error", UserWarning)
+import timm, torch
+handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
+models = len(timm.list_models("hybridhash*"))
+def refuse(*args, **kwargs): raise AssertionError("network")
+socket.socket.connect = refuse
+import hybridhash, importlib, inspect, pkgutil
+importlib.import_module("hybridhash")
+found = {
+    "models": [models, len(timm.list_models("hybridhash*"))],
+    "gpu": torch.cuda.is_initialized(),
+    "logging": (list(logging.getLogger().handlers), logging.getLogger().level) == (handlers, level),
+    "rooms": [getattr(hybridhash, room).__name__ for room in ROOMS],
+    "missing": [name for name in hybridhash.__all__ if getattr(hybridhash, name) is None],
+}
+try:
+    hybridhash.no_such_name
+except AttributeError as error:
+    found["error"] = str(error)
+modules = [module.name for module in pkgutil.walk_packages(hybridhash.__path__, "hybridhash.")]
+places = [module.rpartition(".") for module in modules if importlib.import_module(module)]
+found["hidden"] = [
+    f"{parent}.{name}"
+    for parent, _, name in places
+    if not inspect.ismodule(getattr(importlib.import_module(parent), name))
+]
+print(json.dumps(found))
+"""
+ROOMS = ["data", "encoding", "eval", "export", "hub", "losses", "models", "search", "shallow"]
 
 
-def test_importing_registers_every_model_once_and_in_silence():
-    code = (
-        "import warnings; warnings.simplefilter('error', UserWarning)\n"
-        "import timm; before = timm.list_models('hybridhash*')\n"
-        "import hybridhash, importlib; importlib.import_module('hybridhash')\n"
-        "print(len(before), len(timm.list_models('hybridhash*')))"
-    )
-    result = run(code)
-    assert result.stdout.split() == ["0", "15"]
-    assert result.stderr == ""
+@pytest.fixture(scope="module")
+def found():
+    command = [sys.executable, "-c", f"ROOMS = {ROOMS}\n{FIRST_IMPORT}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return json.loads(result.stdout)
 
 
-def test_importing_opens_no_socket_and_no_gpu_and_leaves_logging_alone():
-    code = (
-        "import logging, socket, timm, torch\n"
-        "handlers, level = list(logging.getLogger().handlers), logging.getLogger().level\n"
-        "def refuse(*args, **kwargs): raise AssertionError('network')\n"
-        "socket.socket.connect = refuse\n"
-        "import hybridhash\n"
-        "assert not torch.cuda.is_initialized()\n"
-        "assert (list(logging.getLogger().handlers), logging.getLogger().level) == (handlers, level)"
-    )
-    result = run(code)
-    assert result.returncode == 0, result.stderr
+def test_importing_registers_every_model_once_and_in_silence(found):
+    assert found["models"] == [0, 15]
+
+
+def test_importing_opens_no_socket_and_no_gpu_and_leaves_logging_alone(found):
+    assert not found["gpu"]
+    assert found["logging"]
 
 
 def module_level_imports(path):
@@ -111,29 +133,14 @@ def test_the_sdist_builds_and_carries_licence_and_readme(distributions):
     assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "hybridhash/__init__.py"} <= names
 
 
-def test_every_public_name_is_there():
-    code = "import hybridhash\nprint([n for n in hybridhash.__all__ if getattr(hybridhash, n) is None])"
-    assert run(code).stdout.strip() == "[]"
-    assert "has no attribute 'no_such_name'" in run("import hybridhash; hybridhash.no_such_name").stderr
+def test_every_public_name_is_there(found):
+    assert found["missing"] == []
+    assert "has no attribute 'no_such_name'" in found["error"]
 
 
-ROOMS = ["data", "encoding", "eval", "export", "hub", "losses", "models", "search", "shallow"]
+def test_every_room_is_there_after_importing_the_package(found):
+    assert found["rooms"] == [f"hybridhash.{room}" for room in ROOMS]
 
 
-def test_every_room_is_there_after_importing_the_package():
-    code = f"import hybridhash\nfor room in {ROOMS}: print(getattr(hybridhash, room).__name__)"
-    result = run(code)
-    assert result.stdout.split() == [f"hybridhash.{room}" for room in ROOMS], result.stderr
-
-
-def test_functions_and_modules_have_different_names():
-    code = (
-        "import importlib, inspect, pkgutil, hybridhash\n"
-        "modules = [module.name for module in pkgutil.walk_packages(hybridhash.__path__, 'hybridhash.')]\n"
-        "for module in modules: importlib.import_module(module)\n"
-        "for module in modules:\n"
-        "    parent, _, name = module.rpartition('.')\n"
-        "    if not inspect.ismodule(getattr(importlib.import_module(parent), name)): print(module)"
-    )
-    result = run(code)
-    assert (result.stdout, result.stderr) == ("", "")
+def test_functions_and_modules_have_different_names(found):
+    assert found["hidden"] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ __all__ = ["HashCodes", "check_joinable", "read_codes"]
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
+_TENSORS = ("packed", "labels", "ids", "factors")  # each has a row for each image
 _KINDS = ("bits", "labels", "ids", "factors", "device")  # what must agree to join HashCodes
 
 
@@ -139,17 +140,11 @@ class HashCodes:
                 raise TypeError(f"HashCodes.cat takes HashCodes only, part {number} is {type(part).__name__}")
             if number > 0:
                 check_joinable(parts[0], part, ("part 0", f"part {number}"))
-        packed = torch.cat([part.packed for part in parts])
-        labels = None
-        if parts[0].labels is not None:
-            labels = torch.cat([part.labels for part in parts if part.labels is not None])
-        ids = None
-        if parts[0].ids is not None:
-            ids = torch.cat([part.ids for part in parts if part.ids is not None])
-        factors = None
-        if parts[0].factors is not None:
-            factors = torch.cat([part.factors for part in parts if part.factors is not None])
-        return cls(packed, parts[0].bits, labels, ids, factors)
+        joined: dict[str, Any] = {}
+        for name in _TENSORS:
+            tensors = [getattr(part, name) for part in parts]
+            joined[name] = None if tensors[0] is None else torch.cat(tensors)
+        return cls(bits=parts[0].bits, **joined)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HashCodes:
@@ -194,10 +189,7 @@ class HashCodes:
 
     def to(self, device: torch.device | str) -> HashCodes:
         """Return the codes with all tensors on ``device``; tensors that are there are not copied."""
-        labels = None if self.labels is None else self.labels.to(device)
-        ids = None if self.ids is None else self.ids.to(device)
-        factors = None if self.factors is None else self.factors.to(device)
-        return HashCodes(self.packed.to(device), self.bits, labels, ids, factors)
+        return self._map(lambda tensor: tensor.to(device))
 
     def truncate(self, bits: int) -> HashCodes:
         """Return the first ``bits`` bits of each code, with the labels and ids.
@@ -240,10 +232,7 @@ class HashCodes:
         rows = as_rows(index, len(self))
         if isinstance(rows, Tensor):
             rows = rows.to(self.packed.device)
-        labels = None if self.labels is None else self.labels[rows]
-        ids = None if self.ids is None else self.ids[rows]
-        factors = None if self.factors is None else self.factors[rows]
-        return HashCodes(self.packed[rows], self.bits, labels, ids, factors)
+        return self._map(lambda tensor: tensor[rows])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HashCodes):
@@ -251,13 +240,8 @@ class HashCodes:
         if len(self) != len(other) or self._kinds()[:-1] != other._kinds()[:-1]:
             return False
         other = other.to(self.packed.device)
-        pairs = (
-            (self.packed, other.packed),
-            (self.labels, other.labels),
-            (self.ids, other.ids),
-            (self.factors, other.factors),
-        )
-        return all(a is None or b is None or torch.equal(a, b) for a, b in pairs)
+        pairs = [(getattr(self, name), getattr(other, name)) for name in _TENSORS]
+        return all(a is None or torch.equal(a, b) for a, b in pairs)
 
     def __repr__(self) -> str:
         bits, labels, ids, factors, device = self._kinds()
@@ -265,6 +249,14 @@ class HashCodes:
         size = f"size={len(self)}, bits={bits}, bytes={self.packed.numel()}"
         kept = "" if self.factors is None else f", factors={factors}"
         return f"HashCodes({size}, labels={labels}, ids={ids}{kept}{where})"
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> HashCodes:
+        """Return codes of the same bits whose tensors are what ``change`` makes of these."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        changed: dict[str, Any] = {
+            name: None if tensor is None else change(tensor) for name, tensor in tensors.items()
+        }
+        return HashCodes(bits=self.bits, **changed)
 
     def _kinds(self) -> tuple[str, ...]:
         """Describe what must agree to join codes, in the order of ``_KINDS``."""

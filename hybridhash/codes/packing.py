@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridhash._checks import check_integer
-from hybridhash._code_checks import MAX_BITS, check_packed, from_numpy
+from hybridhash._code_checks import MAX_BITS, check_numbers, check_packed, from_numpy
 from hybridhash._hamming import pack_bits, row_factors, unpack_bits
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "as_packed_pair",
     "binarize",
     "correction_factors",
+    "is_packed",
     "pack_codes",
     "sign",
     "straight_through_sign",
@@ -58,7 +59,7 @@ def sign(values: Tensor) -> Tensor:
     Unlike ``torch.sign``, 0 gives -1, as everywhere in the package: it is bit 0. No gradient, no checks.
 
     Args:
-        values: any shape, floating.
+        values: Any shape, floating.
 
     Example:
         >>> sign(torch.tensor([0.3, 0.0, -2.0]))
@@ -201,10 +202,8 @@ def _real_codes(codes: Tensor | Array, name: str) -> Tensor:
         )
     if codes.dtype.is_complex:
         raise TypeError(f"{name} must be real, got {codes.dtype}")
-    if codes.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {codes.layout}: use to_dense()")
-    if codes.is_meta:
-        raise ValueError(f"{name} is on the meta device and holds no numbers: compute the codes first")
+    if codes.layout != torch.strided or codes.is_meta:
+        check_numbers(codes, name)  # which says what is wrong
     if codes.dtype.is_floating_point:
         if codes.dtype.itemsize == 1:
             codes = codes.float()  # torch does not compare numbers of 8 bits
@@ -291,6 +290,11 @@ def as_packed(
             f"{name} has {codes.shape[1]} bits (columns), but bits={bits} was given: leave bits out"
         )
     return packed, codes.shape[1]
+
+
+def is_packed(codes: object) -> bool:
+    """Return whether codes are a tensor or an array of packed bits, which do not know their length."""
+    return isinstance(codes, (Tensor, np.ndarray)) and str(codes.dtype).endswith("uint8")
 
 
 def as_packed_pair(

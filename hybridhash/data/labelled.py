@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from hybridhash._code_checks import as_ids
-from hybridhash.labels import as_labels, labelled
+from hybridhash.labels import as_labels, count_classes, labelled
 
-__all__ = ["LabelledImages", "cifar10", "count_classes", "digits"]
+__all__ = ["LabelledImages", "cifar10", "digits"]
 
 
 class LabelledImages(Dataset[Any]):
@@ -131,21 +131,6 @@ def _check_classes(classes: Sequence[str], labels: Tensor) -> None:
             f"labels have {got}, but there are {len(classes)} names of classes: give the classes of these "
             "labels as classes="
         )
-
-
-def count_classes(labels: Tensor) -> int:
-    """Return the number of columns of multi-hot labels, or the largest class id plus one.
-
-    Args:
-        labels: int64 ``(N,)`` or bool ``(N, C)``, as :func:`hybridhash.labels.as_labels` returns them.
-
-    Example:
-        >>> count_classes(torch.tensor([0, 4, -1]))
-        5
-    """
-    if labels.ndim == 2:
-        return labels.shape[1]
-    return int(labels.max()) + 1 if labels.numel() else 0
 
 
 def cifar10(root: str | os.PathLike[str], *, download: bool = False) -> LabelledImages:

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hybridhash.data.images import StringList
-from hybridhash.data.labelled import count_classes
 from hybridhash.data.listed import ListedImages, and_others
-from hybridhash.labels import class_ids, labelled
+from hybridhash.labels import class_ids, count_classes, labelled
 
 __all__ = ["ImageList", "check_disjoint"]
 

@@ -17,7 +17,7 @@ from hybridhash._checks import check_integer
 from hybridhash._tables import aligned
 from hybridhash.data.lists import ImageList, check_disjoint
 from hybridhash.data.splits import Split, SplitDatasets, SplitRule, draw_split
-from hybridhash.labels import as_labels, labelled
+from hybridhash.labels import as_labels, count_classes, labelled
 
 __all__ = ["Protocol", "custom_protocol", "describe_protocols", "get_protocol", "list_protocols"]
 
@@ -363,7 +363,7 @@ def custom_protocol(
     return Protocol(
         name=name,
         dataset="own data",
-        num_classes=labels.shape[1] if multi_label else int(labels.max()) + 1,
+        num_classes=count_classes(labels),
         multi_label=multi_label,
         query=query,
         train=train,

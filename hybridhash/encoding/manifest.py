@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hybridhash._files import replacing
+from hybridhash._fingerprint import json_sha256
 from hybridhash.codes import HashCodes
 
 __all__ = ["MANIFEST", "Failure", "Manifest", "Probe", "Rows", "Trial", "is_manifest"]
@@ -121,7 +121,7 @@ class Manifest:
         for name in _SINCE_VERSION_2:
             if fields[name] is None:  # shards of version 1 do not know it
                 del fields[name]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        return json_sha256(fields)
 
     def empty_codes(self) -> HashCodes:
         """Return the codes of no image, with the bits and the kind of labels of all others."""
@@ -216,7 +216,7 @@ class Manifest:
                 "upgrade hybridhash, or encode anew"
             )
         digest = fields.pop(_DIGEST, None)
-        if (version != 1 or digest is not None) and digest != _sha256(fields):
+        if (version != 1 or digest is not None) and digest != json_sha256(fields):
             raise ValueError(f"{path} is damaged (it is not what its SHA-256 says): {advice}")
         try:
             trial = fields.pop("trial", None)
@@ -228,7 +228,7 @@ class Manifest:
         """Write or replace the manifest of a folder atomically, with a digest of its fields."""
         fields = self._fields()
         version = _WITH_FACTORS if self.factors else _VERSION
-        content = {"format": _FORMAT, "version": version, **fields, _DIGEST: _sha256(fields)}
+        content = {"format": _FORMAT, "version": version, **fields, _DIGEST: json_sha256(fields)}
         with replacing(Path(folder, MANIFEST)) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -236,10 +236,6 @@ class Manifest:
 def is_manifest(path: Path) -> bool:
     """Return whether a file is a manifest of an encoding, perhaps a damaged one."""
     return path.is_file() and _FORMAT in path.read_text(encoding="utf-8", errors="replace")
-
-
-def _sha256(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _probe_difference(stored: Probe, new: Probe) -> str | None:

@@ -111,7 +111,8 @@ class Reader(Dataset[Any]):
     def _failure(self, error: Exception, row: int, id: int | None) -> Failure:
         """Return the error as a failure of the image, unless it is one of the program or the machine."""
         reason = f"{type(error).__name__}: {error}"
-        name = self._name(row)
+        name_of = image_names(self.dataset)
+        name = None if name_of is None else name_of(row)
         if name is not None and name not in reason:
             reason = f"{name}: {reason}"
         of_the_machine = isinstance(error, OSError) and error.errno not in _BAD_FILE
@@ -123,10 +124,6 @@ class Reader(Dataset[Any]):
         if self.strict:
             raise ValueError(f"the image of row {row} cannot be read: {failure.reason}") from error
         return failure
-
-    def _name(self, row: int) -> str | None:
-        name_of = image_names(self.dataset)
-        return None if name_of is None else name_of(row)
 
     def _ready(self, image: Any, row: int) -> Tensor:
         """Return an image as the model takes it."""

@@ -5,7 +5,7 @@ All items at one distance are within a radius or none is, so that ties do not ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -20,14 +20,13 @@ from hybridhash.eval import functional
 from hybridhash.eval.functional import Ties
 from hybridhash.eval.histogram import (
     Array,
-    DistanceHistogram,
     QueryDatabase,
     check_hamming,
     histogram_of,
     query_database,
 )
 from hybridhash.eval.metrics import MeanOptions, as_cuts, check_rules, over_queries
-from hybridhash.eval.ranking import score_histograms, stable_rankings
+from hybridhash.eval.ranking import ranked_histograms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -177,13 +176,8 @@ def precision_recall_curve(
             points = functional.geometric_ranks(points[0])
         forms = [partial(functional.precision, top_k=points, ties=ties)]
         forms += [partial(functional.recall, top_k=points, ties=ties)]
-    pieces: Iterable[DistanceHistogram]
-    if by == "rank" and ties == "stable":
-        pieces = stable_rankings(data, max(points), graded=False)
-    elif data.real_query is not None:
-        pieces = score_histograms(data, graded=False)
-    else:
-        pieces = [histogram_of(data, graded=False)]
+    # A radius cuts no tie.
+    pieces = ranked_histograms(data, ties if by == "rank" else "expected", max(points), graded=False)
     precision, recall = over_queries(forms, pieces, empty, aggregation).chunk(2)
     return PrecisionRecallCurve(precision, recall, torch.tensor(points, device=precision.device))
 

@@ -147,7 +147,7 @@ def average_precision(
 
 
 def _precision_sums(groups: TieGroups, harmonic: Tensor) -> Tensor:
-    """Mean over the orders of each tie group of ``sum_{t=a+1..a+m} rel_t (1/t) (gains of ranks 1..t)``.
+    """Return the mean over the orders of each tie group of the sum of ``rel_t (1/t) (gains of ranks 1..t)``.
 
     The item at rank t, which is place ``t - a`` of the group, is relevant with probability r/n. If it is, the
     ranks 1..t have gained G before the group, g/r (the mean of one relevant item) at t, and at each of the
@@ -165,7 +165,7 @@ def _precision_sums(groups: TieGroups, harmonic: Tensor) -> Tensor:
 
 
 def _expected_over_hits(head: Tensor, group: TieGroups, harmonic: Tensor) -> Tensor:
-    """Mean over all orders of (sum of precisions) / (hits), the cut splitting ``group``.
+    """Return the mean over all orders of (sum of precisions) / (hits), the cut splitting ``group``.
 
     Of its first m items x are relevant, with the probabilities of the hypergeometric distribution: m draws
     without replacement from n items, r of them relevant. Given x, all orders of the m items are equally
@@ -205,12 +205,12 @@ def _extreme_over_hits(
     of hits x, with the best (worst) order for it: hits first (last), high grades before (after) low ones.
 
     Args:
-        head: sum of precisions of the groups before, ``(q, 1)``.
-        group: the tie group of the cut, ``(q, 1)``.
-        grades: its items of each grade, ``(q, grades)``.
-        harmonic: harmonic numbers of 0..k.
-        best: take the largest value.
-        weighted: an item gains its grade, not 1.
+        head: Sum of precisions of the groups before, ``(q, 1)``.
+        group: The tie group of the cut, ``(q, 1)``.
+        grades: Its items of each grade, ``(q, grades)``.
+        harmonic: Harmonic numbers of 0..k.
+        best: Take the largest value.
+        weighted: An item gains its grade, not 1.
     """
     low = (group.m - (group.n - group.r)).clamp(min=0)
     high = torch.minimum(group.m, group.r)
@@ -279,7 +279,7 @@ def recall(histogram: DistanceHistogram, top_k: Cuts = None, *, ties: Ties = "ex
 
 
 def _hits(histogram: DistanceHistogram, top_k: Cuts, ties: Ties) -> tuple[Tensor, Tensor]:
-    """Mean number of relevant items, and number of items, within each cut; shaped as :func:`precision`."""
+    """Return the mean number of relevant items, and of items, in each cut; shaped as :func:`precision`."""
     several = isinstance(top_k, Sequence)
     cuts = [_cut(histogram, k) for k in (top_k if isinstance(top_k, Sequence) else [top_k])]
     groups = _tie_groups(histogram, max(cuts), ties)

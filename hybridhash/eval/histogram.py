@@ -33,6 +33,7 @@ __all__ = [
     "InputOptions",
     "QueryDatabase",
     "Scoring",
+    "as_self_rows",
     "check_hamming",
     "check_rows",
     "distance_histogram",
@@ -55,11 +56,11 @@ class InputOptions(TypedDict, total=False):
     """Options of every function that compares queries with a database.
 
     Attributes:
-        bits: Code length; needed only if both sides are packed tensors.
+        bits: The code length; needed only if both sides are packed tensors.
         exclude_self: Leave each query out of its own ranking, for queries that are items of the database.
             True matches the ``ids`` of two HashCodes. For tensors, give the database row of each query, int
             ``(Nq,)``, -1 for a query that is not in the database. The default is False.
-        chunk_size: Largest number of database items compared at a time; it never changes the result.
+        chunk_size: The largest number of database items compared at a time; it never changes the result.
         progress: Show a progress bar. The default is False.
         scoring: What ranks the database. ``"hamming"``, the default: Hamming distances. ``"asymmetric"``: the
             products of real-valued queries ``(Nq, bits)`` with the signs of the database, as
@@ -81,17 +82,17 @@ class QueryDatabase:
     """Queries and database, checked, in canonical form and on one device.
 
     Attributes:
-        query: packed codes of the queries, uint8 ``(Nq, ceil(bits / 8))``.
-        database: packed codes of the database, uint8 ``(Nd, ceil(bits / 8))``.
-        bits: code length.
+        query: Packed codes of the queries, uint8 ``(Nq, ceil(bits / 8))``.
+        database: Packed codes of the database, uint8 ``(Nd, ceil(bits / 8))``.
+        bits: The code length.
         query_labels: int64 ``(Nq,)``, or bool ``(Nq, C)``; of the same form on both sides.
         database_labels: int64 ``(Nd,)``, or bool ``(Nd, C)``.
         self_rows: None, or int64 ``(Nq,)``: the database row that is the query itself and is left out of its
             ranking, -1 where there is none.
-        chunk_size: largest number of database items compared at a time, or None.
-        progress: whether to show a progress bar.
-        real_query: the real-valued queries if these rank the database; None for Hamming distances.
-        factors: norm and alignment of the database codes for them, float32 ``(Nd, 2)``, or None.
+        chunk_size: The largest number of database items compared at a time, or None.
+        progress: Whether to show a progress bar.
+        real_query: The real-valued queries if these rank the database; None for Hamming distances.
+        factors: Norm and alignment of the database codes for them, float32 ``(Nd, 2)``, or None.
     """
 
     query: Tensor
@@ -117,7 +118,7 @@ class DistanceHistogram:
             each rank, empty groups last.
         grades: int64 ``(Nq, grades)``: items of each grade in the whole database; more than ``counts`` sums
             to if the groups are only the head of a ranking.
-        is_ranking: whether each group is a rank, so that there are no ties.
+        is_ranking: Whether each group is a rank, so that there are no ties.
     """
 
     counts: Tensor
@@ -228,9 +229,7 @@ def query_database(
     """
     for name in options:
         if name not in known.__annotations__:
-            close = get_close_matches(name, known.__annotations__, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known.__annotations__)}"
-            raise TypeError(f"unknown option {name!r}: {hint}")
+            raise _unknown_option(name, list(known.__annotations__))
     if isinstance(query_labels, HashCodes):
         if database_codes is not None or database_labels is not None:
             raise TypeError("the second argument is HashCodes, so it is the database: give no other database")
@@ -261,7 +260,7 @@ def query_database(
             raise TypeError(f"{name} is missing: class ids (N,) or multi-hot rows (N, C)")
         length = len(query) if name == "query_labels" else len(database)
         labels.append(as_labels(given, length=length, name=name).to(query.device))
-    given_labels, stored_labels = same_form(*labels)
+    both_labels = same_form(*labels)
     if len(database) > 1 and bool((database == database[0]).all()):
         warnings.warn(
             f"all {len(database)} database codes are the same: every item ties, and retrieval is at chance",
@@ -273,30 +272,20 @@ def query_database(
     progress = options.get("progress", False)
     check_choice("progress", progress, (True, False))
     self_rows = None
-    exclude_self: object = options.get("exclude_self", False)
-    if isinstance(exclude_self, np.ndarray):
-        exclude_self = from_numpy(exclude_self, "exclude_self")
-    if isinstance(exclude_self, Tensor):
-        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
-        self_rows = exclude_self.long().to(query.device)
-    elif exclude_self is True:
+    exclude_self = options.get("exclude_self")
+    if exclude_self is True:
         self_rows = _rows_of_ids(query_codes, database_codes).to(query.device)
-    elif exclude_self is not False and exclude_self is not None:
-        raise TypeError(
-            f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
-        )
+    elif exclude_self is not None and exclude_self is not False:
+        self_rows = as_self_rows(exclude_self, len(query), len(database)).to(query.device)
     return QueryDatabase(
-        query,
-        database,
-        bits,
-        given_labels,
-        stored_labels,
-        self_rows,
-        chunk_size,
-        progress,
-        real_query,
-        factors,
+        query, database, bits, *both_labels, self_rows, chunk_size, progress, real_query, factors
     )
+
+
+def _unknown_option(name: str, known: list[str]) -> TypeError:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+    return TypeError(f"unknown option {name!r}: {hint}")
 
 
 def check_hamming(data: QueryDatabase, what: str, advice: str) -> None:
@@ -321,7 +310,7 @@ def histogram_of(data: QueryDatabase, *, graded: bool) -> DistanceHistogram:
             part = slice(start, start + span)
             items = machine_words(data.database[part].numpy())
             grade_of = _grade_rows(data.query_labels, data.database_labels[part], grades, graded)
-            packed_counts(query, items, data.bits, grade_of, counts.numpy())
+            packed_counts(query, items, grade_of, counts.numpy())
     else:
         counts = _count_on_device(data, grades, graded)
     if data.self_rows is not None:
@@ -399,6 +388,18 @@ def _rows_of_ids(query: object, database: object) -> Tensor:
     query_ids = query_ids.to(sorted_ids.device)
     place = torch.searchsorted(sorted_ids, query_ids).clamp(max=len(rows) - 1)
     return torch.where(sorted_ids[place] == query_ids, rows[place], -1)
+
+
+def as_self_rows(exclude_self: object, queries: int, items: int) -> Tensor:
+    """Return the database row of each query, -1 where there is none, checked: int64 ``(Nq,)``."""
+    if isinstance(exclude_self, np.ndarray):
+        exclude_self = from_numpy(exclude_self, "exclude_self")
+    if not isinstance(exclude_self, Tensor):
+        raise TypeError(
+            f"exclude_self must be a bool or a tensor of database rows, got {type(exclude_self).__name__}"
+        )
+    check_rows("exclude_self", exclude_self[..., None], queries, items)
+    return exclude_self.long()
 
 
 def check_rows(name: str, rows: Tensor, queries: int, items: int) -> None:

@@ -27,11 +27,10 @@ from hybridhash.eval.histogram import (
     InputOptions,
     QueryDatabase,
     check_hamming,
-    histogram_of,
     query_database,
 )
 from hybridhash.eval.published import published_average_precision
-from hybridhash.eval.ranking import score_histograms, stable_rankings
+from hybridhash.eval.ranking import ranked_histograms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -337,14 +336,9 @@ def _measure(
     check_rules(ties, empty, aggregation)
     cuts = as_cuts(top_k)
     forms = [partial(form, top_k=cut, ties=ties) for cut in cuts]
-    pieces: Iterable[DistanceHistogram]
-    if ties == "stable":
-        known = [cut for cut in cuts if cut is not None]
-        pieces = stable_rankings(data, max(known) if len(known) == len(cuts) else None, graded=graded)
-    elif data.real_query is not None:
-        pieces = score_histograms(data, graded=graded)
-    else:
-        pieces = [histogram_of(data, graded=graded)]
+    known = [cut for cut in cuts if cut is not None]
+    depth = max(known) if len(known) == len(cuts) else None
+    pieces = ranked_histograms(data, ties, depth, graded=graded)
     values = over_queries(forms, pieces, empty, aggregation)
     return values[0] if top_k is None or isinstance(top_k, Integral) else values
 

@@ -33,11 +33,11 @@ class MapDefinition:
     """How one code base computes mean average precision.
 
     Attributes:
-        source: the code.
-        zero: what a code of exactly 0 is: a third value at half a bit from both others (``sign(0) = 0``), or
+        source: The code.
+        zero: What a code of exactly 0 is: a third value at half a bit from both others (``sign(0) = 0``), or
             ``+1``, or bit 0.
-        no_hit: a query without a hit counts ``zero``, or is left out (``skip``).
-        unlabelled: the same for a query without a label.
+        no_hit: A query without a hit counts ``zero``, or is left out (``skip``).
+        unlabelled: The same for a query without a label.
         drops_last: "everything" leaves out the last item of the ranking (``topK = -1`` slices ``[0:-1]``).
         first_hits: ``top_k`` is the number of relevant items looked at, wherever they rank, not of items.
     """
@@ -119,7 +119,7 @@ def _average_precision(ranking: DistanceHistogram, cut: int | None, rule: MapDef
 
 
 def _precision_of_first_hits(ranking: DistanceHistogram, most: int) -> Tensor:
-    """Mean precision at the first ``min(most, all relevant)`` relevant items of whole rankings."""
+    """Return the mean precision at the first ``min(most, all relevant)`` relevant items of whole rankings."""
     relevant = ranking.counts[:, :, 1:].any(2)
     hits = relevant.cumsum(1)
     wanted = ranking.total_relevant.clamp(max=most)
@@ -129,7 +129,7 @@ def _precision_of_first_hits(ranking: DistanceHistogram, most: int) -> Tensor:
 
 
 def _zeros(codes: Tensor | Array | HashCodes | None) -> Tensor | None:
-    """Which entries of real-valued codes are exactly 0: bool ``(N, bits)``, or None if there is none."""
+    """Return which entries of real-valued codes are exactly 0, bool ``(N, bits)``; None if there is none."""
     if isinstance(codes, np.ndarray):
         codes = from_numpy(codes, "codes")
     if not isinstance(codes, Tensor) or codes.dtype == torch.uint8:

@@ -10,14 +10,34 @@ from torch import Tensor
 
 from hybridhash._hamming import packed_topk
 from hybridhash.asymmetric import nearest
+from hybridhash.eval.functional import Ties
 from hybridhash.eval.histogram import DistanceHistogram, QueryDatabase, histogram_of
 
-__all__ = ["as_rankings", "score_histograms", "stable_rankings"]
+__all__ = ["as_rankings", "ranked_histograms", "score_histograms", "stable_rankings"]
 
 # Ranks of all queries whose relevance is held at a time.
 _RANKS = 1 << 17
 # Scores of all items that are held at a time, if real-valued queries rank the database: 100 bytes each.
 _SCORES = 1 << 20
+
+
+def ranked_histograms(
+    data: QueryDatabase, ties: Ties, depth: int | None, *, graded: bool
+) -> Iterator[DistanceHistogram]:
+    """Yield what metrics are computed of: one histogram of distances, or rankings of some queries each.
+
+    Args:
+        data: Queries and database.
+        ties: The rule for ties; ``"stable"`` needs rankings.
+        depth: How many ranks of them, None for all.
+        graded: Count the labels that are shared, not only whether there is one.
+    """
+    if ties == "stable":
+        yield from stable_rankings(data, depth, graded=graded)
+    elif data.real_query is not None:
+        yield from score_histograms(data, graded=graded)
+    else:
+        yield histogram_of(data, graded=graded)
 
 
 def stable_rankings(
@@ -26,10 +46,10 @@ def stable_rankings(
     """Rank the database for some queries at a time, tied items in database order, down to ``top_k``.
 
     Args:
-        data: queries and database.
-        top_k: how many ranks, None for all.
-        graded: count the labels that are shared, not only whether there is one.
-        totals: items of each grade for each query, ``grades`` of the distance histogram if it is known.
+        data: Queries and database.
+        top_k: How many ranks, None for all.
+        graded: Count the labels that are shared, not only whether there is one.
+        totals: Items of each grade for each query, ``grades`` of the distance histogram if it is known.
     """
     depth = len(data.database) if top_k is None else min(top_k, len(data.database))
     if data.self_rows is not None:
@@ -92,10 +112,10 @@ def _ranking(
 
     Args:
         indices: int64 ``(q, k)``: the database item at each rank, -1 for none.
-        data: queries and database.
-        rows: which of the queries these are.
-        totals: items of each grade in the database, ``(q, grades)``; None if these rankings hold all.
-        graded: count the labels that are shared, not only whether there is one.
+        data: Queries and database.
+        rows: Which of the queries these are.
+        totals: Items of each grade in the database, ``(q, grades)``; None if these rankings hold all.
+        graded: Count the labels that are shared, not only whether there is one.
     """
     if data.self_rows is not None:
         indices = indices.masked_fill(indices == data.self_rows[rows, None], -1)

@@ -52,30 +52,30 @@ class RetrievalReport:
     """Metrics of a retrieval experiment; see :func:`hybridhash.eval.evaluate`, which makes it.
 
     Attributes:
-        queries: number of queries.
-        unlabelled_queries: how many of them have no label.
-        database: number of database items.
-        bits: code length; None if a ranking was evaluated.
-        top_k: the cut of mAP and MRR; None is the whole database.
-        radius: the Hamming radius; None if a ranking or real-valued queries were evaluated.
-        ties: the tie rule, or ``none`` if a ranking was evaluated.
-        denominator: what average precision is divided by.
-        empty: what queries without a relevant item count.
-        exclude_self: whether queries were left out of their own rankings.
+        queries: The number of queries.
+        unlabelled_queries: How many of them have no label.
+        database: The number of database items.
+        bits: The code length; None if a ranking was evaluated.
+        top_k: The cut of mAP and MRR; None is the whole database.
+        radius: The Hamming radius; None if a ranking or real-valued queries were evaluated.
+        ties: The tie rule, or ``none`` if a ranking was evaluated.
+        denominator: What average precision is divided by.
+        empty: What queries without a relevant item count.
+        exclude_self: Whether queries were left out of their own rankings.
         metrics: ``map``, ``map_best``, ``map_worst`` (over the orders of ties, for ``ties="expected"``),
             ``mrr``, ``precision_within_radius``, ``recall_within_radius``; for each k ``precision@k``,
             ``recall@k``, ``hit_rate@k``, ``ndcg@k``; and for multi-hot labels ``weighted_map`` and ``acg@k``.
             Without a radius there are none by radius, here and in ``curves``.
-        curves: lists of equal length: ``rank``, ``precision_at_rank``, ``recall_at_rank``; and ``radius``,
+        curves: Lists of equal length: ``rank``, ``precision_at_rank``, ``recall_at_rank``; and ``radius``,
             ``precision_by_radius``, ``recall_by_radius``, ``precision_within_radius`` (the same as
             ``precision_by_radius``), ``relevant_by_distance``, ``irrelevant_by_distance`` (pairs, over all
             queries). Like the metrics they are means over the queries by the rule ``empty``; at a radius
             this is also about queries with nothing within it.
-        codes: how the bits of the database codes are used; None if a ranking was evaluated.
-        scoring: what ranked the database: ``hamming``, ``asymmetric`` (real-valued queries), or ``none`` if a
+        codes: How the bits of the database codes are used; None if a ranking was evaluated.
+        scoring: What ranked the database: ``hamming``, ``asymmetric`` (real-valued queries), or ``none`` if a
             ranking was evaluated.
         metric: ``dot`` or ``euclidean`` for ``asymmetric``, else None.
-        factors: whether the factors of the database codes were used in its scores.
+        factors: Whether the factors of the database codes were used in its scores.
     """
 
     queries: int
@@ -184,7 +184,7 @@ class RetrievalReport:
         """Write the report as JSON, in one step: a failure leaves what was there before.
 
         Raises:
-            OSError: the folder does not exist or cannot be written to.
+            OSError: The folder does not exist or cannot be written to.
         """
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump(self.to_dict(), file, indent=1, allow_nan=False)
@@ -194,8 +194,8 @@ class RetrievalReport:
         """Read a report that :meth:`to_json` wrote.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: it is not JSON, or not a report.
+            OSError: The file cannot be read.
+            ValueError: It is not JSON, or not a report.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))

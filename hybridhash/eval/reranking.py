@@ -14,7 +14,7 @@ from hybridhash._code_checks import from_numpy
 from hybridhash.eval import functional
 from hybridhash.eval.evaluation import check_settings, rank_forms, rank_results
 from hybridhash.eval.functional import Denominator
-from hybridhash.eval.histogram import Array, QueryDatabase, check_rows
+from hybridhash.eval.histogram import Array, QueryDatabase, as_self_rows, check_rows
 from hybridhash.eval.metrics import Empty
 from hybridhash.eval.ranking import as_rankings
 from hybridhash.eval.report import RetrievalReport
@@ -39,12 +39,12 @@ def rerank(
     """Order candidates by the distance of real-valued features, the fine level of a coarse-to-fine search.
 
     Args:
-        candidates: integer ``(Nq, k)`` database rows, as :func:`hybridhash.codes.hamming_topk` or an index
+        candidates: Integer ``(Nq, k)`` database rows, as :func:`hybridhash.codes.hamming_topk` or an index
             returns them; -1 for none. To take a Hamming ball as the pool, set those beyond it to -1:
             ``indices.masked_fill(distances > radius, -1)``.
-        query_features: floating ``(Nq, F)``.
-        database_features: floating ``(Nd, F)`` of the same device as ``candidates``.
-        top_k: how many to return; None for all.
+        query_features: Floating ``(Nq, F)``.
+        database_features: Floating ``(Nd, F)`` of the same device as ``candidates``.
+        top_k: How many to return; None for all.
         distance: ``euclidean``; ``cosine`` (1 - cosine); or ``dot`` (the negative inner product).
 
     Returns:
@@ -52,7 +52,7 @@ def rerank(
         the order of the candidates; where there is no candidate, infinity and -1.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, candidates out of range or twice in a row, features
+        TypeError, ValueError: Shapes that do not fit, candidates out of range or twice in a row, features
             that are not finite numbers, an unknown distance.
 
     Source: Lin et al., "Deep Learning of Binary Hash Codes for Fast Image Retrieval", CVPR Workshops 2015.
@@ -116,11 +116,11 @@ def evaluate_ranking(
     """Score a ranking from any index, with or without re-ranking.
 
     Args:
-        indices: integer ``(Nq, k)``: the database rows found for each query, nearest first; -1 for none.
-        query_labels: class ids ``(Nq,)`` or multi-hot ``(Nq, C)``.
-        database_labels: class ids ``(Nd,)`` or multi-hot ``(Nd, C)`` of the whole database.
-        top_k: the cut of mAP, weighted mAP and MRR; None for the whole ranking.
-        ks: the cuts of the other metrics; those beyond the ranking are left out.
+        indices: Integer ``(Nq, k)``: the database rows found for each query, nearest first; -1 for none.
+        query_labels: Class ids ``(Nq,)`` or multi-hot ``(Nq, C)``.
+        database_labels: Class ids ``(Nd,)`` or multi-hot ``(Nd, C)`` of the whole database.
+        top_k: The cut of mAP, weighted mAP and MRR; None for the whole ranking.
+        ks: The cuts of the other metrics; those beyond the ranking are left out.
         denominator: ``hits`` or ``relevant``.
         empty: ``zero`` or ``skip``.
         exclude_self: Leave each query out of its own ranking, for queries that are items of the database:
@@ -130,7 +130,7 @@ def evaluate_ranking(
         The report of :func:`hybridhash.eval.evaluate`, without what needs codes.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, rows out of range or found twice by a query, ``top_k``
+        TypeError, ValueError: Shapes that do not fit, rows out of range or found twice by a query, ``top_k``
             beyond the ranking, an unknown rule.
 
     Example:
@@ -151,13 +151,10 @@ def evaluate_ranking(
     indices = indices.long()
     _check_distinct("indices", indices)
     self_rows = None
-    if isinstance(exclude_self, np.ndarray):
-        exclude_self = from_numpy(exclude_self, "exclude_self")
-    if isinstance(exclude_self, Tensor):
-        check_rows("exclude_self", exclude_self[..., None], len(query), len(database))
-        self_rows = exclude_self.long().to(indices.device)
-    elif exclude_self is not False and exclude_self is not None:
+    if exclude_self is True:
         raise ValueError("a ranking has no ids: give exclude_self the database row of each query")
+    if exclude_self is not False and exclude_self is not None:
+        self_rows = as_self_rows(exclude_self, len(query), len(database)).to(indices.device)
     depth = indices.shape[1]
     check_settings(top_k, ks, 0, "stable", denominator, empty)
     if top_k is not None and top_k > depth and depth < len(database):
@@ -170,9 +167,8 @@ def evaluate_ranking(
     all_codes = torch.zeros((len(database), 1), dtype=torch.uint8, device=indices.device)
     data = QueryDatabase(no_codes, all_codes, 1, query, database, self_rows)
     pieces = as_rankings(indices, data, graded=graded)
-    metrics, curves = rank_results(
-        forms, pieces, functional.geometric_ranks(depth, also=ks), "expected", empty
-    )
+    ranks = functional.geometric_ranks(depth, also=ks)
+    metrics, curves = rank_results(forms, pieces, ranks, "expected", empty)
     return RetrievalReport(
         queries=len(query),
         unlabelled_queries=int((~labelled(query)).sum()),

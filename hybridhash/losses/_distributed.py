@@ -42,7 +42,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, differentiable (see the module's convention)."""
+    """Return the sum of a tensor over all ranks, differentiable (see the module's convention)."""
     return values if world_size() == 1 else _SumOverRanks.apply(values)
 
 
@@ -52,16 +52,13 @@ def _all_gather(rows: Tensor) -> tuple[Tensor, int]:
     dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
     sizes = [int(count) for count in counts]
     # Collectives want equal shapes: pad to the largest batch, and send booleans as bytes.
-    padded = rows.new_zeros((max(sizes), *rows.shape[1:]), dtype=_wire_dtype(rows))
+    dtype = torch.uint8 if rows.dtype == torch.bool else rows.dtype
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]), dtype=dtype)
     padded[: rows.shape[0]] = rows.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     joined = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
     return joined.to(rows.dtype), sum(sizes[: rank()])
-
-
-def _wire_dtype(rows: Tensor) -> torch.dtype:
-    return torch.uint8 if rows.dtype == torch.bool else rows.dtype
 
 
 class _GatherRows(torch.autograd.Function):

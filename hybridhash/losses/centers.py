@@ -198,13 +198,11 @@ def _hadamard_rows(num_classes: int, bits: int) -> Tensor:
 # Random rows with as many ones as minus ones
 
 
-def _balanced_codewords(
-    num_classes: int, bits: int, generator: torch.Generator | None, tries: int = 20
-) -> Tensor:
+def _balanced_codewords(num_classes: int, bits: int, generator: torch.Generator | None) -> Tensor:
     best = torch.empty(0, bits, dtype=torch.float32)
     best_distance = 0
     # 10,000 classes take half a second a try; there no set passes the test anyway.
-    for _ in range(min(tries, max(1, 5 * 10**8 // num_classes**2))):
+    for _ in range(min(20, max(1, 5 * 10**8 // num_classes**2))):
         codewords = _draw_balanced(num_classes, bits, generator)
         distance = minimum_distance(codewords)
         if distance > best_distance:
@@ -254,14 +252,13 @@ def _greedy_codewords(num_classes: int, bits: int, generator: torch.Generator | 
     raise AssertionError("distance 1 accepts every new codeword")
 
 
-def _candidates(bits: int, generator: torch.Generator | None, chunk_size: int = 1024) -> Iterator[Tensor]:
+def _candidates(bits: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """Yield every codeword once, in random order, up to 16 bits; random codewords without end for more."""
     if bits <= 16:
-        numbers = _shuffle(2**bits, generator)
-        for start in range(0, 2**bits, chunk_size):
-            yield _codewords_of(numbers[start : start + chunk_size], bits)
+        for numbers in _shuffle(2**bits, generator).split(1024):  # type: ignore[no-untyped-call]
+            yield _codewords_of(numbers, bits)
     while bits > 16:
-        yield _random_codewords(chunk_size, bits, generator)
+        yield _random_codewords(1024, bits, generator)
 
 
 def _accept(candidates: Tensor, chosen: Tensor, distance: int) -> Tensor:
@@ -282,12 +279,10 @@ def _accept(candidates: Tensor, chosen: Tensor, distance: int) -> Tensor:
 # Linear codes: closed under the product of ±1 codewords, so the minimum distance is that from the ones
 
 
-def _separated_codewords(
-    num_classes: int, bits: int, generator: torch.Generator | None, restarts: int = 16
-) -> Tensor:
+def _separated_codewords(num_classes: int, bits: int, generator: torch.Generator | None) -> Tensor:
     dimension = (num_classes - 1).bit_length()
     known = _bent_cosets(bits)[:dimension]
-    starts = [known] * bool(known.shape[0]) + [known[:0]] * restarts
+    starts = [known] * bool(known.shape[0]) + [known[:0]] * 16
     codes = [_linear_code(start, dimension, generator, even=i % 2 == 0) for i, start in enumerate(starts)]
     codewords = min(codes, key=lambda code: float(code[1:].sum(1).max()) if dimension else 0)
     codewords = codewords[_shuffle(codewords.shape[0], generator)[:num_classes]]

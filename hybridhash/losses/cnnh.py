@@ -52,21 +52,21 @@ def cnnh_codes(
 
     Args:
         labels: ``(n,)`` class ids or ``(n, C)`` multi-hot; None if ``similarity`` is given.
-        bits: code length.
-        generator: source of the start and the order. None means torch's global one.
+        bits: The code length.
+        generator: The source of the start and the order. None means torch's global one.
         similarity: S itself, symmetric ``(n, n)``, bool or ±1; None if ``labels`` are given.
-        sweeps: passes over all entries. 10 in swuxyj/DeepHash-pytorch; the paper's number could not be
+        sweeps: Passes over all entries. 10 in swuxyj/DeepHash-pytorch; the paper's number could not be
             checked.
         start: ``(n, bits)`` in [-1, 1], for example the ``relaxed`` result of an earlier call; None for
             uniform random numbers.
-        relaxed: return H before rounding.
+        relaxed: Return H before rounding.
 
     Returns:
         ``(n, bits)`` float32 ±1 on the device of the input; float64 in [-1, 1] if ``relaxed``.
 
     Raises:
-        TypeError: inputs of the wrong type.
-        ValueError: both or none of ``labels`` and ``similarity``, a similarity that is not symmetric or not
+        TypeError: Inputs of the wrong type.
+        ValueError: Both or none of ``labels`` and ``similarity``, a similarity that is not symmetric or not
             ±1, a ``start`` of another shape or beyond [-1, 1], ``bits`` below 1, ``sweeps`` below 0.
 
     Source: R. Xia, Y. Pan, H. Lai, C. Liu, S. Yan, Supervised Hashing for Image Retrieval via Image
@@ -103,11 +103,11 @@ def cnnh_objective(codes: Tensor, labels: Tensor | None = None, *, similarity: T
 
     Args:
         codes: H, real-valued ``(n, bits)``.
-        labels: see :func:`cnnh_codes`.
-        similarity: see :func:`cnnh_codes`.
+        labels: See :func:`cnnh_codes`.
+        similarity: See :func:`cnnh_codes`.
 
     Raises:
-        ValueError: both or none of ``labels`` and ``similarity``, or another number of rows than ``codes``.
+        ValueError: Both or none of ``labels`` and ``similarity``, or another number of rows than ``codes``.
 
     Example:
         >>> cnnh_objective(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([0, 1]))
@@ -153,7 +153,7 @@ class _Similarity:
         return len(self.alike_itself)
 
     def sums(self, codes: Array) -> Array:
-        """Sum of the codes of each pattern."""
+        """Return the sum of the codes of each pattern."""
         sums = np.zeros((len(self), codes.shape[1]))
         np.add.at(sums, self.pattern, codes)
         return sums
@@ -248,7 +248,7 @@ class CNNHLoss(HasParts):
         target: ``"squared"`` (tanh outputs) or ``"cross_entropy"`` (unbounded outputs).
 
     Attributes:
-        target_codes: buffer ``(n, bits)`` float32.
+        target_codes: Buffer ``(n, bits)`` float32.
 
     Raises:
         TypeError: ``target_codes`` that are not floating-point.
@@ -290,18 +290,18 @@ class CNNHLoss(HasParts):
 
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
-            labels: only checked, because the target codes were made of them; None is allowed.
-            indices: integers ``(B,)``, rows of the batch in the training set.
-            ref_codes: must be None.
-            ref_labels: must be None.
+            labels: Only checked, because the target codes were made of them; None is allowed.
+            indices: Integers ``(B,)``, rows of the batch in the training set.
+            ref_codes: Must be None.
+            ref_labels: Must be None.
 
         Returns:
             0-dim, float32 (float64 for float64 codes).
 
         Raises:
-            IndexError: an index outside the training set.
-            TypeError: codes or indices of the wrong type.
-            ValueError: no ``indices``, shapes that do not fit.
+            IndexError: An index outside the training set.
+            TypeError: Codes or indices of the wrong type.
+            ValueError: No ``indices``, shapes that do not fit.
         """
         if ref_codes is not None or ref_labels is not None:
             refuse_reference("CNNHLoss")

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hybridhash._checks import check_not_negative, check_positive
 from hybridhash.codes import sign
-from hybridhash.labels import as_labels, to_multi_hot
-from hybridhash.losses._inputs import Reduction, check_codes
+from hybridhash.labels import to_multi_hot
+from hybridhash.losses._inputs import Reduction, class_batch
 from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, log_likelihood
 
@@ -116,14 +116,10 @@ class DFHLoss(PairwiseLoss):
     ) -> Tensor:
         """Compute the loss of a batch; arguments, result and errors are those of :class:`PairwiseLoss`."""
         classes, bits = self.centers.shape
-        check_codes(codes, bits=bits)
-        labels = as_labels(labels)
-        if labels.ndim == 2 and labels.shape[1] != classes:
-            raise ValueError(f"labels have {labels.shape[1]} classes, the loss was made for {classes}")
-        labels = to_multi_hot(labels, classes)
+        codes, labels = class_batch(codes, labels, num_classes=classes, bits=bits)
         return super().forward(
             codes,
-            labels,
+            to_multi_hot(labels, classes),
             indices=indices,
             ref_codes=ref_codes,
             ref_labels=ref_labels,

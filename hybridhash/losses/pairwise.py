@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hybridhash.labels import as_labels, labelled, shared_labels, to_multi_hot
+from hybridhash.labels import as_labels, shared_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
 from hybridhash.losses._inputs import HasParts, Reduction, check_codes, upcast
 from hybridhash.losses.bank import CodeMemory
@@ -46,7 +46,7 @@ def log_likelihood(t: Tensor, s: Tensor) -> Tensor:
     """Return the negative log-likelihood ``log(1 + e^t) - s t`` of pairs with ``P(similar) = sigmoid(t)``.
 
     Args:
-        t: log-odds of the pairs being similar, any shape.
+        t: Log-odds of the pairs being similar, any shape.
         s: 1 for similar and 0 for dissimilar pairs, of the dtype of ``t``.
 
     Example:
@@ -84,8 +84,8 @@ def uniform(num_similar: Tensor, num_dissimilar: Tensor) -> tuple[Tensor, Tensor
     """Weigh all pairs alike: the loss is the mean over all pairs, and 0 if there is none.
 
     Args:
-        num_similar: number of similar pairs, 0-dim.
-        num_dissimilar: number of dissimilar pairs, 0-dim.
+        num_similar: The number of similar pairs, 0-dim.
+        num_dissimilar: The number of dissimilar pairs, 0-dim.
 
     Returns:
         The weight of each similar and of each dissimilar pair, 0-dim.
@@ -112,7 +112,7 @@ def label_affinity(labels: Tensor, ref_labels: Tensor, kind: Affinity, dtype: to
         ref_labels: ``(M,)`` or ``(M, C)``.
         kind: ``"binary"``, 1 if the pair shares a label; ``"jaccard"``, shared labels divided by labels of
             either; ``"cosine"``, the cosine of the two multi-hot rows.
-        dtype: of the result.
+        dtype: The dtype of the result.
     """
     if labels.ndim == 1 and ref_labels.ndim == 1:
         return shared_labels(labels, ref_labels).to(dtype)
@@ -246,7 +246,7 @@ class PairwiseLoss(HasParts, ABC):
         Args:
             codes: ``(B, bits)`` floating-point, outputs of the network.
             labels: ``(B,)`` class ids or ``(B, C)`` multi-hot.
-            indices: integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
+            indices: Integers ``(B,)``, rows of the training set. Needed with a bank, else ignored.
             ref_codes: ``(M, bits)``, codes to compare the batch with; they get no gradient. Not with a bank.
             ref_labels: ``(M,)`` or ``(M, C)``, labels of ``ref_codes``.
             reduction: "none" returns a value for each row of the batch, ``(B,)``, whose mean is the loss:
@@ -259,9 +259,9 @@ class PairwiseLoss(HasParts, ABC):
             gradient with ``create_graph=True`` raises a RuntimeError.
 
         Raises:
-            IndexError: an index outside the bank.
-            TypeError: codes that are not floating-point, labels or indices that are not integers.
-            ValueError: shapes that do not fit each other or the bank, a bank without indices or with
+            IndexError: An index outside the bank.
+            TypeError: Codes that are not floating-point, labels or indices that are not integers.
+            ValueError: Shapes that do not fit each other or the bank, a bank without indices or with
                 reference codes, reference codes without labels, codes that are not finite and would stay in a
                 bank.
         """
@@ -344,42 +344,17 @@ class PairwiseLoss(HasParts, ABC):
         num_refs, bits = ref_codes.shape
         # What a reference code needs: its copy, and its pairs with the batch.
         width = bits + codes.shape[0]
-        chunks = [(0, num_refs)]
-        in_chunks = ref_codes is not codes and width * num_refs > _AT_ONCE
-        if in_chunks or chunk_size is not None:
+        step = chunk_size or max(num_refs, 1)
+        if chunk_size is None and ref_codes is not codes and width * num_refs > _AT_ONCE:
             # On a CPU the intermediate results of a chunk stay near the cache; a GPU likes large steps.
-            step = chunk_size or max((2**19 if codes.device.type == "cpu" else 2**23) // width, 1)
-            chunks = [(start, min(start + step, num_refs)) for start in range(0, num_refs, step)]
-
-        def kept(start: int, stop: int) -> Tensor:
-            """Tell which pairs of a chunk count: bool ``(1, m)``, or ``(B, m)`` with ``self_index``."""
-            rows = torch.arange(start, stop, device=labels.device)
-            keep = rows[None] >= 0 if counted is None else counted[None, start:stop]
-            return keep if self_index is None else keep & (self_index[:, None] != rows)
+            step = max((2**19 if codes.device.type == "cpu" else 2**23) // width, 1)
+        chunks = [(start, min(start + step, num_refs)) for start in range(0, max(num_refs, 1), step)]
+        if counted is None:
+            counted = torch.ones(num_refs, dtype=torch.bool, device=labels.device)
+        own = torch.full((1, 1), -1, device=labels.device) if self_index is None else self_index[:, None]
 
         with torch.autocast(codes.device.type, enabled=False):
-            # The weights depend on the numbers of pairs, so these come first.
-            counts = torch.zeros(2, dtype=torch.float64, device=codes.device)
-            for start, stop in chunks:
-                similar = shared_labels(labels, ref_labels[start:stop]) > 0
-                keep = kept(start, stop).expand_as(similar)
-                num_similar = torch.count_nonzero(similar & keep)
-                counts += torch.stack((num_similar, torch.count_nonzero(keep) - num_similar))
-            # Pairs of items with themselves, if they count for the weights but not in the mean.
-            left_out = torch.zeros_like(counts)
-            if self.count_self and self_index is not None:
-                present = torch.ones_like(self_index) if counted is None else counted[self_index].long()
-                # An item with a label is similar to itself.
-                similar_self = (present * labelled(labels)).sum()
-                left_out += torch.stack((similar_self, present.sum() - similar_self))
-            if over_ranks:
-                counts = sum_over_ranks(counts)
-                left_out = sum_over_ranks(left_out)
-            all_pairs = counts + left_out
-            of_similar, of_dissimilar = self.weights(all_pairs[0], all_pairs[1])
-            if self.count_self:
-                scale = all_pairs.sum() / counts.sum().clamp(min=1)
-                of_similar, of_dissimilar = scale * of_similar, scale * of_dissimilar
+            of_similar, of_dissimilar = self._weigh(labels, ref_labels, counted, own, chunks, over_ranks)
 
             def chunk_sum(codes: Tensor, start: int, stop: int) -> Tensor:
                 """Sum the weighted losses of the pairs of a chunk, all of them or those of each row."""
@@ -387,7 +362,8 @@ class PairwiseLoss(HasParts, ABC):
                 # A copy, because a bank may be written to before the backward pass.
                 chunk = ref_codes[start:stop].to(codes.dtype, copy=True)
                 losses = self.pair_losses(codes, chunk, s)
-                keep = kept(start, stop).to(codes.dtype)
+                keep = counted[start:stop] & (own != torch.arange(start, stop, device=own.device))
+                keep = keep.to(codes.dtype)
                 # w_0 + s (w_1 - w_0), where s is 0 or 1: one pass over the pairs, a quarter of torch.where.
                 similar = s if self.affinity == "binary" else (s > 0).to(s.dtype)
                 more = (of_similar - of_dissimilar) * keep
@@ -421,6 +397,39 @@ class PairwiseLoss(HasParts, ABC):
                 return values.sum()
             rows = count * pairs if penalties is None else count * pairs + penalties
             return gather_rows(rows) if over_ranks else rows
+
+    def _weigh(
+        self,
+        labels: Tensor,
+        ref_labels: Tensor,
+        counted: Tensor,
+        own: Tensor,
+        chunks: list[tuple[int, int]],
+        over_ranks: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weight of each similar and of each dissimilar pair; arguments as in :meth:`compare`."""
+        counts = torch.zeros(2, dtype=torch.float64, device=labels.device)
+        # Pairs of items with themselves, if they count for the weights but not in the mean.
+        left_out = torch.zeros_like(counts)
+        for start, stop in chunks:
+            similar = shared_labels(labels, ref_labels[start:stop]) > 0
+            used = counted[start:stop].expand_as(similar)
+            is_own = own == torch.arange(start, stop, device=own.device)
+            keep = used & ~is_own
+            num_similar = torch.count_nonzero(similar & keep)
+            counts += torch.stack((num_similar, torch.count_nonzero(keep) - num_similar))
+            if self.count_self:
+                num_similar = torch.count_nonzero(similar & used & is_own)
+                left_out += torch.stack((num_similar, torch.count_nonzero(used & is_own) - num_similar))
+        if over_ranks:
+            counts = sum_over_ranks(counts)
+            left_out = sum_over_ranks(left_out)
+        all_pairs = counts + left_out
+        of_similar, of_dissimilar = self.weights(all_pairs[0], all_pairs[1])
+        if self.count_self:
+            scale = all_pairs.sum() / counts.sum().clamp(min=1)
+            of_similar, of_dissimilar = scale * of_similar, scale * of_dissimilar
+        return of_similar, of_dissimilar
 
     def extra_repr(self) -> str:
         settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._code_checks import check_lengths
-from hybridhash.labels import as_labels
+from hybridhash.labels import as_labels, count_classes
 from hybridhash.losses.bank import CodeBank, CodeMemory
 from hybridhash.losses.centers import hash_centers
 from hybridhash.losses.cnnh import cnnh_codes
@@ -51,15 +51,15 @@ def create_loss(name: str, **kwargs: Any) -> nn.Module:
     ``"epoch_hook"`` (``epoch_end`` is to be called after each epoch).
 
     Args:
-        name: one of :func:`list_losses`; upper case, ``-`` and ``_`` do not matter.
-        **kwargs: arguments of the class; unknown ones are refused.
+        name: One of :func:`list_losses`; upper case, ``-`` and ``_`` do not matter.
+        **kwargs: Arguments of the class; unknown ones are refused.
 
     Returns:
         The module; called as ``loss(codes, labels, *, indices=None, ref_codes=None, ref_labels=None)``.
 
     Raises:
-        TypeError: an argument that the class does not take, or a missing one.
-        ValueError: no loss of that name, or settings that the class refuses.
+        TypeError: An argument that the class does not take, or a missing one.
+        ValueError: No loss of that name, or settings that the class refuses.
 
     Example:
         >>> create_loss("wml", alpha=0.2).alpha
@@ -113,26 +113,26 @@ def create_loss_for(
     ``bits / 2``, is for unbounded codes, and trains them more slowly.
 
     Args:
-        name: one of :func:`list_losses`.
+        name: One of :func:`list_losses`.
         labels: ``(N,)`` class ids or ``(N, C)`` multi-hot, of the whole training set.
-        bits: code length.
-        lengths: code lengths that one network is to be good at, ascending; the last is ``bits``. One loss is
+        bits: The code length.
+        lengths: Code lengths that one network is to be good at, ascending; the last is ``bits``. One loss is
             made for each of them, and returned as a :class:`NestedLoss`. Centers and target codes of a length
             are the first bits of those of the longest; ``centers`` is "nested" unless given.
-        num_classes: number of classes. None takes the number of columns, or one more than the largest id.
-        model: the network, for losses that regularise its last layer.
+        num_classes: The number of classes. None takes the number of columns, or one more than the largest id.
+        model: The network, for losses that regularise its last layer.
         bank: True compares with a :class:`CodeBank` of the whole training set instead of the batch. A
             bank of your own works too, and so does a :class:`CodeQueue`.
-        count_unseen: whether the bank made here counts rows that were never visited.
-        generator: source of the random choices.
-        **kwargs: other arguments of the class; they win over those above.
+        count_unseen: Whether the bank made here counts rows that were never visited.
+        generator: The source of the random choices.
+        **kwargs: Other arguments of the class; they win over those above.
 
     Returns:
         The loss module, as from :func:`create_loss`.
 
     Raises:
-        TypeError: an argument that the class does not take.
-        ValueError: no loss of that name, a bank for a loss that has none, lengths that do not ascend to
+        TypeError: An argument that the class does not take.
+        ValueError: No loss of that name, a bank for a loss that has none, lengths that do not ascend to
             ``bits``, or a bank of your own for several lengths.
 
     Example:
@@ -150,7 +150,7 @@ def create_loss_for(
         with_bank = [k for k, c in _classes().items() if "bank" in inspect.signature(c).parameters]
         raise ValueError(f"{loss_class.__name__} has no bank; those with one: {', '.join(with_bank)}")
     if num_classes is None:
-        num_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        num_classes = count_classes(labels)
     if lengths is not None:
         shared: dict[str, Any] = {
             "num_classes": num_classes,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,9 +17,9 @@ from hybridhash._inference import (
     autocast_of,
     check_loader,
     eval_mode,
+    image_batches,
     input_device,
     named_batch,
-    read_batch,
     to_device,
 )
 from hybridhash.shallow.statistics import FeatureStatistics
@@ -62,7 +61,7 @@ def reestimate_batch_norm(
         layers: ``"head"`` for batch norm in ``model.head``, which cuts the bits; ``"all"`` for that of the
             backbone as well. Layers without running statistics, and those that the model does not run, are
             left as they are.
-        device: Device of the images, see :func:`hybridhash.encode`.
+        device: The device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the model under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
 
@@ -92,12 +91,13 @@ def reestimate_batch_norm(
     device = input_device(network, device)
     autocast = autocast_of(network, device, dtype)
 
-    def run(images: Tensor, number: int) -> None:
-        with autocast, named_batch(network, images, f"batch {number}"):
-            network(to_device(images, device))
+    def run() -> None:
+        for number, images in image_batches(loader, "batch norm", progress):
+            with autocast, named_batch(network, images, f"batch {number}"):
+                network(to_device(images, device))
 
     with Ranks() as ranks, eval_mode(network):
-        parts = ranks.collect(lambda: _measure(chosen, run, loader, progress))
+        parts = ranks.collect(lambda: _measure(chosen, run))
     statistics = parts[0]
     for part in parts[1:]:
         for measured, others in zip(statistics, part, strict=True):
@@ -134,23 +134,16 @@ def _layers(network: nn.Module, layers: str) -> list[Any]:
     return chosen
 
 
-def _measure(
-    chosen: list[Any], run: Callable[[Tensor, int], None], loader: Iterable[Any], progress: bool
-) -> list[FeatureStatistics]:
-    """Return the statistics of what each layer gets while the model runs over a loader."""
+def _measure(chosen: list[Any], run: Callable[[], None]) -> list[FeatureStatistics]:
+    """Return the statistics of what each layer gets while the model runs."""
     statistics = [FeatureStatistics(covariance=False, sample_size=0) for _ in chosen]
     before = [(norm.running_mean, norm.running_var) for norm in chosen]
-    bar = tqdm(desc="batch norm", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
     hooks = [
         norm.register_forward_pre_hook(_measuring(measured, normalises=len(chosen) > 1))
         for norm, measured in zip(chosen, statistics, strict=True)
     ]
     try:
-        with bar:
-            for number, content in enumerate(loader):
-                images = read_batch(content, number)[0]
-                run(images, number)
-                bar.update(images.shape[0])
+        run()
     finally:
         for norm, hook, (mean, variance) in zip(chosen, hooks, before, strict=True):
             hook.remove()

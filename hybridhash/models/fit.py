@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -21,9 +20,9 @@ from hybridhash._inference import (
     autocast_of,
     check_loader,
     eval_mode,
+    image_batches,
     input_device,
     named_batch,
-    read_batch,
     to_device,
 )
 from hybridhash.models.fit_contrastive import fit_hash_coder, paired
@@ -113,14 +112,14 @@ def fit_hash_layer(
         loader: Yields batches as for :func:`hybridhash.encode`; labels and indices are ignored.
             :func:`hybridhash.encoding.image_loader` makes one of a data set.
         method: One of the methods of :func:`fit_hash_head`.
-        bits: Code length; None keeps that of the model.
-        generator: Source of all random numbers.
+        bits: The code length; None keeps that of the model.
+        generator: The source of all random numbers.
         iterations: See :func:`fit_hash_head`.
         rotation: That of ``"rabitq"``, see :func:`fit_hash_head`.
         lengths: Code lengths at which the first bits are to be good, see :func:`fit_hash_head`. They are kept
             in ``model.lengths``.
         sample_size: See :func:`fit_hash_head`.
-        device: Device of the images, see :func:`hybridhash.encode`.
+        device: The device of the images, see :func:`hybridhash.encode`.
         dtype: bfloat16 or float16 runs the backbone under autocast, see :func:`hybridhash.encode`.
         progress: Show a progress bar on stderr.
 
@@ -162,15 +161,11 @@ def fit_hash_layer(
     autocast = autocast_of(network, device, dtype)
 
     def embeddings() -> Iterator[Tensor]:
-        bar = tqdm(desc=f"fit {method}", unit="image", disable=not progress)  # type: ignore[no-untyped-call]
-        with bar:
-            for number, content in enumerate(loader):
-                images = read_batch(content, number)[0]
-                with torch.no_grad(), autocast, named_batch(network, images, f"batch {number}"):
-                    features = network.forward_features(to_device(images, device))
-                    features = network.forward_head(features, pre_logits=True)
-                yield features
-                bar.update(images.shape[0])
+        for number, images in image_batches(loader, f"fit {method}", progress):
+            with torch.no_grad(), autocast, named_batch(network, images, f"batch {number}"):
+                features = network.forward_features(to_device(images, device))
+                features = network.forward_head(features, pre_logits=True)
+            yield features
 
     with eval_mode(network):
         head = fit_hash_head(
@@ -237,9 +232,9 @@ def fit_hash_head(
     Args:
         features: Real-valued ``(N, D)``, or an iterable of such batches.
         method: One of the methods above.
-        bits: Code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
+        bits: The code length. ``"itq"``, ``"pca"`` and ``"pca-rr"`` give at most as many bits as there are
             directions in which the features vary; the others up to 4,096.
-        generator: Source of all random numbers.
+        generator: The source of all random numbers.
         iterations: Most rounds of ``"itq"`` and ``"sph"``, by default 50 and 200; steps of 256 items of
             ``"contrastive"``, by default 400.
         rotation: For ``"rabitq"``: ``"random"``, ``"itq"``, or ``"auto"`` (None means it), which takes the
@@ -453,7 +448,8 @@ def _filled(kind: type[LinearHead], weight: Tensor, bias: Tensor) -> LinearHead:
 @torch.no_grad()
 def _install(model: HashModel, head: LinearHead | HashCoderHead) -> None:
     linear = isinstance(head, TanhHead)
-    keeps_head = linear and _is_sign_of_its_map(model.head)
+    is_sign_of_fc = isinstance(model.head, LinearHead) and not isinstance(model.head, _NOT_ITS_SIGN)
+    keeps_head = linear and is_sign_of_fc
     if not keeps_head:
         model.head_name = _HEAD_NAMES[type(head)]
         hidden = {"hidden": head.hidden.out_features} if isinstance(head, HashCoderHead) else {}
@@ -466,11 +462,6 @@ def _install(model: HashModel, head: LinearHead | HashCoderHead) -> None:
         model.get_classifier().load_state_dict(head.fc.state_dict())
     else:
         model.head.load_state_dict(head.state_dict())
-
-
-def _is_sign_of_its_map(head: nn.Module) -> bool:
-    """Return whether the bits of a head are the signs of its linear map ``fc``."""
-    return isinstance(head, LinearHead) and not isinstance(head, _NOT_ITS_SIGN)
 
 
 @torch.no_grad()

@@ -34,8 +34,8 @@ def paired(features: Tensor | Iterable[Tensor], views: Tensor | Iterable[Tensor]
     """Yield batches of two aligned views side by side, ``(B, 2 D)``.
 
     Raises:
-        TypeError: a batch is not a tensor.
-        ValueError: the views have other numbers of batches, rows or columns than the features.
+        TypeError: A batch is not a tensor.
+        ValueError: The views have other numbers of batches, rows or columns than the features.
     """
     both = ([given] if isinstance(given, Tensor) else given for given in (features, views))
     for number, (first, second) in enumerate(itertools.zip_longest(*both)):
@@ -92,8 +92,8 @@ def fit_hash_coder(
 
     Args:
         features: ``(N, D)`` float32 on the CPU, finite; with ``pairs`` ``(N, 2 D)``.
-        bits: Code length.
-        generator: Source of all random numbers.
+        bits: The code length.
+        generator: The source of all random numbers.
         pairs: Whether each row holds two views of an item side by side. Else the positives are neighbours.
         iterations: Steps of training.
 
@@ -167,7 +167,7 @@ def walk_ends(neighbours: Tensor, rows: Tensor, generator: torch.Generator | Non
     Args:
         neighbours: int64 ``(N, number)``, as :func:`nearest_neighbours` gives them.
         rows: int64 ``(B,)``.
-        generator: Source of the steps.
+        generator: The source of the steps.
     """
     for _ in range(_WALK):
         step = (_uniform(rows.shape, generator) * neighbours.shape[1]).long()

@@ -16,7 +16,7 @@ from hybridhash._checks import check_integer
 from hybridhash._moved import renamed_arguments, renamed_attribute
 from hybridhash.codes import MAX_BITS, HashCodes, hamming_distance, hamming_topk
 from hybridhash.search.faiss_files import Write, open_files, save_files
-from hybridhash.search.ids import Ids, as_numbers, first_few, name_numbers, named
+from hybridhash.search.ids import Ids, as_numbers, first_few, name_numbers, named, not_held
 from hybridhash.search.interface import (
     as_ranges,
     check_model_id,
@@ -27,6 +27,7 @@ from hybridhash.search.interface import (
     rescored,
     result_count,
 )
+from hybridhash.search.manifest import check_content
 from hybridhash.search.shared_lock import SharedLock
 from hybridhash.search.sorted_pairs import Array, SortedPairs
 
@@ -55,10 +56,10 @@ class FaissIndex:
     Threads may share an index: searches run side by side, and wait while codes are added or removed.
 
     Args:
-        bits: Code length, 1 to 4,096. Codes are padded to whole bytes: FAISS takes multiples of 8 only.
+        bits: The code length, 1 to 4,096. Codes are padded to whole bytes: FAISS takes multiples of 8 only.
         kind: ``"flat"``, ``"ivf"`` (inverted lists around trained centres), ``"hnsw"`` (a graph of
             neighbours) or ``"multihash"`` (tables of substrings of the codes).
-        model_id: Name of the model that gives the codes, any text; kept in the manifest and compared.
+        model_id: The name of the model that gives the codes, any text; kept in the manifest and compared.
         nlist: For ivf, the number of lists. By default 4 times the square root of the number of training
             codes.
         nprobe: For ivf, the number of lists searched for each query. By default a 32nd of them, at least 16.
@@ -190,11 +191,7 @@ class FaissIndex:
                 missing = np.setdiff1d(np.arange(len(numbers)), positions)
                 if len(missing) == 0:
                     raise ValueError(f"{len(numbers)} ids have repeated ones among them: give each id once")
-                unknown = [numbers[row] if names is None else names[row] for row in missing]
-                raise ValueError(
-                    f"the index does not hold {len(unknown)} of these {len(numbers)} ids, "
-                    f"{first_few(unknown)}: nothing was removed. Ask contains first"
-                )
+                raise not_held("the index", numbers, names, missing)
             self._ids()[rows] = _REMOVED
             self._removed += len(rows)
             if self._names:
@@ -409,11 +406,7 @@ class FaissIndex:
         """
         _kinds()  # FAISS is asked for first
         with open_files(folder) as (manifest, files):
-            if bits is not None and bits != manifest["bits"]:
-                raise ValueError(
-                    f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}"
-                )
-            check_model_id(manifest["model_id"], model_id)
+            check_content(folder, manifest, bits, model_id)
             path = files["faiss"].name
             try:
                 index = cls(manifest["bits"], manifest["kind"], model_id=manifest["model_id"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from hybridhash._files import remove_stale, replacing
+from hybridhash._fingerprint import rest_sha256
 from hybridhash.search.manifest import MANIFEST, check_replaceable, read_manifest, write_manifest
 
 __all__ = ["Write", "open_files", "save_files"]
@@ -118,9 +119,6 @@ def _check(opened: BinaryIO, entry: Mapping[str, Any]) -> None:
             f"{entry['bytes']:,}. Save the index again"
         )
     if "sha256" in entry:  # not in the first version
-        digest = hashlib.sha256()
-        while block := opened.read(1 << 20):
-            digest.update(block)
-        if digest.hexdigest() != entry["sha256"]:
+        if rest_sha256(opened) != entry["sha256"]:
             raise ValueError(f"{opened.name} is damaged, its SHA-256 is another: save the index again")
         opened.seek(0)

@@ -14,7 +14,7 @@ from hybridhash._checks import check_integer
 from hybridhash._code_checks import as_ids
 from hybridhash.search.sorted_pairs import Array
 
-__all__ = ["Ids", "as_numbers", "check_distinct", "first_few", "name_numbers", "named"]
+__all__ = ["Ids", "as_numbers", "check_distinct", "first_few", "name_numbers", "named", "not_held"]
 
 Ids: TypeAlias = Tensor | Sequence[int] | Sequence[str]
 
@@ -93,6 +93,22 @@ def check_distinct(ids: Array, names: list[str] | None) -> None:
         raise ValueError(
             f"{len(repeated)} ids occur more than once, {first_few(repeated)}: each code needs its own"
         )
+
+
+def not_held(where: str, ids: Array, names: list[str] | None, rows: Array) -> ValueError:
+    """Return the error of ids to remove that an index does not hold.
+
+    Args:
+        where: What the error calls the index.
+        ids: All ids to remove.
+        names: The same as strings, if they were given as such.
+        rows: Which of them the index does not hold.
+    """
+    unknown = [ids[row] if names is None else names[row] for row in rows]
+    return ValueError(
+        f"{where} does not hold {len(unknown)} of these {len(ids)} ids, {first_few(unknown)}: nothing was "
+        "removed. Ask contains first"
+    )
 
 
 def first_few(ids: Iterable[object]) -> str:

@@ -14,6 +14,7 @@ from hybridhash._checks import check_integer
 from hybridhash._code_checks import from_numpy
 from hybridhash.asymmetric import rounded_queries
 from hybridhash.codes import HashCodes, as_packed
+from hybridhash.codes.packing import is_packed
 from hybridhash.search.ids import Ids, as_numbers, check_distinct
 from hybridhash.search.sorted_pairs import Array
 
@@ -38,9 +39,9 @@ class SearchIndex(Protocol):
     :class:`hybridhash.HashCodes`.
 
     Attributes:
-        bits: Length of all codes of the index.
-        model_id: Name of the model that gave them: any text that tells models apart, such as the SHA-256 of
-            the weights; None if it is not known. Where the index and the codes have one, they must agree.
+        bits: The length of all codes of the index.
+        model_id: The name of the model that gave them: any text that tells models apart, such as the SHA-256
+            of the weights; None if it is not known. Where the index and the codes have one, they must agree.
     """
 
     bits: int
@@ -122,7 +123,7 @@ def new_rows(
 
     Args:
         codes: Codes as :class:`SearchIndex` takes them. ``N`` may be 0.
-        bits: Code length of the index.
+        bits: The code length of the index.
         held: Model of the codes in the index, or None if it is not known.
         model_id: Model of ``codes``, or None if it is not known.
         ids: Ids that replace those of ``codes``.
@@ -140,10 +141,7 @@ def new_rows(
         (array([[160]], dtype=uint8), None, None)
     """
     check_model_id(held, model_id)
-    if _is_packed(codes):
-        packed, given = as_packed(codes, bits=bits)
-    else:
-        packed, given = as_packed(codes)
+    packed, given = as_packed(codes, bits=bits if is_packed(codes) else None)
     if given != bits:
         cut = f"; codes of a model for several lengths can be cut: codes.truncate({bits})"
         raise ValueError(
@@ -162,13 +160,6 @@ def new_rows(
     return rows, numbers, names
 
 
-def _is_packed(codes: object) -> bool:
-    """Return whether codes are a tensor or an array of packed bits."""
-    if isinstance(codes, np.ndarray):
-        return bool(codes.dtype == np.uint8)
-    return isinstance(codes, Tensor) and codes.dtype == torch.uint8
-
-
 def query_rows(
     codes: Tensor | HashCodes, bits: int, size: int, held: str | None, model_id: str | None
 ) -> Array:
@@ -176,8 +167,8 @@ def query_rows(
 
     Args:
         codes: Codes as :class:`SearchIndex` takes them. Their ids are ignored and may repeat.
-        bits: Code length of the index.
-        size: Number of codes in the index.
+        bits: The code length of the index.
+        size: The number of codes in the index.
         held: Model of the codes in the index, or None if it is not known.
         model_id: Model of ``codes``, or None if it is not known.
     """
@@ -203,7 +194,7 @@ def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
         >>> real_queries(torch.tensor([[0.5, -2.0]]), rescore=4)
         array([[ 0.5, -2. ]])
     """
-    if isinstance(codes, HashCodes) or _is_packed(codes):
+    if isinstance(codes, HashCodes) or is_packed(codes):
         kind = "HashCodes" if isinstance(codes, HashCodes) else "packed codes"
         raise TypeError(
             f"rescore={rescore} ranks by the real values of the queries, but {kind} have only their signs: "
@@ -217,7 +208,7 @@ def real_queries(codes: Tensor | Array | HashCodes, rescore: int) -> Array:
         )
     values = codes.detach().double().cpu()
     largest = float(values.abs().sum(1).max())
-    if not largest < np.finfo(np.float32).max:
+    if not largest < torch.finfo(torch.float32).max:
         raise ValueError(
             f"rescore={rescore} needs finite queries whose absolute values add up to less than 3.4e38, got "
             f"{largest:g}: check them, and what made them"
@@ -276,7 +267,7 @@ def nearest_first(distances: Array, ids: Array, bits: int) -> tuple[Tensor, Tens
     Args:
         distances: Distances of any dtype, ``(Nq, top_k)``; ignored where ``ids`` is negative.
         ids: Ids, int64 of the same shape, negative where nothing was found.
-        bits: Code length of the index.
+        bits: The code length of the index.
 
     Example:
         >>> nearest_first(np.array([[9.0, 2.0, 2.0]]), np.array([[-1, 7, 5]]), 4)

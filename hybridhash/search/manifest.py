@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridhash._files import replacing
+from hybridhash._fingerprint import json_sha256
+from hybridhash.search.interface import check_model_id
 
-__all__ = ["check_replaceable", "read_manifest", "write_manifest"]
+__all__ = ["check_content", "check_replaceable", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 _FORMAT = "hybridhash.search"
@@ -34,7 +35,7 @@ def check_replaceable(folder: Path) -> None:
 def write_manifest(folder: Path, backend: str, content: dict[str, Any]) -> None:
     """Write the description of an index, and its SHA-256, to ``manifest.json``, atomically."""
     content = {"format": _FORMAT, "version": _VERSION, "backend": backend, **content}
-    content["sha256"] = _digest(content)
+    content["sha256"] = json_sha256(content)
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -63,7 +64,7 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
             f"{file} has version {version!r} of the format, this hybridhash reads 1 to {_VERSION}: upgrade "
             "hybridhash, or build the index again"
         )
-    elif content.pop("sha256", None) != _digest(content):
+    elif content.pop("sha256", None) != json_sha256(content):
         raise ValueError(f"{file} is damaged, its SHA-256 is another: save the index again")
     if content.get("backend") != backend:
         raise ValueError(f"{file} is of a {content.get('backend')} index, not of {backend}: use its class")
@@ -73,9 +74,13 @@ def read_manifest(folder: str | os.PathLike[str], backend: str, keys: Iterable[s
     return dict(content)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the content of a manifest."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def check_content(
+    folder: str | os.PathLike[str], manifest: Mapping[str, Any], bits: int | None, model_id: str | None
+) -> None:
+    """Raise ValueError if an index is not of the bits and the model that its codes must have, if any."""
+    if bits is not None and bits != manifest["bits"]:
+        raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
+    check_model_id(manifest["model_id"], model_id)
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridhash._checks import check_integer
 from hybridhash._moved import renamed_arguments, renamed_attribute
 from hybridhash.codes import MAX_BITS, HashCodes
-from hybridhash.search.ids import Ids, as_numbers, first_few, named
+from hybridhash.search.ids import Ids, as_numbers, named, not_held
 from hybridhash.search.interface import (
     as_ranges,
     check_model_id,
@@ -28,7 +28,7 @@ from hybridhash.search.interface import (
     rescored,
     result_count,
 )
-from hybridhash.search.manifest import check_replaceable, read_manifest, write_manifest
+from hybridhash.search.manifest import check_content, check_replaceable, read_manifest, write_manifest
 from hybridhash.search.milvus_connection import Connection
 from hybridhash.search.sorted_pairs import Array
 
@@ -60,19 +60,19 @@ class MilvusIndex:
     Args:
         uri: ``http(s)://host:port`` or ``host:port`` of a server or cluster, or the path of a file that ends
             in ``.db``, for Milvus Lite. Milvus Lite must be version 2.5.1 and has the kind ``"flat"`` only.
-        collection: Name of the collection, of letters, digits and underscores.
-        bits: Code length, 1 to 4,096. Codes are padded with zero bits to whole bytes, which changes no
+        collection: The name of the collection, of letters, digits and underscores.
+        bits: The code length, 1 to 4,096. Codes are padded with zero bits to whole bytes, which changes no
             distance.
         kind: ``"flat"`` (BIN_FLAT, exact) or ``"ivf"`` (BIN_IVF_FLAT, approximate).
-        model_id: Name of the model that gives the codes, any text; kept with the collection and compared.
+        model_id: The name of the model that gives the codes, any text; kept with the collection and compared.
         nlist: For ivf, the number of lists, 1 to 65536. By default 1024.
         nprobe: For ivf, the number of lists searched for each query, at most ``nlist``. By default a 32nd of
             them.
         token: ``"user:password"`` or a token, if the server asks for one. It is never saved.
         create: Whether to make the collection if it does not exist, instead of raising.
         timeout: Seconds for one attempt of a request.
-        retries: Number of times that a failed request is repeated.
-        batch_size: Number of codes in one request of :meth:`add`.
+        retries: The number of times that a failed request is repeated.
+        batch_size: The number of codes in one request of :meth:`add`.
 
     Raises:
         ImportError: pymilvus is not installed; for a file, Milvus Lite is missing or has another version.
@@ -177,11 +177,7 @@ class MilvusIndex:
         numbers, names = as_numbers(ids)
         held = self.contains(ids).numpy()
         if not held.all():
-            unknown = [numbers[row] if names is None else names[row] for row in np.flatnonzero(~held)]
-            raise ValueError(
-                f"{self._where()} does not hold {len(unknown)} of these {len(numbers)} ids, "
-                f"{first_few(unknown)}: nothing was removed. Ask contains first"
-            )
+            raise not_held(self._where(), numbers, names, np.flatnonzero(~held))
         for rows in _slices(len(numbers), self._batch_size):
             self._request("delete", self.collection, ids=numbers[rows].tolist())
 
@@ -334,9 +330,7 @@ class MilvusIndex:
         """
         keys = ("uri", "collection", "count", "bits", "kind", "model_id", "options")
         manifest = read_manifest(folder, "milvus", keys)
-        if bits is not None and bits != manifest["bits"]:
-            raise ValueError(f"the index at {folder} holds codes of {manifest['bits']} bits, not of {bits}")
-        check_model_id(manifest["model_id"], model_id)
+        check_content(folder, manifest, bits, model_id)
         index = cls(
             manifest["uri"] if uri is None else uri,
             manifest["collection"],

@@ -16,18 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils.data import Dataset, TensorDataset
 
 from hybridhash import HashCodes, _code_files, open_codes
 from hybridhash.codes import pack_codes
 from hybridhash.encoding import read_failures
+from tests._processes import CONTEXT, run_on_ranks
 from tests.encoding._helpers import BITS, IMAGES, LABELS, Net, contents, probed, run
 
 DATASET = TensorDataset(IMAGES, LABELS)
 LARGER = TensorDataset(IMAGES.repeat(20, 1, 1, 1), LABELS.repeat(20))
-CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hybridhash", __name__])  # imported once, not in each child
 
 
 class Logged(Dataset[Any]):
@@ -233,28 +231,14 @@ def test_a_write_that_fails_in_the_middle_leaves_whole_files(tmp_path):
 # Several processes
 
 
-def rank_calls(rank, world, folder, dataset, options):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.set_num_threads(1)
+def rank_calls(rank, given):
+    """ "done", or the traceback of a process that encodes together with others."""
+    out, datasets, options = given
     try:
-        call(folder / "codes", dataset[rank] if isinstance(dataset, list) else dataset, options)
-        (folder / f"{rank}").write_text("done")
+        call(out, datasets[rank], options)
     except Exception:
-        (folder / f"{rank}").write_text(traceback.format_exc())
-    finally:
-        dist.destroy_process_group()
-
-
-def on_ranks(folder, dataset, options, world=2):
-    """What became of ``world`` processes that encode together."""
-    folder.mkdir(exist_ok=True)
-    arguments = [(rank, world, folder, dataset, options) for rank in range(world)]
-    processes = [CONTEXT.Process(target=rank_calls, args=given) for given in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [(folder / f"{rank}").read_text() for rank in range(world)]
+        return traceback.format_exc()
+    return "done"
 
 
 @pytest.mark.parametrize("shard_size", [10, 25, 100])
@@ -262,9 +246,10 @@ def test_two_processes_give_the_files_of_one(tmp_path, shard_size):
     options = {"shard_size": shard_size, "save_seconds": 0}
     with pytest.warns(UserWarning, match="7 of 60"):
         run(Net(), Logged(tmp_path / "log1"), tmp_path / "one", **options)
-    assert on_ranks(tmp_path / "two", Logged(tmp_path / "log2"), options) == ["done", "done"]
-    assert contents(tmp_path / "two" / "codes") == contents(tmp_path / "one")
-    check_logged(tmp_path / "two" / "codes")
+    datasets = [Logged(tmp_path / "log2")] * 2
+    assert run_on_ranks(rank_calls, (tmp_path / "two", datasets, options)) == ["done", "done"]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    check_logged(tmp_path / "two")
     # Both read each row once, and every process some more to try.
     rows = sorted(map(int, (tmp_path / "log2").read_text().split()))
     assert rows == sorted([*range(60), *probed(60), *probed(60)])
@@ -272,17 +257,18 @@ def test_two_processes_give_the_files_of_one(tmp_path, shard_size):
 
 def test_processes_go_on_where_one_was_and_one_where_processes_were(tmp_path):
     options = {"save_seconds": 0, "batch_size": 2}
-    folder = tmp_path / "ranks"
+    out = tmp_path / "codes"
     with pytest.raises(ValueError, match="row 4 cannot be read"):
-        run(Net(), Logged(tmp_path / "log"), folder / "codes", on_error="raise", **options)
-    said = on_ranks(folder, [Logged(tmp_path / "log"), Buggy(tmp_path / "log")], options)[1]
-    assert "KeyError: 'a bug'\n" in said
-    assert "RuntimeError: process 1 of 2 failed: KeyError: 'a bug'" in (folder / "0").read_text()
+        run(Net(), Logged(tmp_path / "log"), out, on_error="raise", **options)
+    datasets = [Logged(tmp_path / "log"), Buggy(tmp_path / "log")]
+    other, failed = run_on_ranks(rank_calls, (out, datasets, options))
+    assert "KeyError: 'a bug'\n" in failed
+    assert "RuntimeError: process 1 of 2 failed: KeyError: 'a bug'" in other
     model = Net()
     with pytest.warns(UserWarning, match="7 of 60"):
-        run(model, Logged(tmp_path / "log"), folder / "codes", **options)
+        run(model, Logged(tmp_path / "log"), out, **options)
     assert sum(model.sizes) < 20  # of the second half
-    check_logged(folder / "codes")
+    check_logged(out)
 
 
 class Buggy(Logged):
@@ -295,8 +281,8 @@ class Buggy(Logged):
 
 
 def test_processes_that_disagree_are_refused(tmp_path):
-    said = on_ranks(tmp_path / "ranks", [DATASET, TensorDataset(IMAGES[:22], LABELS[:22])], {})
-    for text in said:
+    datasets = [DATASET, TensorDataset(IMAGES[:22], LABELS[:22])]
+    for text in run_on_ranks(rank_calls, (tmp_path / "codes", datasets, {})):
         assert "ValueError: process 1 encodes something else: ['images 23 there and 22 now']" in text
 
 

@@ -292,7 +292,7 @@ def test_codes_can_be_loaded_while_they_are_saved(tmp_path):
 
     def save():
         try:
-            for number in range(150):
+            for number in range(50):
                 states[number % 2].save(path)
         except Exception as error:
             errors.append(error)

@@ -7,7 +7,19 @@ import math
 
 import torch
 
+from hybridhash import eval as evaluation
+
 BITS = 6
+WITH_A_CUT = (
+    evaluation.mean_average_precision,
+    evaluation.weighted_map,
+    evaluation.precision_at_k,
+    evaluation.recall_at_k,
+    evaluation.hit_rate_at_k,
+    evaluation.mean_reciprocal_rank,
+    evaluation.ndcg_at_k,
+    evaluation.acg_at_k,
+)
 
 
 def orders(distances, grades):

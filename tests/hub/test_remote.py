@@ -184,17 +184,7 @@ def test_a_push_without_connection_names_the_repository(unconnected):
     assert "the transfer of someone/model failed" in text
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind", "message"),
-    [
-        (hub_server.DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
-        (hub_server.WEIGHTS_DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
-        (hub_server.CUT, "ConnectionError", "the transfer of {} failed .*try again"),
-        (hub_server.SHORT, "ConnectionError", "the transfer of {} failed .*Consistency check.*try again"),
-        (hub_server.FLIPPED, "OSError", "the download of {} was damaged and is deleted.*load it again"),
-        (hub_server.GATED, "PermissionError", "{} is gated: accept its conditions at .*/{}, then log in"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "kind", "message"), hub_server.SAID_OF_FAULTS)
 @pytest.mark.parametrize("named", [True, False], ids=["ours", "pushed by timm"])
 def test_what_the_hub_does_wrong_is_named_and_once_repaired_forgotten(
     fault, kind, message, named, online, repository, tmp_path
@@ -372,12 +362,7 @@ def _norm_of_hash_model(cache_dir):
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
-        (hub_server.DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
-        (hub_server.WEIGHTS_DOWN, "ConnectionError", "the transfer of {} failed .*503.*try again"),
-        (hub_server.CUT, "ConnectionError", "the transfer of {} failed .*try again"),
-        (hub_server.SHORT, "ConnectionError", "the transfer of {} failed .*Consistency check.*try again"),
-        (hub_server.FLIPPED, "OSError", "the download of {} was damaged and is deleted.*load it again"),
-        (hub_server.GATED, "PermissionError", "{} is gated: accept its conditions at .*/{}, then log in"),
+        *hub_server.SAID_OF_FAULTS,
         ("header", "OSError", "the download of {} was damaged and is deleted.*load it again"),
     ],
 )

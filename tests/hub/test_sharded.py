@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from hybridhash.hub import load, push_to_hub, save_pretrained, weights_sha256
 from tests._hub_models import FILES, create, images_for
 from tests._hub_server import READ_ONLY, TOKEN
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 pytestmark = pytest.mark.skipif(
     not hasattr(fsdp, "fully_shard"), reason="PyTorch before 2.6 has no fully_shard there"
@@ -64,9 +64,9 @@ def test_a_sharded_model_is_pushed_whole_by_one_process(hub, tmp_path, monkeypat
         monkeypatch.setenv(name, value)
     repository = hub.add("someone/sharded", {})
     hub.add("someone/sharded-refused", {}, fault=READ_ONLY)
-    (url, refusal), (other_url, other_refusal) = run_on_ranks(
-        _push_sharded, ["someone/sharded", "someone/sharded-refused"]
-    )
+    names = ["someone/sharded", "someone/sharded-refused"]
+    ranks = run_on_ranks(_push_sharded, names, start_method="spawn")
+    (url, refusal), (other_url, other_refusal) = ranks
     assert url == f"{hub.url}/someone/sharded/commit/{repository.head}"
     assert other_url == url
     assert refusal.startswith("PermissionError: the Hub refuses")

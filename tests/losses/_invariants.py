@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,6 +30,15 @@ def value_and_grad(loss, codes, labels):
     value = loss(codes, labels)
     (grad,) = torch.autograd.grad(value, codes)
     return value.detach(), grad
+
+
+def assert_invariants(loss):
+    assert_finite_everywhere(loss)
+    assert_autocast_changes_nothing(loss)
+    assert_order_does_not_matter(loss)
+    assert_ids_equal_one_hot(loss)
+    assert_inputs_stay(loss)
+    assert_gradient_is_right(loss)
 
 
 def assert_finite_everywhere(loss):

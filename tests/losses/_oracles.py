@@ -6,11 +6,34 @@ import math
 
 import torch
 
+from hybridhash.losses._hadamard import hadamard_matrix
+
 U = torch.tensor(
     [[0.9, -0.4, 0.2, -0.7], [0.8, -0.6, -0.1, -0.9], [-0.5, 0.7, 0.3, 0.6], [0.1, -0.2, -0.8, 0.4]],
     dtype=torch.float64,
 )
 Y = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
+SIX_LABELS = {
+    "class ids": torch.tensor([0, 0, 1, 2, -1, 1]),
+    "multi-hot": torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 1, 1]]),
+}
+H4 = hadamard_matrix(4)
+
+
+def random_batch(seed, *, bounded=False):
+    """Codes (7, 6), labels of five classes with an unlabelled row, and the centers of the classes."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.empty(7, 6, dtype=torch.float64)
+    codes = codes.uniform_(-1, 1, generator=generator) if bounded else codes.normal_(generator=generator)
+    labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
+    labels[2] = 0
+    centers = torch.randint(0, 2, (5, 6), generator=generator).float() * 2 - 1
+    return codes.requires_grad_(), labels, centers
+
+
+def assert_same_value_and_gradient(got, expected, codes):
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
 
 
 def softplus(t):

@@ -19,7 +19,7 @@ from hybridhash.losses import (
     MDSHCLoss,
     WMLLoss,
 )
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 WITH_BANK = [DCHLoss, DHNLoss, DPSHLoss, DSHLoss, HashNetLoss, IDHNLoss]
 

@@ -19,7 +19,7 @@ from hybridhash.losses import (
     MDSHCLoss,
     OrthoHashLoss,
 )
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 CLASSES, BITS = 5, 12
 

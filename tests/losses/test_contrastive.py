@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hybridhash.losses import ContrastiveLoss
 from hybridhash.losses.functional import contrastive_loss
+from tests._processes import run_on_ranks
 from tests.losses._oracles import cosine
-from tests.losses._ranks import run_on_ranks
 
 
 def views(seed=0, images=4, number=2, bits=6):

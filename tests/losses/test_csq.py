@@ -8,21 +8,10 @@ import pytest
 import torch
 
 from hybridhash.losses import CSQLoss
-from hybridhash.losses._hadamard import hadamard_matrix
 from hybridhash.losses.functional import csq_loss
-from tests.losses._oracles import U, Y, literal_centroid
+from tests.losses._oracles import H4, U, Y, assert_same_value_and_gradient, literal_centroid, random_batch
 
-H4 = hadamard_matrix(4)
 IDS = torch.tensor([0, 0, 2, 1])
-
-
-def random_batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    codes = (2 * torch.rand(7, 6, generator=generator, dtype=torch.float64) - 1).requires_grad_()
-    labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
-    labels[2] = 0
-    centers = torch.randint(0, 2, (5, 6), generator=generator).float() * 2 - 1
-    return codes, labels, centers
 
 
 def literal_csq(codes, labels, centers, tie_bits, weight):
@@ -62,15 +51,13 @@ def test_csq_centroids_of_a_worked_example_take_the_tie_bits_where_undecided():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_csq_equals_the_literal_formula(seed):
-    codes, labels, centers = random_batch(seed)
+    codes, labels, centers = random_batch(seed, bounded=True)
     tie_bits = torch.tensor([1.0, -1, 1, -1, -1, 1])
     loss = CSQLoss(5, 6, quantization=0.3)
     loss.centers.copy_(centers)
     loss.tie_bits.copy_(tie_bits)
     expected = literal_csq(codes, labels, centers, tie_bits, 0.3)
-    torch.testing.assert_close(loss(codes, labels), expected)
-    (grad,) = torch.autograd.grad(loss(codes, labels), codes)
-    torch.testing.assert_close(grad, torch.autograd.grad(expected, codes)[0])
+    assert_same_value_and_gradient(loss(codes, labels), expected, codes)
 
 
 def test_csq_of_saturated_half_precision_codes_stays_finite_in_half_precision():

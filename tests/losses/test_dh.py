@@ -84,12 +84,7 @@ def test_labels_may_be_given_to_the_unsupervised_loss():
 
 @pytest.mark.parametrize("loss", [DHLoss(), SupervisedDHLoss()], ids=["dh", "supervised"])
 def test_invariants(loss):
-    _invariants.assert_finite_everywhere(loss)
-    _invariants.assert_autocast_changes_nothing(loss)
-    _invariants.assert_order_does_not_matter(loss)
-    _invariants.assert_ids_equal_one_hot(loss)
-    _invariants.assert_inputs_stay(loss)
-    _invariants.assert_gradient_is_right(loss)
+    _invariants.assert_invariants(loss)
 
 
 @pytest.mark.parametrize(

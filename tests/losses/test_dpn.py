@@ -6,21 +6,10 @@ import pytest
 import torch
 
 from hybridhash.losses import DPNLoss
-from hybridhash.losses._hadamard import hadamard_matrix
 from hybridhash.losses.functional import dpn_loss
-from tests.losses._oracles import U, literal_centroid
+from tests.losses._oracles import H4, U, assert_same_value_and_gradient, literal_centroid, random_batch
 
-H4 = hadamard_matrix(4)
 IDS = torch.tensor([0, 0, 2, 1])
-
-
-def random_batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    codes = (2 * torch.rand(7, 6, generator=generator, dtype=torch.float64) - 1).requires_grad_()
-    labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
-    labels[2] = 0
-    centers = torch.randint(0, 2, (5, 6), generator=generator).float() * 2 - 1
-    return codes, labels, centers
 
 
 def literal_dpn(codes, labels, targets, margin):
@@ -45,16 +34,14 @@ def test_dpn_of_a_worked_example():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_dpn_equals_the_literal_formula(seed):
-    codes, labels, centers = random_batch(seed)
+    codes, labels, centers = random_batch(seed, bounded=True)
     expected = literal_dpn(codes, labels, centers, 0.7)
     got = dpn_loss(codes, labels, centers=centers, margin=0.7)
-    torch.testing.assert_close(got, expected)
-    grads = [torch.autograd.grad(loss, codes)[0] for loss in (got, expected)]
-    torch.testing.assert_close(*grads)
+    assert_same_value_and_gradient(got, expected, codes)
 
 
 def test_dpn_with_centroids_equals_the_literal_formula():
-    codes, labels, centers = random_batch(5)
+    codes, labels, centers = random_batch(5, bounded=True)
     tie_bits = torch.tensor([1.0, -1, 1, -1, -1, 1])
     targets = torch.tensor([literal_centroid(centers, row, tie_bits) for row in labels])
     images = [

@@ -6,25 +6,8 @@ import pytest
 import torch
 
 from hybridhash.losses import OrthoHashLoss
-from hybridhash.losses._hadamard import hadamard_matrix
 from hybridhash.losses.functional import orthohash_loss
-from tests.losses._oracles import U, cosine
-
-H4 = hadamard_matrix(4)
-
-
-def random_batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randn(7, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    labels = (torch.rand(7, 5, generator=generator) < 0.4).long()
-    labels[2] = 0
-    centers = torch.randint(0, 2, (5, 6), generator=generator).float() * 2 - 1
-    return codes, labels, centers
-
-
-def assert_same_value_and_gradient(got, expected, codes):
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, codes)[0] for loss in (got, expected)))
+from tests.losses._oracles import H4, U, assert_same_value_and_gradient, cosine, random_batch
 
 
 def literal_orthohash(codes, labels, centers, s, m, q):

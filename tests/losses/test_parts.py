@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hybridhash.losses import CodeBank, WMLLoss, functional, list_losses
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 from tests.losses.test_registry import BITS, CLASSES, FORMULAS, PAIRWISE, ROWS, batch, loss_class_of, make
 
 HAS_ROWS = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridhash.losses import CodeBank, CodeQueue, ContrastiveLoss, MDSHCLoss, WMLLoss, create_loss_for
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 from tests.losses.test_registry import BITS, CLASSES, PAIRWISE, ROWS, batch, make
 
 

@@ -15,7 +15,7 @@ from hybridhash.losses import (
 )
 from hybridhash.losses.regularizers import half_signs
 from hybridhash.models.heads import BiHalfHead
-from tests.losses._ranks import run_on_ranks
+from tests._processes import run_on_ranks
 
 PENALTIES = [
     balance_penalty,

@@ -177,13 +177,7 @@ def test_nan_codes_give_a_nan_loss():
 
 @pytest.mark.parametrize("make", CLASSES)
 def test_invariants(make):
-    loss = make()
-    _invariants.assert_finite_everywhere(loss)
-    _invariants.assert_autocast_changes_nothing(loss)
-    _invariants.assert_order_does_not_matter(loss)
-    _invariants.assert_ids_equal_one_hot(loss)
-    _invariants.assert_inputs_stay(loss)
-    _invariants.assert_gradient_is_right(loss)
+    _invariants.assert_invariants(make())
 
 
 @pytest.mark.parametrize(

@@ -236,13 +236,7 @@ def test_no_triplet_gives_only_what_is_not_a_triplet(function):
 
 @pytest.mark.parametrize("make", CLASSES)
 def test_invariants(make):
-    loss = make()
-    _invariants.assert_finite_everywhere(loss)
-    _invariants.assert_autocast_changes_nothing(loss)
-    _invariants.assert_order_does_not_matter(loss)
-    _invariants.assert_ids_equal_one_hot(loss)
-    _invariants.assert_inputs_stay(loss)
-    _invariants.assert_gradient_is_right(loss)
+    _invariants.assert_invariants(make())
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from hybridhash.losses import CodeBank, WMLLoss
 from hybridhash.losses.functional import wml_loss
 from tests import GOLDEN
+from tests._processes import run_on_ranks
 from tests.losses._oracles import U, Y, wml
-from tests.losses._ranks import run_on_ranks
 
 GOLDEN_FILE = GOLDEN / "wml.safetensors"
 CASES = {"single": (40, 16, 5, 0.5, 5), "multi": (48, 32, 7, 0.5, 5), "alpha1": (40, 48, 4, 1.0, 3)}
@@ -31,10 +31,12 @@ def random_batch(n, bits, classes, seed, multi=True):
     return codes, F.one_hot(torch.randint(classes, (n,), generator=generator), classes)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "single as class ids"])
 def test_golden_sequence_of_steps_on_one_bank(case):
+    case, as_ids, _ = case.partition(" as class ids")
     num_train, bits, classes, alpha, steps = CASES[case]
-    loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, classes, count_unseen=True))
+    bank = CodeBank(num_train, bits, None if as_ids else classes, count_unseen=True)
+    loss = WMLLoss(alpha, bank=bank)
     with safe_open(GOLDEN_FILE, "pt") as golden:
         for step in range(steps):
             part = {
@@ -42,25 +44,10 @@ def test_golden_sequence_of_steps_on_one_bank(case):
                 for k in ("codes", "labels", "index", "loss", "grad")
             }
             codes = part["codes"].requires_grad_()
-            loss.bank.labels[part["index"]] = False  # in the stored sequence a row changes its labels
-            value, grad = value_and_grad(loss(codes, part["labels"], indices=part["index"]), codes)
-            torch.testing.assert_close(value, part["loss"][0], rtol=0, atol=1e-5)
-            torch.testing.assert_close(grad, part["grad"], rtol=0, atol=1e-5)
-
-
-def test_golden_sequence_with_class_ids():
-    num_train, bits, _, alpha, steps = CASES["single"]
-    loss = WMLLoss(alpha, bank=CodeBank(num_train, bits, count_unseen=True))
-    with safe_open(GOLDEN_FILE, "pt") as golden:
-        for step in range(steps):
-            part = {
-                k: golden.get_tensor(f"single/{step}/{k}")
-                for k in ("codes", "labels", "index", "loss", "grad")
-            }
-            codes = part["codes"].requires_grad_()
-            ids = part["labels"].argmax(1)
-            loss.bank.labels[part["index"]] = -1
-            value, grad = value_and_grad(loss(codes, ids, indices=part["index"]), codes)
+            labels = part["labels"].argmax(1) if as_ids else part["labels"]
+            # In the stored sequence a row changes its labels.
+            bank.labels[part["index"]] = -1 if as_ids else False
+            value, grad = value_and_grad(loss(codes, labels, indices=part["index"]), codes)
             torch.testing.assert_close(value, part["loss"][0], rtol=0, atol=1e-5)
             torch.testing.assert_close(grad, part["grad"], rtol=0, atol=1e-5)
 

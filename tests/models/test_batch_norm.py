@@ -5,12 +5,11 @@ import copy
 import pytest
 import timm
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridhash import create_hash_model, encode, fit_hash_layer, reestimate_batch_norm, unpack_codes
+from tests._processes import run_on_ranks
 
 
 def _images(rows=30, seed=1):
@@ -168,17 +167,13 @@ def test_what_is_no_model_or_no_loader():
         reestimate_batch_norm(timm.create_model("hybridhash_tiny_16", depths=(1, 1, 1), img_size=32), [])
 
 
-def _worker(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    images = _images()
+def _norm_on_rank(rank, images):
     model = _reestimate(_model(), (images[:22], images[22:])[rank])
-    torch.save(model.head.norm.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return model.head.norm.state_dict()
 
 
-def test_processes_measure_all_images(tmp_path):
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_processes_measure_all_images():
+    first, second = run_on_ranks(_norm_on_rank, _images())
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     alone = _reestimate(_model(), _images()).head.norm.state_dict()
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-6)

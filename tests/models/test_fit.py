@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
@@ -20,6 +18,7 @@ from hybridhash.hub import load, save_pretrained
 from hybridhash.models import HashModel, fit_hash_head
 from hybridhash.models.heads import SpectralHead, SphericalHead, TanhHead
 from hybridhash.shallow import itq_rotation
+from tests._processes import run_on_ranks
 
 METHODS = ["itq", "pca", "pca-rr", "lsh", "sh", "sph"]
 LINEAR = METHODS[:4]
@@ -529,9 +528,7 @@ def test_what_is_no_hash_model_or_no_loader():
 # Several processes.
 
 
-def _worker(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    x = features(150)
+def _fit_on_rank(rank, x):
     part = (x[:110], x[110:])[rank]
     results = {method: fit_hash_head(part.split(30), method, 8, seeded(rank)).state_dict() for method in ALL}
     failures = []
@@ -540,13 +537,11 @@ def _worker(rank, folder):
             fit_hash_head(bad, "pca", 8)
         except (ValueError, RuntimeError) as error:
             failures.append(str(error))
-    torch.save((results, failures), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results, failures
 
 
-def test_processes_fit_the_layer_of_all_images(tmp_path):
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
-    (first, failed_first), (second, failed_second) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+def test_processes_fit_the_layer_of_all_images():
+    (first, failed_first), (second, failed_second) = run_on_ranks(_fit_on_rank, features(150))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     for method in ("pca", "sh", "lsh"):
         alone = fit_hash_head(features(150), method, 8, seeded(0)).state_dict()

@@ -26,10 +26,12 @@ def name(request):
     return request.param
 
 
-@pytest.fixture
-def create(name, small_kwargs):
+# At the sizes of small_kwargs all entry points build this network, up to the rows of the last layer:
+# test_constructor_and_factory_agree.
+@pytest.fixture(params=["hybridhash_16", "hybridhash_tiny_64"])
+def create(request, small_kwargs):
     def create(**kwargs):
-        return timm.create_model(name, **{"drop_path_rate": 0.0, **small_kwargs, **kwargs})
+        return timm.create_model(request.param, **{"drop_path_rate": 0.0, **small_kwargs, **kwargs})
 
     return create
 
@@ -315,7 +317,11 @@ class TestDeviceAndDtype:
     def test_constructor_and_factory_agree(self, name, small_kwargs):
         model = timm.create_model(name, **small_kwargs)
         direct = HybridHash(num_classes=model.num_classes, **small_kwargs)
-        assert list(direct.state_dict()) == list(model.state_dict())
+        assert str(direct) == str(model)
+        shapes, expected = (
+            {key: x.shape for key, x in network.state_dict().items()} for network in (model, direct)
+        )
+        assert list(shapes.items()) == list(expected.items())
 
     def test_model_args_rebuild_the_network(self, create, images):
         model = create(
