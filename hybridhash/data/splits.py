@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hybridhash._checks import generator_device
 from hybridhash._files import replacing
 from hybridhash._tables import aligned
 from hybridhash.data.labelled import LabelledImages
@@ -297,7 +298,7 @@ _RULES = {"per class": _per_class, "greedy": _greedy, "any": _any}
 
 
 def _shuffle(length: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(length, generator=generator, device=generator.device).cpu()
+    return torch.randperm(length, generator=generator, device=generator_device(generator)).cpu()
 
 
 def _refuse_class(number: int, images: int, rule: SplitRule) -> None:

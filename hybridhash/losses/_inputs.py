@@ -5,6 +5,7 @@ At the other end, how the terms of a loss become the loss: :func:`add_up` and :f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -32,6 +33,7 @@ __all__ = [
     "one_label_each",
     "pair_batch",
     "reduce_rows",
+    "reduction_of_all",
     "refuse_reference",
     "upcast",
 ]
@@ -236,6 +238,23 @@ def reduce_rows(
     if parts is not None:
         parts.update(zip(terms, means.detach().unbind(), strict=True))
     return means.sum() if reduction == "mean" else gather_rows(rows.sum(0) * counted)
+
+
+def reduction_of_all(losses: Iterable[nn.Module], reduction: Reduction) -> dict[str, Reduction]:
+    """Return the keyword that hands a reduction on to several losses; none for the mean, which all compute.
+
+    Raises:
+        TypeError: another reduction than the mean, and a loss that knows no other.
+    """
+    if reduction == "mean":
+        return {}
+    for loss in losses:
+        if "reduction" not in inspect.signature(loss.forward).parameters:
+            raise TypeError(
+                f"{type(loss).__name__} has no values of rows, so reduction={reduction!r} cannot be had of "
+                "it: leave reduction out, or this loss"
+            )
+    return {"reduction": reduction}
 
 
 class PairBatch(NamedTuple):

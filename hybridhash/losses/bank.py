@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -156,6 +158,18 @@ class CodeMemory(nn.Module):
         """
         raise NotImplementedError
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load as every module does, and say what to do about a memory of another size."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        errors: list[str] = rest[-1]
+        for name in ("codes", "labels"):
+            own, stored = getattr(self, name), state_dict.get(prefix + name, getattr(self, name))
+            if stored.shape != own.shape:
+                errors.append(
+                    f"{name} of the {type(self).__name__} are {tuple(own.shape)}, in the state dict "
+                    f"{tuple(stored.shape)}: make it with the rows, bits and num_classes that were saved"
+                )
+
     def _other_kind(self, kind: str | None) -> ValueError:
         return ValueError(
             f"the bank holds {self.kind}, and this loss would store {kind}: make a bank for each loss"
@@ -290,7 +304,8 @@ class CodeQueue(CodeMemory):
     takes it wherever it takes a :class:`CodeBank`, and needs no ``indices``. In training the batch is written
     first and then compared with the queue, itself included, as with a bank; ``exclude_self=True`` leaves out
     the pair of an item with itself. In evaluation mode and without gradients the queue is only read. An item
-    that comes again while it is in the queue is in it twice.
+    that comes again while it is in the queue is in it twice; but a batch that equals the newest codes is not
+    written again, so that several losses can share a queue.
 
     All state is in buffers. Under ``torch.distributed`` the batches of all ranks enter in the order of the
     ranks, so the queues of all ranks stay equal.
@@ -374,9 +389,18 @@ class CodeQueue(CodeMemory):
                 f"a batch of {len(codes)} codes does not fit a queue of {self.num_samples}: make it larger"
             )
         self.kind = kind
+        codes = codes.to(self.codes.dtype)
         position = self.position.to(codes.device)
-        rows = (position + torch.arange(len(codes), device=codes.device)) % self.num_samples
-        self.codes[rows] = codes.to(self.codes.dtype)
+        steps = torch.arange(len(codes), device=codes.device)
+        newest = (position - len(codes) + steps) % self.num_samples
+        if (
+            bool(self.seen[newest].all())
+            and torch.equal(self.codes[newest], codes)
+            and torch.equal(self.labels[newest], labels)
+        ):
+            return newest[owners == rank()]  # another loss that shares the queue has written the batch
+        rows = (position + steps) % self.num_samples
+        self.codes[rows] = codes
         self.labels[rows] = labels
         self.seen[rows] = True
         self.position.copy_((position + len(codes)) % self.num_samples)

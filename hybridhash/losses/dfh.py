@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive
+from hybridhash._checks import check_not_negative, check_positive, generator_device
 from hybridhash.codes import sign
 from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._inputs import Reduction, check_codes
@@ -26,7 +26,7 @@ def fisher_centers(
         num_classes: C, at least 1.
         bits: code length, at least 1.
         steps: of gradient descent, from a normal start.
-        generator: source of the start, on the CPU.
+        generator: source of the start.
 
     Returns:
         float32 ``(num_classes, bits)``.
@@ -37,7 +37,9 @@ def fisher_centers(
         tensor([[ 8., -8.],
                 [-8.,  8.]])
     """
-    centers = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device="cpu")
+    device = generator_device(generator)
+    start = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device=device)
+    centers = start.cpu()
     target = bits * (2 * torch.eye(num_classes, dtype=torch.float64, device="cpu") - 1)
     size = float(torch.linalg.matrix_norm(target, 2))
     for _ in range(steps):
