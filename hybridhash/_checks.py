@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = [
     "check_choice",
+    "check_flags",
     "check_integer",
     "check_not_negative",
     "check_number",
@@ -23,6 +25,13 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_flags(**values: object) -> None:
+    """Raise TypeError unless every named value is True or False: ``"no"`` and ``[0]`` count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None, *, advice: str = "") -> int:
@@ -64,8 +73,8 @@ def check_not_negative(**values: float) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is one number; a tensor or an array of one will do."""
-    if not hasattr(value, "__float__") or getattr(value, "ndim", False):
+    """Raise TypeError unless ``value`` is one number, no bool; a tensor or an array of one will do."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", False):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 

@@ -374,7 +374,8 @@ def linear_layers(layers: nn.Module | Iterable[nn.Module] | None) -> tuple[nn.Li
     """
     if layers is None:
         return ()
-    given = [layers] if isinstance(layers, nn.Module) else list(layers)
+    one = isinstance(layers, nn.Module) or not isinstance(layers, Iterable)
+    given: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
     for module in given:
         if not isinstance(module, nn.Module):
             raise TypeError(

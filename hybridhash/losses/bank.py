@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_flags, check_integer
 from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, rank, world_size
 from hybridhash.losses._inputs import check_codes
 
-__all__ = ["CodeBank", "CodeMemory", "CodeQueue"]
+__all__ = ["CodeBank", "CodeMemory", "CodeQueue", "required_with"]
 
 
 class CodeMemory(nn.Module):
@@ -41,9 +41,11 @@ class CodeMemory(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        for name, size in (("num_samples", num_samples), ("bits", bits), ("num_classes", num_classes)):
-            if size is not None:
-                check_integer(name, size, 1)
+        check_integer("num_samples", num_samples, 1)
+        check_integer("bits", bits, 1)
+        if num_classes is not None:
+            check_integer("num_classes", num_classes, 1)
+        check_flags(count_unseen=count_unseen)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, got {dtype}: real-valued codes are stored")
         self.count_unseen = count_unseen
@@ -408,3 +410,19 @@ class CodeQueue(CodeMemory):
 
     def extra_repr(self) -> str:
         return f"size={self.num_samples}, bits={self.bits}, num_classes={self.num_classes}"
+
+
+def required_with(bank: CodeMemory | None) -> frozenset[str]:
+    """Return what a training loop must provide because a loss has this memory.
+
+    Raises:
+        TypeError: ``bank`` is no memory of codes.
+    """
+    if bank is None:
+        return frozenset()
+    if not isinstance(bank, CodeMemory):
+        raise TypeError(
+            f"bank must be a CodeBank, a CodeQueue or None, got {bank!r}: create_loss_for(..., bank=True) "
+            "makes one of the right size"
+        )
+    return frozenset({"bank", "indices"} if bank.needs_indices else {"bank"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive, generator_device
+from hybridhash._checks import check_integer, check_not_negative, check_positive, generator_device
 from hybridhash.codes import sign
 from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._inputs import Reduction, check_codes
@@ -37,6 +37,8 @@ def fisher_centers(
         tensor([[ 8., -8.],
                 [-8.,  8.]])
     """
+    check_integer("num_classes", num_classes, 1)
+    check_integer("bits", bits, 1)
     device = generator_device(generator)
     start = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device=device)
     centers = start.cpu()
@@ -101,8 +103,6 @@ class DFHLoss(PairwiseLoss):
         super().__init__(bank=bank, exclude_self=exclude_self)
         check_positive(margin=margin, mu=mu)
         check_not_negative(eta=eta)
-        if num_classes < 1 or bits < 1:
-            raise ValueError(f"num_classes and bits must be at least 1, got {num_classes} and {bits}")
         self.margin, self.mu, self.eta = margin, mu, eta
         self.register_buffer("centers", fisher_centers(num_classes, bits, generator=generator))
 

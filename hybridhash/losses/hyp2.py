@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_integer, check_not_negative, generator_device
+from hybridhash._checks import check_integer, check_not_negative, check_number, generator_device
 from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._distributed import gather_rows
 from hybridhash.losses._inputs import HasParts, add_up, class_batch, refuse_reference
@@ -94,6 +94,7 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
 def _check(threshold: float, beta: float) -> None:
     check_not_negative(beta=beta)
+    check_number("threshold", threshold)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is a cosine and must be in [-1, 1], got {threshold}")
 
