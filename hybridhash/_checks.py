@@ -7,13 +7,31 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-__all__ = ["check_choice", "check_integer", "check_not_negative", "check_number", "check_positive"]
+import numpy as np
+import torch
+
+__all__ = [
+    "check_choice",
+    "check_flags",
+    "check_integer",
+    "check_not_negative",
+    "check_number",
+    "check_positive",
+    "generator_device",
+]
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_flags(**values: object) -> None:
+    """Raise TypeError unless every named value is True or False: ``"no"`` and ``[0]`` count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None, *, advice: str = "") -> int:
@@ -55,6 +73,22 @@ def check_not_negative(**values: float) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is one number; a tensor or an array of one will do."""
-    if not hasattr(value, "__float__") or getattr(value, "ndim", False):
+    """Raise TypeError unless ``value`` is one number, no bool; a tensor or an array of one will do."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", False):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def generator_device(generator: torch.Generator | None) -> torch.device:
+    """Return the device on which random numbers are to be drawn: the generator's, or the CPU without one.
+
+    Raises:
+        TypeError: ``generator`` is something else, such as a seed.
+    """
+    if generator is None:
+        return torch.device("cpu")
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {generator!r}: make one of a seed with "
+            "torch.Generator().manual_seed(seed)"
+        )
+    return generator.device

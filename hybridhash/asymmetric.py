@@ -37,7 +37,8 @@ _PRECISION = 40
 # Fewer queries than these look sums up by byte on the CPU; for more, unpacking the bits pays. As measured.
 # Tables for two bytes at a time are slower: they lie outside of the fastest cache, and take a time to build.
 _FEW = 16
-# On the CPU: pairs, and unpacked bits, in a block of products; items in a block of sums that are looked up.
+# On the CPU: pairs, and unpacked bits, in a block of products; pairs in a block of sums that are looked up,
+# so many that torch works on them in one thread, without waiting for others on busy cores.
 _PAIRS, _UNPACKED, _LOOKED_UP = 1 << 18, 1 << 17, 1 << 15
 _DEVICE_PAIRS = 1 << 24  # elsewhere: about 30 bytes each while they are ranked
 _QUERIES = 256  # at a time
@@ -206,7 +207,7 @@ class RealQueries:
         if self.codes.device.type != "cpu":
             return max(1, _DEVICE_PAIRS // len(self))
         if self.tables is not None:
-            return max(_LOOKED_UP // 4, _LOOKED_UP // len(self))
+            return _LOOKED_UP // len(self)
         return max(64, min(_PAIRS // len(self), _UNPACKED // self.bits))
 
     def keys(self, packed: Tensor, factors: Tensor | None = None) -> Tensor:

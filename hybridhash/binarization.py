@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridhash._checks import check_choice, check_integer
+from hybridhash._checks import check_choice, check_integer, generator_device
 from hybridhash._inference import check_hash_model, eval_mode, input_device, named_batch
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
@@ -269,6 +269,7 @@ def _split(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """Return the rows of queries and database, and the labels of both: drawn from one set, or of a pair."""
+    device = generator_device(generator)
     if not isinstance(features, tuple):
         if isinstance(labels, tuple):
             raise ValueError("labels are a pair, but features are not: give both as (query, database)")
@@ -276,7 +277,7 @@ def _split(
         count = rows.count()
         if count < 2:
             raise ValueError(f"there must be at least 2 rows, a query and an item, got {count}")
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(count, generator=generator, device=device).cpu()
         num_queries = min(queries, count // 2)
         sampled = order[:num_queries].sort().values
         kept = order[num_queries : num_queries + max_database].sort().values
@@ -290,8 +291,8 @@ def _split(
     counts = [side.count() for side in sides]
     if 0 in counts:
         raise ValueError(f"a side is empty: got {counts[0]} queries and {counts[1]} items")
-    sampled = torch.randperm(counts[0], generator=generator)[:queries].sort().values
-    kept = torch.randperm(counts[1], generator=generator)[:max_database].sort().values
+    sampled, kept = (torch.randperm(n, generator=generator, device=device).cpu() for n in counts)
+    sampled, kept = sampled[:queries].sort().values, kept[:max_database].sort().values
     query, database = sides[0].take(sampled), sides[1].take(kept)
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"queries are {query.shape[1]} wide, the database {database.shape[1]}")

@@ -13,7 +13,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from hybridhash._checks import check_choice, check_integer
+from hybridhash._checks import check_choice, check_integer, generator_device
 from hybridhash._code_checks import MAX_BITS, as_ids, check_numbers, from_numpy
 from hybridhash._inference import eval_mode, input_device
 from hybridhash.codes import HashCodes
@@ -324,7 +324,8 @@ def _fit_to_labels(
     if labels is None:
         raise ValueError('method "itqcca" learns from labels: give labels, or another method')
     as_labels(labels, length=batches.count())
-    kept = torch.randperm(len(labels), generator=generator)[:_LABELLED_ROWS].sort().values
+    order = torch.randperm(len(labels), generator=generator, device=generator_device(generator))
+    kept = order[:_LABELLED_ROWS].cpu().sort().values
     estimator = ITQCCA(model.bits)
     inputs = model.backbone(batches.take(kept))
     codes = estimator.fit_transform(inputs, labels.cpu()[kept], generator=generator)

@@ -80,6 +80,8 @@ def as_labels(
         raise ValueError(f"{name} has no class column, got shape {tuple(labels.shape)}")
     if labels.dtype == torch.bool:
         return labels
+    if labels.dtype.is_complex:
+        raise TypeError(f"{name} of shape (N, C) are multi-hot (0 or 1), got {labels.dtype}: use labels.real")
     if labels.shape[1] == 1:
         raise ValueError(
             f"{name} of shape (N, 1) may be class ids or one class of multi-hot rows: give labels[:, 0] for "

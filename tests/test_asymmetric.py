@@ -190,7 +190,7 @@ def test_forms_modes_and_inputs_change_nothing():
     assert hybridhash.asymmetric_topk is asymmetric_topk
 
 
-@pytest.mark.parametrize("queries", [1, 300])
+@pytest.mark.parametrize("queries", [1, 15, 300])
 def test_the_database_is_read_in_blocks(monkeypatch, queries):
     seen = []
     keys = RealQueries.keys
@@ -202,8 +202,8 @@ def test_the_database_is_read_in_blocks(monkeypatch, queries):
     monkeypatch.setattr(RealQueries, "keys", watched)
     asymmetric_topk(torch.randn(queries, 32), torch.randn(50_000, 32), 5)
     assert sum(q * n for q, n in seen) == queries * 50_000
-    assert max(n for _, n in seen) <= asymmetric._LOOKED_UP
-    assert max(q * n for q, n in seen) <= asymmetric._PAIRS
+    # Of few queries torch works on a block in one thread: it shares more than 2^15 numbers between threads.
+    assert max(q * n for q, n in seen) <= (2**15 if queries < asymmetric._FEW else asymmetric._PAIRS)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,11 @@ class StringList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def __repr__(self) -> str:
+        first = [self[row] for row in range(min(3, len(self)))]
+        more = f" and {len(self) - 3:,} more" if len(self) > 3 else ""
+        return f"{first}{more}"
+
     def __getitem__(self, index: Any) -> Any:
         row = range(len(self))[index]
         return self._bytes[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")

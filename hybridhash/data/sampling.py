@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_integer, generator_device
 from hybridhash.labels import as_labels, labelled
 
 __all__ = ["BalancedBatches", "balanced_batches"]
@@ -96,6 +96,7 @@ class _Deck:
     def __init__(self, cards: Tensor, generator: torch.Generator | None) -> None:
         self.cards = cards
         self.generator = generator
+        self.device = generator_device(generator)
         self.remaining: list[int] = []
 
     def draw(self, number: int, taken: Collection[int]) -> list[int]:
@@ -121,8 +122,7 @@ class _Deck:
         return list(drawn)
 
     def _shuffled(self) -> list[int]:
-        device = self.generator.device if self.generator is not None else "cpu"
-        order = torch.randperm(len(self.cards), generator=self.generator, device=device)
+        order = torch.randperm(len(self.cards), generator=self.generator, device=self.device)
         shuffled: list[int] = self.cards[order.cpu()].tolist()
         return shuffled
 

@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from hybridhash._checks import generator_device
+from hybridhash._code_files import tensor_bytes
 from hybridhash._files import replacing
+from hybridhash._safetensors import HEADER_DIGEST, read_header, write_tensors
 from hybridhash._tables import aligned
 from hybridhash.data.labelled import LabelledImages
 from hybridhash.labels import as_labels, class_ids
 
 __all__ = ["Split", "SplitDatasets", "SplitRule", "draw_split"]
 
-_FORMAT = "hybridhash.split/1"
+_FORMAT = "hybridhash.split/2"
+_WITHOUT_DIGESTS = "hybridhash.split/1"  # the version before, which is read, too
 
 
 class SplitRule(NamedTuple):
@@ -145,9 +148,10 @@ class Split:
             "images": str(self.images),
             "labels_sha256": self.labels_sha256,
         }
-        tensors = {name: rows.contiguous() for name, rows in self._rows().items()}
+        parts = self._rows()
+        layout = {name: ("I64", rows.shape) for name, rows in parts.items()}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            write_tensors(temporary, layout, lambda name: tensor_bytes(parts[name]), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], labels: Tensor) -> Split:
@@ -158,14 +162,17 @@ class Split:
             ValueError: It is no split, is damaged, or was drawn for another data set.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no split, or is damaged: {error}") from error
-        if metadata.get("format") != _FORMAT or set(rows) != {"query", "train", "database"}:
-            found = metadata.get("format")
+            metadata = read_header(path, check_tensors=True)["__metadata__"]
+        except ValueError as error:
+            raise ValueError(f"{path} is no split, or is damaged: it is {error}") from error
+        found = metadata.get("format")
+        if found not in (_FORMAT, _WITHOUT_DIGESTS):
             raise ValueError(f"{path} is no split: format is {found!r}, expected {_FORMAT!r}")
+        if found == _FORMAT and HEADER_DIGEST not in metadata:
+            raise ValueError(f"{path} is damaged: it has no {HEADER_DIGEST}")
+        rows = load_file(path)
+        if set(rows) != {"query", "train", "database"}:
+            raise ValueError(f"{path} is damaged: it holds {', '.join(sorted(rows)) or 'nothing'}")
         try:
             split = cls(metadata["protocol"], int(metadata["images"]), metadata["labels_sha256"], **rows)
         except (KeyError, ValueError) as error:
@@ -297,7 +304,7 @@ _RULES = {"per class": _per_class, "greedy": _greedy, "any": _any}
 
 
 def _shuffle(length: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(length, generator=generator, device=generator.device).cpu()
+    return torch.randperm(length, generator=generator, device=generator_device(generator)).cpu()
 
 
 def _refuse_class(number: int, images: int, rule: SplitRule) -> None:

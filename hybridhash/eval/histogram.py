@@ -44,8 +44,9 @@ __all__ = [
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Scoring = Literal["hamming", "asymmetric"]
 
-# Database items counted at a time on the CPU: their distances stay in the cache.
-_SPAN = 1 << 16
+# Database items counted at a time on the CPU: their distances stay in the cache, and torch counts so many in
+# one thread, without waiting for others on busy cores.
+_SPAN = 1 << 15
 # Bytes of the labels of such a span, one for each item and class.
 _LABEL_BYTES = 32 << 20
 # Elsewhere: bytes of temporary tensors, what a pair takes of them, and counts of a block of queries.

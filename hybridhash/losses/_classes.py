@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_integer, generator_device
 from hybridhash.losses._inputs import HasParts, check_codes
 from hybridhash.losses.centers import CenterMethod, hash_centers, minimum_distance
 
@@ -49,7 +49,7 @@ class CenterLoss(HasParts):
 
     def _add_tie_bits(self, generator: torch.Generator | None) -> None:
         # Drawn even where no label set can tie, so that a state dict always has the same keys.
-        device = "cpu" if generator is None else generator.device
+        device = generator_device(generator)
         bits = torch.randint(2, (self.bits,), generator=generator, device=device)
         self.register_buffer("tie_bits", bits.cpu().float() * 2 - 1)
 
@@ -76,7 +76,7 @@ def linear_classifier(
     check_integer("bits", bits, 1)
     classifier = nn.Linear(bits, num_classes, bias=bias, device="meta", dtype=torch.float32)
     classifier.to_empty(device="cpu")
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     with torch.no_grad():
         # nn.Linear's own range, drawn from the generator.
         for parameter in classifier.parameters():

@@ -5,6 +5,7 @@ At the other end, how the terms of a loss become the loss: :func:`add_up` and :f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -32,6 +33,7 @@ __all__ = [
     "one_label_each",
     "pair_batch",
     "reduce_rows",
+    "reduction_of_all",
     "refuse_reference",
     "upcast",
 ]
@@ -238,6 +240,23 @@ def reduce_rows(
     return means.sum() if reduction == "mean" else gather_rows(rows.sum(0) * counted)
 
 
+def reduction_of_all(losses: Iterable[nn.Module], reduction: Reduction) -> dict[str, Reduction]:
+    """Return the keyword that hands a reduction on to several losses; none for the mean, which all compute.
+
+    Raises:
+        TypeError: another reduction than the mean, and a loss that knows no other.
+    """
+    if reduction == "mean":
+        return {}
+    for loss in losses:
+        if "reduction" not in inspect.signature(loss.forward).parameters:
+            raise TypeError(
+                f"{type(loss).__name__} has no values of rows, so reduction={reduction!r} cannot be had of "
+                "it: leave reduction out, or this loss"
+            )
+    return {"reduction": reduction}
+
+
 class PairBatch(NamedTuple):
     """Anchors and the items they are compared with, on one device, in one dtype (float32 or float64).
 
@@ -355,7 +374,8 @@ def linear_layers(layers: nn.Module | Iterable[nn.Module] | None) -> tuple[nn.Li
     """
     if layers is None:
         return ()
-    given = [layers] if isinstance(layers, nn.Module) else list(layers)
+    one = isinstance(layers, nn.Module) or not isinstance(layers, Iterable)
+    given: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
     for module in given:
         if not isinstance(module, nn.Module):
             raise TypeError(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_integer, check_not_negative
+from hybridhash._checks import check_integer, check_not_negative, generator_device
 from hybridhash.labels import as_labels, similar, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
 from hybridhash.losses._inputs import HasParts, check_codes, check_rows, refuse_reference, upcast
@@ -100,7 +100,7 @@ class ADSHLoss(HasParts):
         self.dissimilarity = dissimilarity
         self.register_buffer("database_labels", labels)
         signs = torch.randint(
-            2, (labels.shape[0], bits), generator=generator, device=generator.device if generator else "cpu"
+            2, (labels.shape[0], bits), generator=generator, device=generator_device(generator)
         )
         self.register_buffer("database_codes", (2 * signs - 1).to(labels.device, torch.float32))
         self.register_buffer("outputs", torch.zeros_like(self.database_codes))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_flags, check_integer
 from hybridhash.labels import as_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, rank, world_size
 from hybridhash.losses._inputs import check_codes
 
-__all__ = ["CodeBank", "CodeMemory", "CodeQueue"]
+__all__ = ["CodeBank", "CodeMemory", "CodeQueue", "required_with"]
 
 
 class CodeMemory(nn.Module):
@@ -39,9 +41,11 @@ class CodeMemory(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        for name, size in (("num_samples", num_samples), ("bits", bits), ("num_classes", num_classes)):
-            if size is not None:
-                check_integer(name, size, 1)
+        check_integer("num_samples", num_samples, 1)
+        check_integer("bits", bits, 1)
+        if num_classes is not None:
+            check_integer("num_classes", num_classes, 1)
+        check_flags(count_unseen=count_unseen)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type, got {dtype}: real-valued codes are stored")
         self.count_unseen = count_unseen
@@ -155,6 +159,18 @@ class CodeMemory(nn.Module):
             ValueError: codes of another kind than those that are held.
         """
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load as every module does, and say what to do about a memory of another size."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        errors: list[str] = rest[-1]
+        for name in ("codes", "labels"):
+            own, stored = getattr(self, name), state_dict.get(prefix + name, getattr(self, name))
+            if stored.shape != own.shape:
+                errors.append(
+                    f"{name} of the {type(self).__name__} are {tuple(own.shape)}, in the state dict "
+                    f"{tuple(stored.shape)}: make it with the rows, bits and num_classes that were saved"
+                )
 
     def _other_kind(self, kind: str | None) -> ValueError:
         return ValueError(
@@ -290,7 +306,8 @@ class CodeQueue(CodeMemory):
     takes it wherever it takes a :class:`CodeBank`, and needs no ``indices``. In training the batch is written
     first and then compared with the queue, itself included, as with a bank; ``exclude_self=True`` leaves out
     the pair of an item with itself. In evaluation mode and without gradients the queue is only read. An item
-    that comes again while it is in the queue is in it twice.
+    that comes again while it is in the queue is in it twice; but a batch that equals the newest codes is not
+    written again, so that several losses can share a queue.
 
     All state is in buffers. Under ``torch.distributed`` the batches of all ranks enter in the order of the
     ranks, so the queues of all ranks stay equal.
@@ -374,9 +391,18 @@ class CodeQueue(CodeMemory):
                 f"a batch of {len(codes)} codes does not fit a queue of {self.num_samples}: make it larger"
             )
         self.kind = kind
+        codes = codes.to(self.codes.dtype)
         position = self.position.to(codes.device)
-        rows = (position + torch.arange(len(codes), device=codes.device)) % self.num_samples
-        self.codes[rows] = codes.to(self.codes.dtype)
+        steps = torch.arange(len(codes), device=codes.device)
+        newest = (position - len(codes) + steps) % self.num_samples
+        if (
+            bool(self.seen[newest].all())
+            and torch.equal(self.codes[newest], codes)
+            and torch.equal(self.labels[newest], labels)
+        ):
+            return newest[owners == rank()]  # another loss that shares the queue has written the batch
+        rows = (position + steps) % self.num_samples
+        self.codes[rows] = codes
         self.labels[rows] = labels
         self.seen[rows] = True
         self.position.copy_((position + len(codes)) % self.num_samples)
@@ -384,3 +410,19 @@ class CodeQueue(CodeMemory):
 
     def extra_repr(self) -> str:
         return f"size={self.num_samples}, bits={self.bits}, num_classes={self.num_classes}"
+
+
+def required_with(bank: CodeMemory | None) -> frozenset[str]:
+    """Return what a training loop must provide because a loss has this memory.
+
+    Raises:
+        TypeError: ``bank`` is no memory of codes.
+    """
+    if bank is None:
+        return frozenset()
+    if not isinstance(bank, CodeMemory):
+        raise TypeError(
+            f"bank must be a CodeBank, a CodeQueue or None, got {bank!r}: create_loss_for(..., bank=True) "
+            "makes one of the right size"
+        )
+    return frozenset({"bank", "indices"} if bank.needs_indices else {"bank"})

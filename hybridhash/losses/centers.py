@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_integer, generator_device
 from hybridhash.codes import hamming_topk
 from hybridhash.losses._hadamard import hadamard_matrix, hadamard_order
 
@@ -167,17 +167,17 @@ def _check_sizes(num_classes: int, bits: int) -> None:
 
 def _draw(high: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Draw integers below ``high``, on the CPU wherever the generator lives."""
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     return torch.randint(high, shape, generator=generator, device=device).cpu()
 
 
 def _shuffle(length: int, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     return torch.randperm(length, generator=generator, device=device).cpu()
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     return torch.rand(shape, generator=generator, device=device, dtype=torch.float32).cpu()
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridhash._checks import check_choice, check_integer
+from hybridhash._checks import check_choice, check_flags, check_integer, generator_device
 from hybridhash.codes import binarize
 from hybridhash.labels import as_labels, labelled
 from hybridhash.losses._distributed import sum_over_ranks
@@ -83,11 +83,12 @@ def cnnh_codes(
     """
     check_integer("bits", bits, 1)
     check_integer("sweeps", sweeps, 0)
+    check_flags(relaxed=relaxed)
     target = _Similarity(labels, similarity)
-    device = generator.device if generator is not None else torch.device("cpu")
+    device = generator_device(generator)
     if start is None:
         start = 2 * torch.rand(target.size, bits, generator=generator, device=device, dtype=torch.float64) - 1
-    elif start.shape != (target.size, bits) or not bool((start.abs() <= 1).all()):
+    elif check_codes(start, name="start").shape != (target.size, bits) or not bool((start.abs() <= 1).all()):
         raise ValueError(f"start must be ({target.size}, {bits}) in [-1, 1], got shape {tuple(start.shape)}")
     codes = start.detach().to("cpu", torch.float64).numpy().copy()
     for _ in range(sweeps):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative
+from hybridhash._checks import check_flags, check_not_negative
 from hybridhash.losses._classes import CenterLoss
 from hybridhash.losses._inputs import (
     Reduction,
@@ -168,6 +168,7 @@ class CSQLoss(CenterLoss):
         quantization: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> None:
+        check_flags(tanh=tanh)
         check_not_negative(quantization=quantization)
         super().__init__(num_classes, bits, centers, generator)
         self.tanh = tanh

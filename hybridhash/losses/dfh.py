@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive
+from hybridhash._checks import check_integer, check_not_negative, check_positive, generator_device
 from hybridhash.codes import sign
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._inputs import Reduction, class_batch
@@ -26,7 +26,7 @@ def fisher_centers(
         num_classes: C, at least 1.
         bits: code length, at least 1.
         steps: of gradient descent, from a normal start.
-        generator: source of the start, on the CPU.
+        generator: source of the start.
 
     Returns:
         float32 ``(num_classes, bits)``.
@@ -37,7 +37,11 @@ def fisher_centers(
         tensor([[ 8., -8.],
                 [-8.,  8.]])
     """
-    centers = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device="cpu")
+    check_integer("num_classes", num_classes, 1)
+    check_integer("bits", bits, 1)
+    device = generator_device(generator)
+    start = torch.randn(num_classes, bits, generator=generator, dtype=torch.float64, device=device)
+    centers = start.cpu()
     target = bits * (2 * torch.eye(num_classes, dtype=torch.float64, device="cpu") - 1)
     size = float(torch.linalg.matrix_norm(target, 2))
     for _ in range(steps):
@@ -99,8 +103,6 @@ class DFHLoss(PairwiseLoss):
         super().__init__(bank=bank, exclude_self=exclude_self)
         check_positive(margin=margin, mu=mu)
         check_not_negative(eta=eta)
-        if num_classes < 1 or bits < 1:
-            raise ValueError(f"num_classes and bits must be at least 1, got {num_classes} and {bits}")
         self.margin, self.mu, self.eta = margin, mu, eta
         self.register_buffer("centers", fisher_centers(num_classes, bits, generator=generator))
 

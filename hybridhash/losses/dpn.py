@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_choice, check_integer, check_positive
+from hybridhash._checks import check_choice, check_flags, check_integer, check_positive
 from hybridhash.codes import sign
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._classes import CenterLoss
@@ -157,6 +157,7 @@ class DPNLoss(CenterLoss):
         check_positive(margin=margin)
         check_choice("reduction (over the bits)", reduction, ("sum", "mean"))
         check_choice("multi_label", multi_label, ("sum", "centroid"))
+        check_flags(adaptive=adaptive)
         super().__init__(num_classes, bits, centers, generator)
         self.margin = margin
         self.reduction = reduction

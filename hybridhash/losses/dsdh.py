@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_positive
+from hybridhash._checks import check_integer, check_positive
 from hybridhash.labels import to_multi_hot
 from hybridhash.losses._inputs import upcast
 from hybridhash.losses.bank import CodeMemory
@@ -100,8 +100,7 @@ class DSDHLoss(PairwiseLoss):
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
         check_positive(eta=eta, mu=mu, nu=nu)
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        check_integer("iterations", iterations, 1)
         if bank is not None and bank.num_classes is None:
             raise ValueError("DSDHLoss fits a classifier: make its bank with CodeBank(..., num_classes=C)")
         self.eta, self.mu, self.nu, self.iterations = eta, mu, nu, iterations

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_choice, check_not_negative, check_positive
+from hybridhash._checks import check_choice, check_flags, check_not_negative, check_positive
 from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._classes import linear_classifier
 from hybridhash.losses._inputs import Reduction, class_batch, class_entropy, diverged_to_nan
@@ -134,6 +134,7 @@ class DSHSDLoss(PairwiseLoss):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
+        check_flags(tanh=tanh)
         check_positive(margin=1.0 if margin is None else margin)
         check_not_negative(alpha=alpha)
         check_choice("classification", classification, get_args(DSHSDClassification))

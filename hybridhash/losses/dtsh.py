@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive
+from hybridhash._checks import check_flags, check_not_negative, check_positive
 from hybridhash.losses._inputs import HasParts, add_up, pair_batch
 from hybridhash.losses._triplets import mean_over_anchors, triplet_sums
 
@@ -112,6 +112,7 @@ class DTSHLoss(HasParts):
         exclude_self: bool = True,
     ) -> None:
         super().__init__()
+        check_flags(exclude_self=exclude_self)
         check_positive(scale=scale, **({} if margin is None else {"margin": margin}))
         check_not_negative(quantization=quantization)
         self.margin = margin

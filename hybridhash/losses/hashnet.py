@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_choice, check_positive
+from hybridhash._checks import check_choice, check_flags, check_positive
 from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, balanced, log_likelihood
 
@@ -94,6 +94,7 @@ class HashNetLoss(PairwiseLoss):
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
         check_choice("weighting", weighting, get_args(HashNetWeighting))
+        check_flags(jaccard=jaccard)
         check_positive(alpha=1.0 if alpha is None else alpha, similar_weight=similar_weight)
         self.alpha, self.weighting = alpha, weighting
         self.jaccard, self.similar_weight = jaccard, similar_weight

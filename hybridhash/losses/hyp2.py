@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hybridhash._checks import check_integer, check_not_negative
+from hybridhash._checks import check_integer, check_not_negative, check_number, generator_device
 from hybridhash.labels import labelled, to_multi_hot
 from hybridhash.losses._distributed import gather_rows
 from hybridhash.losses._inputs import HasParts, add_up, class_batch, refuse_reference
@@ -94,6 +94,7 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
 def _check(threshold: float, beta: float) -> None:
     check_not_negative(beta=beta)
+    check_number("threshold", threshold)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is a cosine and must be in [-1, 1], got {threshold}")
 
@@ -156,7 +157,7 @@ class HyP2Loss(HasParts):
         self.threshold = hyp2_threshold(num_classes, bits) if threshold is None else threshold
         _check(self.threshold, beta)
         self.beta = beta
-        device = "cpu" if generator is None else generator.device
+        device = generator_device(generator)
         # Normal numbers of He's variance for the number of proxies, as in the official code.
         drawn = torch.randn(num_classes, bits, generator=generator, device=device, dtype=torch.float32)
         self.proxies = nn.Parameter(drawn.cpu() * (2 / num_classes) ** 0.5)

@@ -18,7 +18,7 @@ from hybridhash.losses._inputs import (
     refuse_reference,
     upcast,
 )
-from hybridhash.losses.bank import CodeMemory
+from hybridhash.losses.bank import CodeMemory, required_with
 from hybridhash.losses.centers import CenterMethod
 from hybridhash.losses.pairwise import PairwiseLoss, cosines
 
@@ -147,6 +147,7 @@ class MDSHCLoss(CenterLoss):
         if num_classes == 1:
             raise ValueError("num_classes must be at least 2 for a softmax over the centers, got 1")
         super().__init__(num_classes, bits, centers, generator)
+        self.requires = self.requires | required_with(bank)
         if bank is not None and bank.bits != bits:
             raise ValueError(f"the bank holds codes of {bank.bits} bits, the centers have {bits}")
         if bank is not None and bank.num_classes not in (None, num_classes):
@@ -156,8 +157,6 @@ class MDSHCLoss(CenterLoss):
         self.pair_from = pair_from
         self.bank = bank
         self.attraction = _Attraction()
-        if bank is not None:
-            self.requires = self.requires | ({"bank", "indices"} if bank.needs_indices else {"bank"})
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def forward(

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hybridhash._checks import check_number
 from hybridhash._code_checks import check_lengths
-from hybridhash.losses._inputs import check_codes
+from hybridhash.losses._inputs import Reduction, check_codes, reduction_of_all
 
 __all__ = ["NestedLoss"]
 
@@ -39,7 +40,7 @@ class NestedLoss(nn.Module):
             :func:`hybridhash.losses.create_loss`.
 
     Raises:
-        TypeError: lengths that are not integers, losses that are not modules.
+        TypeError: lengths that are not integers, losses that are not modules, weights that are no numbers.
         ValueError: no lengths, lengths that do not ascend or are below 1, a loss made for another number of
             bits, weights of other lengths, negative ones or zeros only.
 
@@ -90,6 +91,7 @@ class NestedLoss(nn.Module):
         indices: Tensor | None = None,
         ref_codes: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Compute the weighted mean of the losses of all lengths.
 
@@ -99,20 +101,24 @@ class NestedLoss(nn.Module):
             indices: integers ``(B,)``, rows of the training set, for losses that require them.
             ref_codes: ``(M, bits)``, cut for each length as the codes are.
             ref_labels: labels of ``ref_codes``.
+            reduction: "none" returns the weighted mean for each row, if all losses have values of rows.
 
         Returns:
-            0-dim, float32 (float64 for float64 codes), whatever autocast does.
+            0-dim, or ``(B,)`` with ``reduction="none"``; float32 (float64 for float64 codes), whatever
+            autocast does.
 
         Raises:
+            TypeError: ``reduction="none"`` with a loss that has no values of rows.
             ValueError: codes of another length than the longest, and whatever the losses raise.
         """
         check_codes(codes, bits=self.bits)
         if ref_codes is not None:
             check_codes(ref_codes, bits=self.bits, name="ref_codes")
+        reduced = reduction_of_all(self.losses.values(), reduction)
         parts = []
         for length, loss in zip(self.lengths, self.losses.values(), strict=True):
             second = None if ref_codes is None else ref_codes[:, :length]
-            given = {"indices": indices, "ref_codes": second, "ref_labels": ref_labels}
+            given = {"indices": indices, "ref_codes": second, "ref_labels": ref_labels, **reduced}
             parts.append(self.weights[length] * loss(codes[:, :length], labels, **given))
         return sum(parts[1:], start=parts[0])
 
@@ -154,8 +160,12 @@ def _check_bits(loss: nn.Module, length: int) -> None:
 def _checked_weights(weights: Mapping[int, float] | None, lengths: tuple[int, ...]) -> dict[int, float]:
     if weights is None:
         weights = dict.fromkeys(lengths, 1.0)
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must map lengths to numbers, got {type(weights).__name__}")
     if set(weights) != set(lengths):
         raise ValueError(f"weights must be those of the lengths {lengths}, got {tuple(weights)}")
+    for length, weight in weights.items():
+        check_number(f"the weight of {length} bits", weight)
     total = float(sum(weights.values()))
     if not all(weight >= 0 for weight in weights.values()) or not 0 < total < float("inf"):
         raise ValueError(f"weights must be 0 or positive and finite, not all 0, got {dict(weights)}")

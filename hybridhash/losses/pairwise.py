@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hybridhash._checks import check_flags
 from hybridhash.labels import as_labels, shared_labels, to_multi_hot
 from hybridhash.losses._distributed import gather_rows, sum_over_ranks
 from hybridhash.losses._inputs import HasParts, Reduction, check_codes, upcast
-from hybridhash.losses.bank import CodeMemory
+from hybridhash.losses.bank import CodeMemory, required_with
 
 __all__ = [
     "Affinity",
@@ -204,9 +205,9 @@ class PairwiseLoss(HasParts, ABC):
 
     def __init__(self, *, bank: CodeMemory | None = None, exclude_self: bool = False) -> None:
         super().__init__()
+        check_flags(exclude_self=exclude_self)
+        self.requires = self.requires | required_with(bank)
         self.bank = bank
-        if bank is not None:
-            self.requires = self.requires | ({"bank", "indices"} if bank.needs_indices else {"bank"})
         self.exclude_self = exclude_self
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridhash._checks import check_flags
 from hybridhash._code_checks import check_lengths
 from hybridhash.labels import as_labels, count_classes
 from hybridhash.losses.bank import CodeBank, CodeMemory
@@ -145,6 +146,8 @@ def create_loss_for(
     """
     labels = as_labels(labels)
     loss_class = _class_of(name)
+    if not isinstance(bank, CodeMemory):
+        check_flags(bank=bank)
     takes = inspect.signature(loss_class).parameters
     if bank and "bank" not in takes:
         with_bank = [k for k, c in _classes().items() if "bank" in inspect.signature(c).parameters]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridhash._checks import check_number
-from hybridhash.losses._inputs import Reduction
+from hybridhash.losses._inputs import Reduction, reduction_of_all
 
 __all__ = ["SumOfLosses"]
 
@@ -97,8 +97,7 @@ class SumOfLosses(nn.Module):
             IndexError, TypeError, ValueError: those of the losses.
         """
         call: dict[str, Any] = {"indices": indices, "ref_codes": ref_codes, "ref_labels": ref_labels}
-        if reduction != "mean":
-            call["reduction"] = reduction
+        call |= reduction_of_all(self.losses.values(), reduction)
         terms = [self.weights[name] * loss(codes, labels, **call) for name, loss in self.losses.items()]
         return torch.stack(terms).sum(0)
 

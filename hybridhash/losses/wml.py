@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_not_negative, check_positive
+from hybridhash._checks import check_flags, check_not_negative, check_positive
 from hybridhash.losses import quantizers
 from hybridhash.losses.bank import CodeMemory
 from hybridhash.losses.pairwise import PairwiseLoss, balanced, log_likelihood
@@ -90,6 +90,7 @@ class WMLLoss(PairwiseLoss):
         quantization: float = 0.0,
     ) -> None:
         super().__init__(bank=bank, exclude_self=exclude_self)
+        check_flags(jaccard=jaccard)
         check_positive(alpha=alpha)
         check_not_negative(quantization=quantization)
         self.alpha, self.jaccard, self.quantization = alpha, jaccard, quantization

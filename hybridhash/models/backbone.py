@@ -46,7 +46,7 @@ def create_backbone(
         if elsewhere:
             cfg, name, args = _read_config(name, cache_dir)
             kwargs = {**args, **kwargs}
-        with _missing_weights() as missing:
+        with _missing_weights() as missing, _refused_arguments(name):
             module: Any = timm.create_model(
                 name,
                 pretrained=pretrained,
@@ -64,6 +64,24 @@ def create_backbone(
     if cfg or overlay:
         kwargs = {**_arguments_in(module.pretrained_cfg), **kwargs}
     return module, name, kwargs
+
+
+@contextmanager
+def _refused_arguments(name: str) -> Iterator[None]:
+    """Say which argument a backbone does not take, and what to do without ``img_size``."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise
+        advice = "leave it out"
+        if found[1] == "img_size":
+            advice = (
+                "a convolutional network takes images of any size as it is, and "
+                'save_pretrained(..., preprocessing={"input_size": (3, H, W)}) records the size'
+            )
+        raise TypeError(f"the backbone {name} takes no argument {found[1]!r}: {advice}") from error
 
 
 @contextmanager

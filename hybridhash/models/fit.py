@@ -56,7 +56,7 @@ Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrast
 _NOT_ITS_SIGN = (BatchNormHead, ProjectionHead, SpectralHead, SphericalHead)
 _METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrastive")
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
-_ANY_COUNT = ("lsh", "rabitq")  # need no more images than bits
+_ANY_COUNT = ("lsh", "rabitq")  # need no more items than bits
 # Need rows of features, not only their mean and covariance.
 _SAMPLED = ("itq", "sh", "sph", "rabitq", "contrastive")
 _SAMPLE_SIZE = 10_000
@@ -338,16 +338,16 @@ def _collect(
 
 def _check_statistics(statistics: FeatureStatistics, method: str, bits: int) -> None:
     if statistics.count == 0:
-        raise ValueError("there are no features: the loader gave no image")
+        raise ValueError("there are no features: give at least one item")
     if method not in _ANY_COUNT and statistics.count <= bits:
         raise ValueError(
-            f"method {method!r} needs more images than bits, got {statistics.count} for {bits} bits: give "
-            "more images or fewer bits; only 'lsh' and 'rabitq' work with fewer images"
+            f"method {method!r} needs more items than bits, got {statistics.count} for {bits} bits: give "
+            "more items or fewer bits; only 'lsh' and 'rabitq' work with fewer items"
         )
     if statistics.total_variance <= _NOISE * float(statistics.mean.square().sum()):
         raise ValueError(
-            f"the features of all {statistics.count} images are the same, so no code can tell them apart: "
-            "check the images, and that the backbone has its weights"
+            f"the features of all {statistics.count} items are the same, so no code can tell them apart: "
+            "check the images or embeddings, and that the network before the head has its weights"
         )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+from hybridhash._checks import generator_device
 from hybridhash.losses.contrastive import contrastive_loss
 from hybridhash.models.heads import HashCoderHead
 from hybridhash.shallow.statistics import FeatureStatistics
@@ -202,5 +203,5 @@ def _on_features(head: HashCoderHead, basis: Tensor, mean: Tensor) -> HashCoderH
 
 def _uniform(shape: torch.Size | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Draw from [0, 1), float32 on the CPU, wherever the generator is."""
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     return torch.rand(shape, dtype=torch.float32, generator=generator, device=device).cpu()

@@ -50,7 +50,7 @@ class FeatureHash:
         Raises:
             TypeError: Labels are no tensor, or ids or a setting are not integers.
             ValueError: Features are not ``(N, D)``, not finite or all the same; labels have another length;
-                all labelled images have the same labels; there are no more labelled images than bits; or a
+                all labelled rows have the same labels; there are no more labelled images than bits; or a
                 setting is out of range.
         """
         x = as_features(features, "features")
@@ -62,12 +62,11 @@ class FeatureHash:
         count = int(has_label.sum())
         if count <= self.bits:
             raise ValueError(
-                f"{type(self).__name__} needs more labelled images than bits, got {count} for {self.bits} "
-                "bits"
+                f"{type(self).__name__} needs more labelled rows than bits, got {count} for {self.bits} bits"
             )
         hot = _multi_hot(labels[has_label])
         if bool((hot == hot[0]).all()):
-            raise ValueError("all labelled images have the same labels: there is nothing to tell apart")
+            raise ValueError("all labelled rows have the same labels: there is nothing to tell apart")
         self._learn(x, has_label, hot, generator)
         self.num_features_ = x.shape[1]
         return self
@@ -106,7 +105,7 @@ class FeatureHash:
         Args:
             features: float64 ``(N, D)``.
             has_label: bool ``(N,)``.
-            hot: float64 ``(L, C)``, the multi-hot labels of the labelled images.
+            hot: float64 ``(L, C)``, the multi-hot labels of the labelled rows.
             generator: The source of all random choices.
         """
         raise NotImplementedError

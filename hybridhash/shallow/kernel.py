@@ -35,7 +35,7 @@ class GaussianKernel:
         self, features: Tensor, num_anchors: int, width: float | None, generator: torch.Generator | None
     ) -> None:
         n = features.shape[0]
-        check_integer("num_anchors", num_anchors, 1, n, advice=f"they are drawn from {n} images")
+        check_integer("num_anchors", num_anchors, 1, n, advice=f"they are drawn from {n} labelled rows")
         if width is not None:
             check_positive(width=width)
         self.anchors = features[random_normal(n, generator=generator).argsort()[:num_anchors]]

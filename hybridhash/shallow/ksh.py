@@ -69,7 +69,7 @@ class KSH(FeatureHash):
         check_integer("iterations", self.iterations, 0)
         affinity = _Affinity(hot)
         if bool((affinity.sets > 0).all()):
-            raise ValueError("all labelled images share a label: KSH needs some that share none")
+            raise ValueError("all labelled rows share a label: KSH needs some that share none")
         self.kernel_ = GaussianKernel(features, self.num_anchors, self.width, generator)
         kernel = self.kernel_(features[has_label])
         u, scale, v = torch.linalg.svd(kernel, full_matrices=False)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_integer, generator_device
 
 __all__ = ["FeatureStatistics"]
 
@@ -56,6 +56,7 @@ class FeatureStatistics:
         self.count = 0
         self._batches = 0
         self._generator = generator
+        self._device = generator_device(generator)
         self._full = covariance
         self._mean = torch.empty(0, dtype=torch.float64)
         # Sums of products of deviations (D, D), or of their squares (D,).
@@ -154,8 +155,8 @@ class FeatureStatistics:
         """Give each row a random key; the rows with the smallest keys are the sample."""
         if self.sample_size == 0:
             return
-        device = "cpu" if self._generator is None else self._generator.device
-        keys = torch.rand(len(features), dtype=torch.float64, generator=self._generator, device=device).cpu()
+        generator, device = self._generator, self._device
+        keys = torch.rand(len(features), dtype=torch.float64, generator=generator, device=device).cpu()
         if len(self._keys) == self.sample_size:
             near = keys < self._keys.max()
             keys = keys[near]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_integer, generator_device
 
 __all__ = [
     "itq_rotation",
@@ -72,7 +72,7 @@ def random_rotation(bits: int, generator: torch.Generator | None = None) -> Tens
 
 def random_normal(*shape: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw from N(0, 1), float64 on the CPU, wherever the generator is."""
-    device = "cpu" if generator is None else generator.device
+    device = generator_device(generator)
     return torch.randn(*shape, dtype=torch.float64, generator=generator, device=device).cpu()
 
 

@@ -317,6 +317,7 @@ def test_what_is_left_out_is_named(folder):
     ):
         photos = ImageFiles(folder)
     assert list(photos.left_out) == ["README", "notes.txt", "sub/1.HEIC", "sub/2.heic"]
+    assert repr(photos.left_out) == "['README', 'notes.txt', 'sub/1.HEIC'] and 1 more"
     assert len(photos) == 8
 
 

@@ -260,6 +260,32 @@ def test_a_damaged_split_file_is_refused(tmp_path):
         Split.load(tmp_path / "leaking", labels)
 
 
+def test_no_flipped_bit_of_a_split_file_is_read(tmp_path):
+    """Such as the row of a training image that became that of another one."""
+    labels = torch.arange(40) % 4
+    rule = custom_protocol("mine", labels, query_per_class=1, train_per_class=1)
+    rule.split(labels, seeded()).save(tmp_path / "s")
+    rule.split(labels, seeded()).save(tmp_path / "again")
+    content = (tmp_path / "s").read_bytes()
+    assert (tmp_path / "again").read_bytes() == content
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged is "):
+            Split.load(tmp_path / "damaged", labels)
+
+
+def test_a_split_file_of_the_version_without_digests_is_read(tmp_path):
+    labels = torch.arange(40) % 4
+    split = custom_protocol("mine", labels, query_per_class=2, train_per_class=3).split(labels, seeded())
+    about = {"format": "hybridhash.split/1", "protocol": "mine", "images": "40"}
+    rows = {name: getattr(split, name) for name in ("query", "train", "database")}
+    save_file(rows, tmp_path / "old", metadata={**about, "labels_sha256": split.labels_sha256})
+    again = Split.load(tmp_path / "old", labels)
+    assert all(torch.equal(getattr(again, name), part) for name, part in rows.items())
+
+
 @pytest.mark.parametrize(
     ("query", "train", "database", "message"),
     [
@@ -280,11 +306,11 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     split.save(tmp_path / "s")
     before = (tmp_path / "s").read_bytes()
 
-    def fail(tensors, path, metadata):
+    def fail(path, *rest):
         Path(path).write_bytes(b"half")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("hybridhash.data.splits.save_file", fail)
+    monkeypatch.setattr("hybridhash.data.splits.write_tensors", fail)
     with pytest.raises(OSError, match="full"):
         split.save(tmp_path / "s")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("s", before)]

@@ -148,6 +148,21 @@ def test_a_database_in_several_parts_is_counted_whole(monkeypatch):
     assert torch.equal(distance_histogram(*arguments, graded=True).counts, want.counts)
 
 
+def test_items_are_counted_in_parts_that_torch_does_not_split_between_threads(monkeypatch):
+    # torch.bincount looks for the largest key first, in all threads from 2^15 keys on (its GRAIN_SIZE). Where
+    # other processes use the cores too, waiting for them took ten times as long as counting.
+    sizes, count = [], torch.bincount
+
+    def recorded(keys, **options):
+        sizes.append(len(keys))
+        return count(keys, **options)
+
+    monkeypatch.setattr(torch, "bincount", recorded)
+    distance_histogram(*case(9, 2, 50_001, 24, 6, single=True))
+    assert sum(sizes) == 2 * 50_001
+    assert max(sizes) <= 2**15
+
+
 def test_gains_are_shared_labels_and_two_to_the_r_minus_one():
     arguments = case(5, 4, 60, 8, 6, single=False, density=0.5)
     histogram = distance_histogram(*arguments, graded=True)

@@ -12,6 +12,7 @@ from hybridhash.losses import (
     CodeBank,
     CSQLoss,
     DPNLoss,
+    DTSHLoss,
     GreedyHashLoss,
     NestedLoss,
     WMLLoss,
@@ -158,6 +159,21 @@ def test_state_is_saved_and_compiles_to_one_graph():
             r"weights must be those of the lengths \(8,\), got \(16,\)",
             lambda: NestedLoss({8: WMLLoss()}, weights={16: 1.0}),
         ),
+        (
+            TypeError,
+            "weights must map lengths to numbers, got list",
+            lambda: NestedLoss({8: WMLLoss()}, weights=[1.0]),
+        ),
+        (
+            TypeError,
+            "the weight of 8 bits must be a number, got 'a'",
+            lambda: NestedLoss({8: WMLLoss()}, weights={8: "a"}),
+        ),
+        (
+            TypeError,
+            "DTSHLoss has no values of rows, so reduction='none' cannot be had of it",
+            lambda: NestedLoss({8: DTSHLoss()})(torch.zeros(2, 8), torch.zeros(2).long(), reduction="none"),
+        ),
         (ValueError, "not all 0", lambda: NestedLoss({8: WMLLoss()}, weights={8: 0.0})),
         (ValueError, "weights must be 0 or positive", lambda: NestedLoss({8: WMLLoss()}, weights={8: -1.0})),
         (
@@ -209,6 +225,18 @@ def test_the_classes_named_here_are_nested_by_hand_too():
     loss = NestedLoss({4: DPNLoss(3, 4), 8: GreedyHashLoss(3, 8)})
     assert loss.requires == {"epoch_hook", "parameters"}
     assert loss(codes_of(6, 8), IDS[:6]).isfinite()
+
+
+def test_values_of_rows_are_the_weighted_means_of_all_lengths():
+    loss = nested("csq")
+    codes = torch.linspace(-1, 1, 6 * max(LENGTHS)).view(6, -1)
+    rows = loss(codes, IDS[:6], reduction="none")
+    expected = [
+        loss.weights[k] * inner(codes[:, :k], IDS[:6], reduction="none")
+        for k, inner in zip(LENGTHS, loss.losses.values(), strict=True)
+    ]
+    torch.testing.assert_close(rows, torch.stack(expected).sum(0))
+    torch.testing.assert_close(rows.mean(), loss(codes, IDS[:6]))
 
 
 def test_the_parts_of_all_lengths_add_up_to_the_loss():

@@ -56,6 +56,36 @@ def test_a_loss_against_a_queue_is_that_against_a_bank_of_the_same_codes(name, e
     assert int(memories[0].position) == (3 * ROWS) % 14
 
 
+def test_losses_that_share_a_queue_compare_with_the_same_codes_in_any_order():
+    codes, labels = batch(n=2 * ROWS)
+    queue = CodeQueue(3 * ROWS, BITS, CLASSES, dtype=torch.float64)
+    shared = [make(name, bank=queue) for name in ("wml", "idhn")]
+    own = [
+        make(name, bank=CodeQueue(3 * ROWS, BITS, CLASSES, dtype=torch.float64)) for name in ("wml", "idhn")
+    ]
+    for step, order in enumerate(((0, 1), (1, 0), (0, 1))):
+        leaf = (codes + step).tanh()[step : step + ROWS].requires_grad_()
+        for number in order:
+            value, alone = (loss[number](leaf, labels[step : step + ROWS]) for loss in (shared, own))
+            torch.testing.assert_close(value, alone)
+    assert int(queue.position) == 0
+    assert bool(queue.seen.all())
+
+
+@pytest.mark.parametrize("kind", [CodeBank, CodeQueue])
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((5, 2), r"codes of the {} are \(4, 2\), in the state dict \(5, 2\): make it with the rows"),
+        ((4, 2, 3), r"labels of the {} are \(4,\), in the state dict \(4, 3\): make it with the rows"),
+    ],
+)
+def test_a_state_of_another_size_is_refused_with_advice(kind, sizes, message):
+    loss, saved = WMLLoss(bank=kind(4, 2)), WMLLoss(bank=kind(*sizes)).state_dict()
+    with pytest.raises(RuntimeError, match=message.format(kind.__name__)):
+        loss.load_state_dict(saved)
+
+
 def test_evaluation_and_no_grad_only_read():
     loss = WMLLoss(bank=CodeQueue(8, 4), exclude_self=True)
     codes, labels = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_(), torch.tensor([0, 1, 0])

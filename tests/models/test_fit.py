@@ -454,7 +454,7 @@ def test_fewer_images_than_bits(method):
     if method in ("lsh", "rabitq"):
         assert fit_hash_head(x, method, bits=8).bits == 8
     else:
-        with pytest.raises(ValueError, match=r"needs more images than bits, got 8 for 8 bits.*only 'lsh'"):
+        with pytest.raises(ValueError, match=r"needs more items than bits, got 8 for 8 bits.*only 'lsh'"):
             fit_hash_head(x, method, bits=8)
 
 
@@ -462,19 +462,19 @@ def test_fewer_images_than_bits(method):
 def test_constant_features(method):
     noise = 1 + 1e-7 * torch.randn(50, 20, generator=seeded())
     for x in (torch.zeros(50, 20), torch.full((50, 20), 3.3), 5 * noise):
-        with pytest.raises(ValueError, match="features of all 50 images are the same"):
+        with pytest.raises(ValueError, match="features of all 50 items are the same"):
             fit_hash_head(x, method, bits=8)
 
 
 def test_a_single_image_has_no_code():
-    with pytest.raises(ValueError, match="features of all 1 images are the same"):
+    with pytest.raises(ValueError, match="features of all 1 items are the same"):
         fit_hash_head(features(1), "lsh", bits=8)
 
 
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("batches", [[], [torch.empty(0, 20)]])
 def test_no_features(method, batches):
-    with pytest.raises(ValueError, match="there are no features: the loader gave no image"):
+    with pytest.raises(ValueError, match="there are no features: give at least one item"):
         fit_hash_head(batches, method, bits=8)
 
 
@@ -500,7 +500,7 @@ def test_nan_names_the_batch_and_the_model_stays_as_it_was():
     x[30] = float("nan")
     with pytest.raises(ValueError, match=r"features of batch 1 hold NaN or infinity in 1 of 25 rows.* row 5"):
         fit(model, "sph", x, bits=12)
-    with pytest.raises(ValueError, match="there are no features: the loader gave no image"):
+    with pytest.raises(ValueError, match="there are no features: give at least one item"):
         fit_hash_layer(model, [], "sh", progress=False)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert model.training

@@ -162,9 +162,9 @@ def test_bad_features_are_refused():
     x[7, 3] = math.nan
     with pytest.raises(ValueError, match=r"features of batch 0 hold NaN or infinity in 1 of 150 .* row 7"):
         fit(x)
-    with pytest.raises(ValueError, match="needs more images than bits, got 8 for 8 bits"):
+    with pytest.raises(ValueError, match="needs more items than bits, got 8 for 8 bits"):
         fit(features(8))
-    with pytest.raises(ValueError, match="features of all 50 images are the same"):
+    with pytest.raises(ValueError, match="features of all 50 items are the same"):
         fit(torch.ones(50, 12))
     with pytest.raises(TypeError, match="views of batch 0 must be a tensor, got list"):
         fit(features(), views=[[1.0]])

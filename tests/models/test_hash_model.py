@@ -259,8 +259,10 @@ def test_impossible_models_say_why():
         create_hash_model("resnet10t", 8, head="tanhh")
     with pytest.raises(TypeError, match="takes no argument 'gama'"):
         create_hash_model("resnet10t", 8, head="bihalf", head_args={"gama": 1})
-    with pytest.raises(TypeError, match="img_sizes"):
+    with pytest.raises(TypeError, match="the backbone resnet10t takes no argument 'img_sizes': leave it out"):
         create_hash_model("resnet10t", 8, img_sizes=64)
+    with pytest.raises(TypeError, match=r"takes no argument 'img_size': .* any size .*preprocessing="):
+        create_hash_model("resnet10t", 8, img_size=64)
     with pytest.raises(
         TypeError, match=r"pretrained_cfg would not reach the backbone.*pretrained_cfg_overlay"
     ):

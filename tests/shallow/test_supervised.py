@@ -343,9 +343,9 @@ def test_bad_input_is_refused(make):
         make().fit(torch.where(torch.arange(60)[:, None] == 3, torch.nan, x), labels)
     with pytest.raises(ValueError, match="all 60 rows of features are the same"):
         make().fit(torch.ones(60, 6), labels)
-    with pytest.raises(ValueError, match="all labelled images have the same labels"):
+    with pytest.raises(ValueError, match="all labelled rows have the same labels"):
         make().fit(x, torch.zeros(60, dtype=torch.long))
-    with pytest.raises(ValueError, match="needs more labelled images than bits, got 4 for 4 bits"):
+    with pytest.raises(ValueError, match="needs more labelled rows than bits, got 4 for 4 bits"):
         make().fit(x, torch.where(torch.arange(60) < 4, labels, -1))
     with pytest.raises(ValueError, match="bits must be 1 to 4096, got 0"):
         make(0).fit(x, labels)
@@ -376,5 +376,5 @@ def test_settings_out_of_range_are_refused():
             SDH(4, num_anchors=5, **{setting: -1}).fit(x, labels)
     shared = torch.nn.functional.one_hot(labels)
     shared[:, 0] = 1
-    with pytest.raises(ValueError, match="all labelled images share a label"):
+    with pytest.raises(ValueError, match="all labelled rows share a label"):
         KSH(4, num_anchors=5).fit(x, shared)
