@@ -193,6 +193,22 @@ def test_one_photo_and_equal_photos(tmp_path):
     assert found.total_pairs == 10
 
 
+def test_without_a_model_the_network_of_the_package_finds_the_copies(folder, tmp_path):
+    found = find_duplicates(folder, out=tmp_path / "codes", progress=False)
+    assert {frozenset(group.names) for group in found.groups} == {
+        frozenset({"0.png", "deep/0.jpg"}),
+        frozenset({"1.png", "deep/er/small.png"}),
+    }
+    assert (found.bits, found.network_rate, found.estimate) == (256, 1e-5, None)
+    assert "within which 1e-05 of the pairs of other photos lie" in str(found)
+    assert found.to_dict()["network_rate"] == 1e-5
+    strict = find_duplicates(folder, out=tmp_path / "codes", false_pairs=5e-6, progress=False)
+    assert strict.network_rate == 1e-6
+    assert strict.radius < found.radius
+    given = find_duplicates(folder, out=tmp_path / "codes", radius=3, progress=False)
+    assert (given.radius, given.network_rate) == (3, None)
+
+
 def test_bad_input(folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -201,8 +217,8 @@ def test_bad_input(folder, tmp_path):
         _find(empty)
     with pytest.raises(FileNotFoundError):
         _find(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="need a model"):
-        find_duplicates(folder)
+    with pytest.raises(ValueError, match="at least 64 distinct codes"):
+        find_duplicates(folder, false_pairs=1e-9, progress=False)  # a rate that the network was not measured at
     with pytest.raises(ValueError, match="radius must be 0 to 16"):
         find_duplicates(codes, radius=17)
     with pytest.raises(ValueError, match="16 bits and against of 8"):
