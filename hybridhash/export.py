@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -347,7 +347,7 @@ def _traced(
     preprocessing: Mapping[str, Any] | None,
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
     """Return the program of a model with a free batch size, and its metadata as texts."""
-    check_choice("input", input, ("uint8", "float"))
+    check_choice("input", input, get_args(Input))
     model = _exportable(model)
     transform = _transform_of(model, image_size, preprocessing)
     dtype = torch.uint8 if input == "uint8" else torch.float32

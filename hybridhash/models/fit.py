@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.utils import unwrap_model
@@ -54,7 +54,7 @@ Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrast
 
 # Heads whose bits are not the signs of fc alone, or that keep more of a fit than fc.
 _NOT_ITS_SIGN = (BatchNormHead, ProjectionHead, SpectralHead, SphericalHead)
-_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrastive")
+_METHODS = get_args(Method)
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
 _ANY_COUNT = ("lsh", "rabitq")  # need no more images than bits
 # Need rows of features, not only their mean and covariance.
@@ -313,7 +313,7 @@ def _check_settings(
     if iterations is not None:
         check_integer("iterations", iterations, 0)
     if rotation is not None:
-        check_choice("rotation", rotation, ("auto", "random", "itq"))
+        check_choice("rotation", rotation, get_args(Rotation))
         if method != "rabitq":
             raise ValueError(f"rotation is a setting of 'rabitq', but the method is {method!r}: leave it out")
     if method in _SAMPLED and method not in _ANY_COUNT and sample_size <= bits:
