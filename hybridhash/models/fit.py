@@ -278,17 +278,13 @@ def fit_hash_head(
             raise ValueError(f"lengths are for 'itq' and 'rabitq', but the method is {method!r}")
     if views is not None and method != "contrastive":
         raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
-    settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
-    if rotation is not None:
-        settings["rotation"] = rotation
-    if lengths is not None:
-        settings["lengths"] = lengths
+    given = {"iterations": iterations, "rotation": rotation, "lengths": lengths}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     batches = [features] if isinstance(features, Tensor) else features
     if views is not None:
         batches = paired(features, views)
         settings["pairs"] = True
-    ranks = Ranks()
-    try:
+    with Ranks() as ranks:
         parts = ranks.collect(lambda: _collect(batches, method, bits, generator, sample_size))
         statistics = parts[0]
         for part in parts[1:]:
@@ -299,8 +295,6 @@ def fit_hash_head(
             lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
         )
         return cast("LinearHead | HashCoderHead", fitted[0])
-    finally:
-        ranks.close()
 
 
 def _check_settings(
