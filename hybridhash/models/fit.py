@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from timm.utils import unwrap_model
@@ -291,10 +291,7 @@ def fit_hash_head(
             statistics.merge(part)
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
-        fitted = ranks.collect(
-            lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
-        )
-        return cast("LinearHead | HashCoderHead", fitted[0])
+        return ranks.first(lambda: _fit(statistics, method, bits, generator, **settings))
 
 
 def _check_settings(
