@@ -59,10 +59,6 @@ class Ranks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the processes."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
 

@@ -6,7 +6,7 @@ of a database item weighs each bit by how sure the query is of it. It needs the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def as_real_queries(
     Raises:
         TypeError, ValueError: As :func:`asymmetric_topk`.
     """
-    check_choice("metric", metric, ("dot", "euclidean"))
+    check_choice("metric", metric, get_args(Metric))
     if isinstance(query_codes, HashCodes):
         raise TypeError(
             "query_codes are HashCodes, which hold only signs: give the real-valued outputs of the model, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from hybridhash._inference import check_hash_model, eval_mode, input_device, nam
 from hybridhash._tables import aligned
 from hybridhash.asymmetric import asymmetric_topk
 from hybridhash.codes import HashCodes, hamming_topk
-from hybridhash.embeddings import METRICS, EmbeddingBatches, Features, Metric, head_codes
+from hybridhash.embeddings import EmbeddingBatches, Features, Metric, head_codes
 from hybridhash.eval.plots import new_figure
 from hybridhash.eval.reranking import evaluate_ranking
 from hybridhash.labels import as_labels
@@ -169,7 +169,7 @@ def binarization_report(
     check_hash_model(head)
     if metric is None:
         metric = "cosine" if _normalises(head) else "euclidean"
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, get_args(Metric))
     check_integer("queries", queries, 1)
     check_integer("max_database", max_database, 1)
     query, database, both_labels = _split(features, labels, queries, max_database, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ __all__ = ["EmbeddingBatches", "encode_embeddings", "hash_embeddings", "head_cod
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Features: TypeAlias = "Tensor | Array | Iterable[Tensor | Array]"
-METRICS = ("euclidean", "cosine")
 Metric = Literal["euclidean", "cosine"]
 
 
@@ -88,7 +87,7 @@ def hash_embeddings(
     """
     check_integer("bits", bits, 1, MAX_BITS)
     check_integer("batch_size", batch_size, 1)
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, get_args(Metric))
     if method == "auto":
         method = "rabitq" if labels is None else "itqcca"
     batches = EmbeddingBatches(features, batch_size)

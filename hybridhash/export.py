@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_data_config
+from timm.layers import to_2tuple
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -347,7 +348,7 @@ def _traced(
     preprocessing: Mapping[str, Any] | None,
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
     """Return the program of a model with a free batch size, and its metadata as texts."""
-    check_choice("input", input, ("uint8", "float"))
+    check_choice("input", input, get_args(Input))
     model = _exportable(model)
     transform = _transform_of(model, image_size, preprocessing)
     dtype = torch.uint8 if input == "uint8" else torch.float32
@@ -414,9 +415,8 @@ def _transform_of(
     size = image_size or getattr(model, "img_size", None) or known.get("input_size", ())[-2:]
     if not size:
         raise ValueError(f"{type(model).__name__} does not say its image size: give image_size=224, or so")
-    height_width = (size, size) if isinstance(size, int) else tuple(size)
     channels = int(getattr(model, "in_chans", len(known["mean"])))
-    resolved = resolve_data_config({"input_size": (channels, *height_width)}, pretrained_cfg=known)
+    resolved = resolve_data_config({"input_size": (channels, *to_2tuple(size))}, pretrained_cfg=known)
     transform = {key: resolved[key] for key in ("input_size", *PREPROCESSING)}
     for key in ("mean", "std"):
         transform[key] = tuple(map(float, known[key]))  # timm's default for one channel is not the model's

@@ -115,9 +115,8 @@ class HashCodes:
         if norms is not None and not factors:
             raise ValueError("norms are kept as factors: give factors=True, or leave norms out")
         kept = correction_factors(codes, norms) if factors else None
-        labels = labels if labels is None else as_labels(labels, length=len(packed))
-        ids = ids if ids is None else as_ids(ids, length=len(packed))
-        return cls(packed, codes.shape[1], labels, ids, kept)
+        rows: dict[str, Any] = {"labels": labels, "ids": ids}  # the class takes all their forms
+        return cls(packed, codes.shape[1], **rows, factors=kept)
 
     @classmethod
     def cat(cls, parts: Sequence[HashCodes]) -> HashCodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -131,7 +131,7 @@ def check_settings(
 ) -> None:
     """Raise TypeError or ValueError unless :func:`evaluate` takes these settings."""
     check_rules(ties, empty)
-    check_choice("denominator", denominator, ("hits", "relevant"))
+    check_choice("denominator", denominator, get_args(Denominator))
     check_integer("radius", radius, 0, advice="0 finds equal codes only")
     if top_k is not None:
         check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database")

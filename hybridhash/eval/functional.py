@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ def average_precision(
         >>> average_precision(DistanceHistogram(counts, counts.sum(1)))  # 437 / 600
         tensor([0.7283], dtype=torch.float64)
     """
-    check_choice("denominator", denominator, ("hits", "relevant"))
+    check_choice("denominator", denominator, get_args(Denominator))
     k = _cut(histogram, top_k)
     if histogram.is_ranking:
         return _ranked_precision(histogram, k, denominator, weighted)
@@ -454,7 +454,7 @@ def _tie_groups(histogram: DistanceHistogram, k: int, ties: Ties, gain: Tensor |
         ties: The rule for ties.
         gain: What an item of each grade gains, ``(grades,)`` or ``(Nq, grades)``; None counts relevant items.
     """
-    check_choice("ties", ties, ("expected", "stable", "best", "worst"))
+    check_choice("ties", ties, get_args(Ties))
     if ties == "stable" and not histogram.is_ranking:
         raise ValueError("a histogram does not know the order of tied items: use the metrics")
     counts = histogram.counts[:, :k] if histogram.is_ranking else histogram.counts

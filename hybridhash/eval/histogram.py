@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -239,7 +239,7 @@ def query_database(
     if database_codes is None:
         raise TypeError("database_codes is missing: give codes and labels of queries and of the database")
     bits, scoring, metric = options.get("bits"), options.get("scoring", "hamming"), options.get("metric")
-    check_choice("scoring", scoring, ("hamming", "asymmetric"))
+    check_choice("scoring", scoring, get_args(Scoring))
     real_query, factors = None, None
     if scoring == "asymmetric":
         real_query, query, database = as_real_queries(query_codes, database_codes, metric or "dot", bits=bits)

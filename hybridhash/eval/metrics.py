@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ def mean_average_precision(
         tensor(0.9167, dtype=torch.float64)
     """
     data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
-    check_choice("denominator", denominator, ("hits", "relevant"))
+    check_choice("denominator", denominator, get_args(Denominator))
     if definition is None:
         return _measure(partial(functional.average_precision, denominator=denominator), data, options)
     rules = (options.get("ties", "expected"), denominator, options.get("empty", "zero"))
@@ -265,7 +265,7 @@ def ndcg_at_k(
         tensor(0.1934, dtype=torch.float64)
     """
     data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
-    check_choice("gain", gain, ("exponential", "linear"))
+    check_choice("gain", gain, get_args(Gain))
     form = partial(functional.ndcg, exponential=gain == "exponential")
     return _measure(form, data, options, graded=True)
 
@@ -320,7 +320,7 @@ def weighted_map(
         tensor(0.2500, dtype=torch.float64)
     """
     data = query_database(query_codes, query_labels, database_codes, database_labels, options, MetricOptions)
-    check_choice("denominator", denominator, ("hits", "relevant"))
+    check_choice("denominator", denominator, get_args(Denominator))
     form = partial(functional.average_precision, denominator=denominator, weighted=True)
     return _measure(form, data, options, graded=True)
 
@@ -379,8 +379,8 @@ def over_queries(
 
 def check_rules(ties: Ties, empty: Empty, aggregation: Aggregation = "mean") -> None:
     """Raise ValueError unless the rules are known, before anything is counted."""
-    check_choice("ties", ties, ("expected", "stable", "best", "worst"))
-    check_choice("empty", empty, ("zero", "skip"))
+    check_choice("ties", ties, get_args(Ties))
+    check_choice("empty", empty, get_args(Empty))
     check_choice("aggregation", aggregation, ("mean", None))
 
 

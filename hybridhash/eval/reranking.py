@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def rerank(
         >>> rerank(torch.tensor([[1, 2]]), torch.tensor([[0.0, 0.0]]), database)
         (tensor([[1., 5.]]), tensor([[2, 1]]))
     """
-    check_choice("distance", distance, ("euclidean", "cosine", "dot"))
+    check_choice("distance", distance, get_args(Distance))
     candidates = _as_tensor(candidates, "candidates")
     query_features = _as_tensor(query_features, "query_features")
     database_features = _as_tensor(database_features, "database_features")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+from timm.layers import to_2tuple
 from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
@@ -131,7 +132,7 @@ def input_size(model: Any, preprocessing: Mapping[str, Any] | None) -> tuple[int
     """
     cfg = model.pretrained_cfg
     sides = model.model_args.get("img_size", cfg["input_size"][-2:])
-    height, width = (sides, sides) if isinstance(sides, int) else sides
+    height, width = to_2tuple(sides)
     own = (model.in_chans, height, width)
     if not preprocessing or "input_size" not in preprocessing:
         return own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -91,8 +91,8 @@ def contrastive_loss(
 
 def _check_settings(temperature: float, similarity: str, binary: str, bottleneck: float) -> None:
     check_positive(temperature=temperature)
-    check_choice("similarity", similarity, ("cosine", "dot"))
-    check_choice("binary", binary, ("none", "sign", "sample"))
+    check_choice("similarity", similarity, get_args(Similarity))
+    check_choice("binary", binary, get_args(Binary))
     check_not_negative(bottleneck=bottleneck)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import torch
 from timm.utils import unwrap_model
@@ -54,7 +54,7 @@ Method = Literal["itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrast
 
 # Heads whose bits are not the signs of fc alone, or that keep more of a fit than fc.
 _NOT_ITS_SIGN = (BatchNormHead, ProjectionHead, SpectralHead, SphericalHead)
-_METHODS = ("itq", "pca", "pca-rr", "lsh", "sh", "sph", "rabitq", "contrastive")
+_METHODS = get_args(Method)
 _DIRECTIONS = ("itq", "pca", "pca-rr")  # one bit per direction, so no more bits than directions
 _ANY_COUNT = ("lsh", "rabitq")  # need no more items than bits
 # Need rows of features, not only their mean and covariance.
@@ -278,29 +278,20 @@ def fit_hash_head(
             raise ValueError(f"lengths are for 'itq' and 'rabitq', but the method is {method!r}")
     if views is not None and method != "contrastive":
         raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
-    settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
-    if rotation is not None:
-        settings["rotation"] = rotation
-    if lengths is not None:
-        settings["lengths"] = lengths
+    given = {"iterations": iterations, "rotation": rotation, "lengths": lengths}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     batches = [features] if isinstance(features, Tensor) else features
     if views is not None:
         batches = paired(features, views)
         settings["pairs"] = True
-    ranks = Ranks()
-    try:
+    with Ranks() as ranks:
         parts = ranks.collect(lambda: _collect(batches, method, bits, generator, sample_size))
         statistics = parts[0]
         for part in parts[1:]:
             statistics.merge(part)
         _check_statistics(statistics, method, bits)
         # Only the first process draws: the others' generators may be in another state.
-        fitted = ranks.collect(
-            lambda: _fit(statistics, method, bits, generator, **settings) if ranks.rank == 0 else None
-        )
-        return cast("LinearHead | HashCoderHead", fitted[0])
-    finally:
-        ranks.close()
+        return ranks.first(lambda: _fit(statistics, method, bits, generator, **settings))
 
 
 def _check_settings(
@@ -313,7 +304,7 @@ def _check_settings(
     if iterations is not None:
         check_integer("iterations", iterations, 0)
     if rotation is not None:
-        check_choice("rotation", rotation, ("auto", "random", "itq"))
+        check_choice("rotation", rotation, get_args(Rotation))
         if method != "rabitq":
             raise ValueError(f"rotation is a setting of 'rabitq', but the method is {method!r}: leave it out")
     if method in _SAMPLED and method not in _ANY_COUNT and sample_size <= bits:

@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -309,7 +310,7 @@ class HashModel(nn.Module):
             self.model_args |= {**sizes, **options}
         cfg: Any = getattr(self, "pretrained_cfg", None)
         if cfg and img_size is not None:
-            sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+            sides = to_2tuple(img_size)
             self.pretrained_cfg = {**cfg, "input_size": (self.in_chans, *sides)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -358,7 +359,7 @@ def hash_model(pretrained: bool = False, **kwargs: Any) -> HashModel:
     if source and not pretrained:
         # Images are prepared as the backbone wants them.
         size = model.model_args.get("img_size", source["input_size"][-2:])
-        sides = (size, size) if isinstance(size, int) else tuple(size)
+        sides = to_2tuple(size)
         copied = (*PREPROCESSING, "fixed_input_size", "license")
         cfg = {key: source[key] for key in copied if source.get(key) is not None}
         cfg |= {
