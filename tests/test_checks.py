@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from hybridhash import create_hash_model, fit_hash_layer, hash_embeddings
+from hybridhash import HashCodes, create_hash_model, fit_hash_layer, hash_embeddings
 from hybridhash.binarization import binarization_report
-from hybridhash.data import balanced_batches, get_protocol
+from hybridhash.data import balanced_batches, custom_protocol, get_protocol
+from hybridhash.eval import HammingRetrieval, evaluate
 from hybridhash.losses import (
     CodeBank,
     CSQLoss,
@@ -26,6 +27,7 @@ from hybridhash.losses import (
 )
 from hybridhash.losses.dfh import fisher_centers
 from hybridhash.models import fit_hash_head
+from hybridhash.search import FaissIndex
 from hybridhash.shallow import ITQCCA, KSH, SDH
 from hybridhash.shallow.unsupervised import itq_rotation, random_rotation, spherical_pivots
 
@@ -83,6 +85,8 @@ FLAGS = {
     "adaptive": lambda flag: DPNLoss(3, 8, adaptive=flag),
     "count_unseen": lambda flag: CodeBank(9, 8, count_unseen=flag),
     "relaxed": lambda flag: cnnh_codes(LABELS, 4, relaxed=flag),
+    "factors": lambda flag: HashCodes.from_codes(FEATURES, factors=flag),
+    "train_in_database": lambda flag: custom_protocol("x", LABELS, query_per_class=1, train_in_database=flag),
     "bank": lambda flag: create_loss_for("wml", LABELS, 8, bank=flag),
 }
 
@@ -107,6 +111,22 @@ def test_a_flag_is_true_or_false(name, flag):
         ("num_samples must be an int >= 1, got None", lambda: CodeBank(None, 8)),
         ("start must be a tensor, got int", lambda: cnnh_codes(LABELS, 4, start=3)),
         ("layers must be modules .* got int", lambda: DHLoss(layers=3)),
+        ("ks must be a sequence of cuts, got None", lambda: HammingRetrieval(8, ks=None)),
+        ("head_args must be a dict, got 'a'", lambda: create_hash_model("resnet10t", 8, head_args="a")),
+        (
+            "pretrained_cfg_overlay must be a dict, got 1.5",
+            lambda: create_hash_model("resnet10t", 8, pretrained_cfg_overlay=1.5),
+        ),
+        ("backbone must be the name of a timm model or a module", lambda: create_hash_model(None, 8)),
+        ("features must be a tensor .* got 3", lambda: fit_hash_head(3, "itq", 4)),
+        (
+            "sample_size must be an int >= 0, got 'a'",
+            lambda: fit_hash_head(FEATURES, bits=4, sample_size="a"),
+        ),
+        (
+            "top_k must be an int >= 1, got 'a'",
+            lambda: custom_protocol("x", LABELS, query_per_class=1, top_k="a"),
+        ),
         ("bank must be a CodeBank, a CodeQueue or None, got True", lambda: WMLLoss(bank=True)),
         ("bank must be a CodeBank, a CodeQueue or None, got 'a'", lambda: MDSHCLoss(3, 8, bank="a")),
         ("multi-hot .* got torch.complex64", lambda: WMLLoss()(FEATURES, torch.ones(30, 3).cfloat())),
@@ -115,3 +135,19 @@ def test_a_flag_is_true_or_false(name, flag):
 def test_settings_of_another_type_are_named(message, call):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: create_hash_model("resnet10t", 8, head=value),
+        lambda value: fit_hash_head(FEATURES, value, 4),
+        lambda value: FaissIndex(8, value),
+        lambda value: evaluate(FEATURES, LABELS, FEATURES, LABELS, ties=value),
+        lambda value: evaluate(FEATURES, LABELS, FEATURES, LABELS, progress=value),
+    ],
+)
+@pytest.mark.parametrize("value", [None, [1], {}, torch.ones(2)])
+def test_what_is_no_name_is_no_choice(call, value):
+    with pytest.raises(ValueError, match=r"no (head|method) is called|unknown kind|must be one of"):
+        call(value)

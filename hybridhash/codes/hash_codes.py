@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_flags, check_integer
 from hybridhash._code_checks import as_factors, as_ids, as_rows, check_packed, from_numpy
 from hybridhash._code_files import damaged, read_fields, write_codes
 from hybridhash.codes.packing import correction_factors, pack_codes, unpack_codes
@@ -112,6 +112,7 @@ class HashCodes:
             tensor([[5.0000, 0.9899]])
         """
         packed = pack_codes(codes)
+        check_flags(factors=factors)
         if norms is not None and not factors:
             raise ValueError("norms are kept as factors: give factors=True, or leave norms out")
         kept = correction_factors(codes, norms) if factors else None

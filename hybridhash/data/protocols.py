@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridhash._checks import check_integer
+from hybridhash._checks import check_flags, check_integer
 from hybridhash._tables import aligned
 from hybridhash.data.lists import ImageList, check_disjoint
 from hybridhash.data.splits import Split, SplitDatasets, SplitRule, draw_split
@@ -350,6 +350,9 @@ def custom_protocol(
         (2, 5, 5)
     """
     check_integer("query_per_class", query_per_class, 1)
+    check_flags(train_in_database=train_in_database)
+    if top_k is not None:
+        check_integer("top_k", top_k, 1, advice="use None for the whole database")
     if train_per_class is not None:
         check_integer("train_per_class", train_per_class, 1)
     if train_per_class is None and not train_in_database:

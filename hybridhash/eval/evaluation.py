@@ -135,8 +135,9 @@ def check_settings(
     check_integer("radius", radius, 0, advice="0 finds equal codes only")
     if top_k is not None:
         check_integer("top_k", top_k, 1, advice="use top_k=None for the whole database")
-    if isinstance(ks, Integral):
-        raise TypeError(f"ks must be a sequence of cuts, got {ks}: use ks=({ks},)")
+    if not isinstance(ks, Iterable):
+        advice = f": use ks=({ks},)" if isinstance(ks, Integral) else ""  # type: ignore[unreachable]
+        raise TypeError(f"ks must be a sequence of cuts, got {ks}{advice}")
     for k in ks:
         check_integer("a cut in ks", k, 1)
 

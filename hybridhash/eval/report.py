@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -183,11 +184,14 @@ class RetrievalReport:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, in one step: a failure leaves what was there before.
 
+        The entry ``sha256`` is a digest of all others.
+
         Raises:
             OSError: The folder does not exist or cannot be written to.
         """
+        values = self.to_dict()
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=1, allow_nan=False)
+            json.dump({**values, "sha256": _digest(values)}, file, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> RetrievalReport:
@@ -195,13 +199,20 @@ class RetrievalReport:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is not JSON, or not a report.
+            ValueError: It is not JSON, not a report, or not what its digest says.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
+            report = cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path} is not a retrieval report: {error}") from error
-        return cls.from_dict(values)
+        digest = values.pop("sha256", None)
+        if digest is not None and digest != _digest(values):
+            raise ValueError(
+                f"{path} is damaged (it is not what its SHA-256 says): write it again, or delete the entry "
+                "sha256 if you have changed it on purpose"
+            )
+        return report
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw the curves of the report; with ``path``, also save the figure there (png, pdf, svg).
@@ -277,6 +288,11 @@ def _number(value: float) -> str:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a report's entries, in whatever order they are written."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _or_nan(name: str, value: object) -> float:

@@ -280,6 +280,8 @@ def fit_hash_head(
         raise ValueError(f"views are for method 'contrastive', and {method!r} takes none: leave them out")
     given = {"iterations": iterations, "rotation": rotation, "lengths": lengths}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(features, Iterable):
+        raise TypeError(f"features must be a tensor (N, D), or an iterable of such, got {features!r}")
     batches = [features] if isinstance(features, Tensor) else features
     if views is not None:
         batches = paired(features, views)
@@ -297,7 +299,7 @@ def fit_hash_head(
 def _check_settings(
     method: str, bits: int, iterations: int | None, rotation: str | None, sample_size: int
 ) -> None:
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         near = difflib.get_close_matches(str(method), _METHODS, n=1) or _METHODS
         raise ValueError(f"no method is called {method!r}: did you mean {', '.join(near)}?")
     check_integer("bits", bits, 1, MAX_BITS)
@@ -307,6 +309,7 @@ def _check_settings(
         check_choice("rotation", rotation, get_args(Rotation))
         if method != "rabitq":
             raise ValueError(f"rotation is a setting of 'rabitq', but the method is {method!r}: leave it out")
+    check_integer("sample_size", sample_size, 0)
     if method in _SAMPLED and method not in _ANY_COUNT and sample_size <= bits:
         raise ValueError(f"sample_size must be more than the {bits} bits, got {sample_size}")
 

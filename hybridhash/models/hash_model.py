@@ -81,6 +81,11 @@ def create_hash_model(
     """
     bits = check_integer("bits", bits, 1, MAX_BITS, advice="a backbone without a head is timm.create_model")
     head = renamed_head(head)
+    for name, value in (("head_args", head_args), ("pretrained_cfg_overlay", pretrained_cfg_overlay)):
+        if not isinstance(value, Mapping | None):
+            raise TypeError(f"{name} must be a dict, got {value!r}")
+    if not isinstance(backbone, str | nn.Module):
+        raise TypeError(f"backbone must be the name of a timm model or a module, got {backbone!r}")
     settings: dict[str, Any] = {"num_classes": bits, "head": head, "head_args": dict(head_args or {})}
     overlay = dict(pretrained_cfg_overlay or {})
     if checkpoint_path is not None:

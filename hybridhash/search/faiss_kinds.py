@@ -42,7 +42,7 @@ def checked_options(bits: int, kind: str, given: Mapping[str, int | None]) -> di
         TypeError, ValueError: The kind is unknown, or an option is out of range or of another kind.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    if kind not in _OPTIONS:
+    if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(f"unknown kind {kind!r} of FAISS index: use {', '.join(map(repr, _OPTIONS))}")
     for name, value in given.items():
         if name not in _OPTIONS[kind]:

@@ -218,7 +218,9 @@ def test_bad_input(folder, tmp_path):
     with pytest.raises(FileNotFoundError):
         _find(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least 64 distinct codes"):
-        find_duplicates(folder, false_pairs=1e-9, progress=False)  # a rate that the network was not measured at
+        find_duplicates(
+            folder, false_pairs=1e-9, progress=False
+        )  # a rate that the network was not measured at
     with pytest.raises(ValueError, match="radius must be 0 to 16"):
         find_duplicates(codes, radius=17)
     with pytest.raises(ValueError, match="16 bits and against of 8"):

@@ -159,6 +159,21 @@ def test_files_that_are_no_report_are_refused(tmp_path):
         RetrievalReport.from_dict(values)
 
 
+def test_a_changed_figure_of_a_report_file_is_refused(tmp_path):
+    path, report = tmp_path / "report.json", evaluate(*random_case(seed=40))
+    report.to_json(path)
+    text = path.read_text()
+    shown = f"{report['map']!r}"
+    assert text.count(shown) >= 1
+    path.write_text(text.replace(shown, shown[:-1] + ("1" if shown[-1] != "1" else "2"), 1))
+    with pytest.raises(ValueError, match=r"report.json is damaged \(it is not what its SHA-256 says\)"):
+        RetrievalReport.from_json(path)
+    values = json.loads(path.read_text())
+    del values["sha256"]  # as reports of older versions are, and those changed on purpose
+    path.write_text(json.dumps(values))
+    assert RetrievalReport.from_json(path)["mrr"] == report["mrr"]
+
+
 def test_an_unknown_metric_names_those_there_are():
     with pytest.raises(KeyError, match=r"no metric 'mAP'.*map"):
         evaluate(*random_case(seed=40))["mAP"]

@@ -107,8 +107,8 @@ def create_head(name: str, in_features: int, bits: int, **kwargs: Any) -> nn.Mod
         tensor(1.)
     """
     name = renamed_head(name)
-    if name not in _HEADS:
-        near = difflib.get_close_matches(name, _HEADS, n=3) or list_heads()
+    if not isinstance(name, str) or name not in _HEADS:
+        near = difflib.get_close_matches(str(name), _HEADS, n=3) or list_heads()
         raise ValueError(f"no head is called {name!r}; nearest: {', '.join(near)} (all: list_heads())")
     known = list(inspect.signature(_HEADS[name]).parameters)[2:]
     for argument in kwargs:
