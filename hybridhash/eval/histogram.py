@@ -61,8 +61,8 @@ class InputOptions(TypedDict, total=False):
         exclude_self: Leave each query out of its own ranking, for queries that are items of the database.
             True matches the ``ids`` of two HashCodes. For tensors, give the database row of each query, int
             ``(Nq,)``, -1 for a query that is not in the database. The default is False.
-        chunk_size: The largest number of database items compared at a time; it never changes the result. On the
-            CPU 8,192 took 1.6 times as long as the default, and 1,024 six times.
+        chunk_size: The largest number of database items compared at a time; it never changes the result. On
+            the CPU 8,192 took 1.6 times as long as the default, and 1,024 six times.
         progress: Show a progress bar. The default is False.
         scoring: What ranks the database. ``"hamming"``, the default: Hamming distances. ``"asymmetric"``: the
             products of real-valued queries ``(Nq, bits)`` with the signs of the database, as
