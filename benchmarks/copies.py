@@ -201,7 +201,7 @@ def photos_per_second(count: int = 96) -> str:
     random = np.random.default_rng(0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(model, f"{folder}/nano.onnx")
+        export_onnx(model, f"{folder}/nano.onnx", input="float")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(f"{folder}/nano.onnx", options, ["CPUExecutionProvider"])

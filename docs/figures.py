@@ -108,7 +108,7 @@ def distances():
 
 
 def duplicates():
-    """Draw the groups that are found among 100 drawn pictures, of which three have altered copies."""
+    """Draw the groups that are found among 70 drawn pictures, of which three have altered copies."""
     sys.path.insert(0, str(FOLDER.parent.parent / "examples"))
     from train_copies import draw_picture
 
@@ -122,7 +122,7 @@ def duplicates():
         "bright": lambda picture: ImageEnhance.Brightness(picture).enhance(1.4),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(100):
+        for number in range(70):
             picture = to_pil_image(draw_picture(random))
             picture.save(f"{folder}/{number}.png")
             if number in (5, 21, 42):

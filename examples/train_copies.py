@@ -376,6 +376,8 @@ def train(args: argparse.Namespace) -> None:
     model = CopyHash(args.dims, args.heads, args.depths)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters", flush=True)
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True)["average"])
     average = CopyHash(args.dims, args.heads, args.depths)
     average.load_state_dict(model.state_dict())
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -479,7 +481,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("photos", nargs="+", help="folders of images")
     parser.add_argument("--out", default="copies", help="folder of checkpoint, log and weights")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--start", help="checkpoint of another run whose averaged weights to begin with")
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch-size", type=int, default=128, help="photos in a batch, two views each")
     parser.add_argument("--queue", type=int, default=0, help="older codes that are negatives, too")
     parser.add_argument("--lr", type=float, default=2e-3)
