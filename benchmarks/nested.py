@@ -4,11 +4,11 @@
     python benchmarks/nested.py --time
 
 A network with one hidden layer is trained on the pixels of the digits, or with ``--images`` on patch features
-(see ``unsupervised.py``) of an npz file of encoded images. The nested training takes 1.15 times the steps: if
+(see ``unsupervised.py``) of an npz file of encoded images. The nested training has 1.15 times the steps: if
 the steps of a network take longer than those of the loss, that is at most 1.3 times the time (``--time``).
 
 ``--held-out`` searches with a fifth of the training set instead of the queries; the weights of the lengths
-were chosen so. ``--time`` compares a step of all lengths with a step of the longest one, on this network and on
+were chosen so. ``--time`` compares a step of all lengths with one of the longest, on this network and on
 that of the quickstart.
 """
 
