@@ -329,22 +329,11 @@ class CopyHash(nn.Module):
         return state
 
 
-def nt_xent(
-    first: Tensor, second: Tensor, groups: Tensor, queue: Tensor, queue_groups: Tensor, temperature: float
-) -> Tensor:
-    """NT-Xent of two views (N, bits), against the batch and a queue of older codes.
-
-    Codes of the same photo that are not the positive are no negatives: they are left out.
-    """
-    first, second, queue = (F.normalize(codes, dim=1) for codes in (first, second, queue))
-    views = torch.cat([first, second])
-    count = len(first)
-    logits = views @ torch.cat([views, queue]).T / temperature
-    all_groups = torch.cat([groups, groups, queue_groups])
-    same = torch.cat([groups, groups])[:, None] == all_groups[None]
-    target = torch.arange(2 * count).roll(count)
-    same[torch.arange(2 * count), target] = False
-    return F.cross_entropy(logits.masked_fill(same, -math.inf), target)
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two views (N, bits): the other view of a photo against all other photos of the batch."""
+    views = F.normalize(torch.cat([first, second]), dim=1)
+    logits = (views @ views.T / temperature).fill_diagonal_(-math.inf)
+    return F.cross_entropy(logits, torch.arange(len(views)).roll(len(first)))
 
 
 def koleo(codes: Tensor) -> Tensor:
@@ -376,8 +365,6 @@ def train(args: argparse.Namespace) -> None:
     model = CopyHash(args.dims, args.heads, args.depths)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters", flush=True)
-    if args.start:
-        model.load_state_dict(torch.load(args.start, weights_only=True)["average"])
     average = CopyHash(args.dims, args.heads, args.depths)
     average.load_state_dict(model.state_dict())
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -386,8 +373,6 @@ def train(args: argparse.Namespace) -> None:
         [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=args.lr, betas=(0.9, 0.98),
     )  # fmt: skip
-    queue = torch.zeros(0, LENGTHS[-1])
-    queue_groups = torch.zeros(0, dtype=torch.long)
     generator = torch.Generator().manual_seed(args.seed)
     step, seconds = 0, 0.0
     checkpoint = out / "checkpoint.pt"
@@ -397,7 +382,6 @@ def train(args: argparse.Namespace) -> None:
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
-        queue, queue_groups = saved["queue"], saved["queue_groups"]
         step, seconds = saved["step"], saved["seconds"]
         print(f"goes on at step {step}", flush=True)
 
@@ -410,17 +394,16 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = args.lr * warm * (0.5 * (1 + math.cos(math.pi * progress)) + 0.01)
         sharpness = 1 + (args.sharpness - 1) * progress  # tanh of the codes comes ever nearer to their signs
 
-        groups = torch.randperm(len(photos), generator=generator)[: args.batch_size]
+        rows = torch.randperm(len(photos), generator=generator)[: args.batch_size]
         # A large crop is a photo of its own here: the batch holds no other part of its photo.
-        batch = crop_photos(photos[groups].float() / 255, 0.3, 0.4, 0.8, generator)
+        batch = crop_photos(photos[rows].float() / 255, 0.3, 0.4, 0.8, generator)
         views = torch.cat([mild_view(batch, generator), strong_view(batch, generator)])
         codes = torch.tanh(sharpness * model(to_input(views)))
         first, second = codes.chunk(2)
         loss = torch.zeros(())
         for bits, weight in zip(LENGTHS, args.weights, strict=True):
             one, two = first[:, :bits], second[:, :bits]
-            pairs = nt_xent(one, two, groups, queue[:, :bits], queue_groups, args.temperature)
-            loss = loss + weight * (pairs + args.spread * koleo(one))
+            loss = loss + weight * (nt_xent(one, two, args.temperature) + args.spread * koleo(one))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -431,9 +414,6 @@ def train(args: argparse.Namespace) -> None:
             for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
                 if kept.dtype.is_floating_point:
                     kept.lerp_(new, 1 - decay)
-            if step >= args.warmup:
-                queue = torch.cat([codes.detach(), queue])[: args.queue]
-                queue_groups = torch.cat([groups, groups, queue_groups])[: args.queue]
         step += 1
         losses.append(loss.item())
         if step % args.log_every == 0 or step == args.steps:
@@ -447,7 +427,7 @@ def train(args: argparse.Namespace) -> None:
             state = {
                 "model": model.state_dict(), "average": average.state_dict(),
                 "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                "queue": queue, "queue_groups": queue_groups, "step": step,
+                "step": step,
                 "seconds": seconds + time.process_time() - start,
             }  # fmt: skip
             torch.save(state, out / "checkpoint.tmp")
@@ -481,10 +461,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("photos", nargs="+", help="folders of images")
     parser.add_argument("--out", default="copies", help="folder of checkpoint, log and weights")
-    parser.add_argument("--start", help="checkpoint of another run whose averaged weights to begin with")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch-size", type=int, default=128, help="photos in a batch, two views each")
-    parser.add_argument("--queue", type=int, default=0, help="older codes that are negatives, too")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--warmup", type=int, default=200, help="steps until the full learning rate")

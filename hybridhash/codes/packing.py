@@ -70,7 +70,7 @@ def sign(values: Tensor) -> Tensor:
 
 
 def straight_through_sign(values: Tensor) -> Tensor:
-    """Return :func:`sign` of ``values`` with the gradient of the identity (0 where they are infinite).
+    """Return :func:`sign` of ``values`` with the gradient of the identity; NaN where they are infinite.
 
     Args:
         values: Any shape, floating.
@@ -83,8 +83,8 @@ def straight_through_sign(values: Tensor) -> Tensor:
         >>> values.grad
         tensor([1., 1.])
     """
-    # The difference is 0 (NaN for infinite values), so the signs are exact; its gradient is 1.
-    return sign(values) + (values - values.detach()).nan_to_num(0.0)
+    # The difference is 0, so the signs are exact; its gradient is 1.
+    return sign(values) + (values - values.detach())
 
 
 def pack_codes(codes: Tensor | Array, *, name: str = "codes") -> Tensor:

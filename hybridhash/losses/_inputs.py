@@ -91,7 +91,8 @@ def diverged_to_nan(codes: Tensor) -> Tensor:
 
     A loss of codes that have diverged must show it.
     """
-    return torch.where(codes.isinf(), torch.nan, codes)
+    given = codes.detach()
+    return codes + (given - given)  # 0, or NaN of an infinity
 
 
 def upcast(codes: Tensor) -> Tensor:
@@ -227,17 +228,20 @@ def reduce_rows(
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    rows = torch.stack(list(terms.values()))
-    counted = labelled(labels).to(rows.dtype)
-    totals = rows @ counted
+    counted = labelled(labels).to(next(iter(terms.values())).dtype)
     number = counted.sum()
     if world_size() > 1:
-        totals = sum_over_ranks(totals)
         number = sum_over_ranks(number)
-    means = totals / number.clamp(min=1)
+    share = counted / number.clamp(min=1)
+    means = [rows @ share for rows in terms.values()]
+    if world_size() > 1:
+        means = list(sum_over_ranks(torch.stack(means)))
     if parts is not None:
-        parts.update(zip(terms, means.detach().unbind(), strict=True))
-    return means.sum() if reduction == "mean" else gather_rows(rows.sum(0) * counted)
+        parts.update((name, mean.detach()) for name, mean in zip(terms, means, strict=True))
+    if reduction == "mean":
+        return sum(means[1:], start=means[0])
+    rows = torch.stack(list(terms.values())).sum(0)
+    return gather_rows(rows * counted)
 
 
 def reduction_of_all(losses: Iterable[nn.Module], reduction: Reduction) -> dict[str, Reduction]:

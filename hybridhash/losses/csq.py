@@ -77,17 +77,19 @@ def csq_loss(
             target = centers[labels].to(codes.dtype)
         else:
             target = centroids(labels, centers.to(codes.dtype), tie_bits)
-        # -log of (1 + u) / 2 and (1 - u) / 2: what a bit costs whose target is 1 or -1.
-        if tanh:
-            cost_of_one, cost_of_minus_one = F.softplus(-2 * codes), F.softplus(2 * codes)  # exact for any z
-        else:
-            # A code of exactly -c counts as the next number that its dtype can hold: a network in half
-            # precision saturates at exactly -1 and 1.
-            next_to_one = 1 - torch.finfo(given.dtype).eps / 2
-            cost_of_one = math.log(2) - torch.log1p(codes.clamp(min=-next_to_one))
-            cost_of_minus_one = math.log(2) - torch.log1p(-codes.clamp(max=next_to_one))
-        # A bit is 1 with probability (1 + c) / 2, which is 0 or 1 unless the label is soft.
-        entropy = (1 + target) / 2 * cost_of_one + (1 - target) / 2 * cost_of_minus_one
+        # A bit of a hard label is c. One of a soft label is 1 with probability (1 + c) / 2, and -1 else.
+        soft = labels.dtype.is_floating_point
+        costs = []
+        for bit in (1, -1) if soft else (target,):
+            if tanh:
+                # -log of (1 + c tanh(z)) / 2, exact for any z.
+                costs.append(F.softplus(-2 * bit * codes))
+            else:
+                # -log of (1 + c u) / 2. A code of -c counts as the next number that its dtype can hold: a
+                # network in half precision saturates at exactly -1 and 1.
+                next_to_one = 1 - torch.finfo(given.dtype).eps / 2
+                costs.append(math.log(2) - torch.log1p((bit * codes).clamp(min=-next_to_one)))
+        entropy = costs[1].lerp(costs[0], (1 + target) / 2) if soft else costs[0]
         penalty = ((codes.tanh() if tanh else codes).abs() - 1).square()
         terms = {"centers": entropy.mean(1), "quantization": quantization * penalty.mean(1)}
         return reduce_rows(terms, labels, reduction=reduction, parts=parts)

@@ -20,7 +20,7 @@ def script():
     return module
 
 
-SMALL = ["--batch-size=6", "--queue=24", "--warmup=1", "--dims", "16", "32", "32", "--heads", "1", "2", "2"]
+SMALL = ["--batch-size=6", "--warmup=1", "--dims", "16", "32", "32", "--heads", "1", "2", "2"]
 SMALL += ["--depths", "1", "1", "1", "--save-every=2", "--log-every=2"]
 
 

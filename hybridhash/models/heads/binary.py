@@ -114,7 +114,9 @@ class GreedySignHead(LinearHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map embeddings ``(B, in_features)`` to codes ``(B, bits)`` of -1 and +1."""
-        return straight_through_sign(self.fc(x))
+        z = self.fc(x)
+        largest = torch.finfo(z.dtype).max
+        return straight_through_sign(z.clamp(-largest, largest))  # an infinite output has a sign, too
 
 
 class _BiHalf(torch.autograd.Function):
