@@ -64,7 +64,7 @@ def find_duplicates(
             photo; a sequence of paths; any data set that :func:`hybridhash.encode_dataset` takes; or
             :class:`~hybridhash.HashCodes`.
         model: The hash model that gives the codes of photos. None takes ``hybridhash_nano_256``, which ships
-            with the package and was trained to find copies; it needs no network.
+            with the package and was trained to find copies; nothing is fetched.
         radius: The largest Hamming distance of copies. None estimates it on the photos. Where they are too
             few to show the rate, and ``model`` is None, it is the radius of this rate on other photos.
         false_pairs: The share of the pairs of unlike photos that may be within the radius, if it is
@@ -98,8 +98,8 @@ def find_duplicates(
         TypeError: An argument has a wrong type.
         ValueError: There is no photo, or none can be read; the radius is above the bits; codes differ in
             bits, or those in ``out`` are of another model; or a radius is to be estimated and the codes do
-            not allow it (:func:`estimate_radius`). One photo has no pair, and codes that are all
-            equal have radius 0: both need no estimate.
+            not allow it (:func:`estimate_radius`). One photo has no pair, and codes that are all equal have
+            radius 0: both need no estimate.
 
     Example:
         >>> codes = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
@@ -192,7 +192,7 @@ def _radius(
     if radius is not None:
         advice = "it counts the bits that may differ"
         return check_integer("radius", radius, 0, photos.bits, advice=advice), None, None
-    if not shipped and bool((photos.packed == photos.packed[:1]).all()):  # one photo, or all equal
+    if bool((photos.packed == photos.packed[:1]).all()):  # one photo, or all equal
         return 0, None, None
     pairs = len(photos.names) * (len(photos.names) - 1) // 2
     if shipped and false_pairs * pairs < 10:  # too few to show the rate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridhash._checks import check_choice, check_integer
 from hybridhash._files import replacing
+from hybridhash._fingerprint import json_sha256
 from hybridhash._tables import aligned
 from hybridhash.eval.statistics import CodeStatistics
 
@@ -191,7 +191,7 @@ class RetrievalReport:
         """
         values = self.to_dict()
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump({**values, "sha256": _digest(values)}, file, indent=1, allow_nan=False)
+            json.dump({**values, "sha256": json_sha256(values)}, file, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> RetrievalReport:
@@ -207,7 +207,7 @@ class RetrievalReport:
         except ValueError as error:
             raise ValueError(f"{path} is not a retrieval report: {error}") from error
         digest = values.pop("sha256", None)
-        if digest is not None and digest != _digest(values):
+        if digest is not None and digest != json_sha256(values):
             raise ValueError(
                 f"{path} is damaged (it is not what its SHA-256 says): write it again, or delete the entry "
                 "sha256 if you have changed it on purpose"
@@ -288,11 +288,6 @@ def _number(value: float) -> str:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a report's entries, in whatever order they are written."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _or_nan(name: str, value: object) -> float:

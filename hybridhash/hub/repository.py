@@ -276,13 +276,14 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     if kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay"):
         repository = None  # the weights may come from elsewhere
     given = dict(kwargs)
+    folder = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
     try:
         with loading(str(source), repository, revision, cache_dir):
-            if name.startswith("local-dir:"):
-                kwargs = _for_old_timm(Path(name.removeprefix("local-dir:")), kwargs)
+            if folder is not None:
+                kwargs = _for_old_timm(folder, kwargs)
             model: Any = timm.create_model(name, pretrained=True, cache_dir=cache_dir, **kwargs)
-            if name.startswith("local-dir:"):
-                _check_weights(Path(name.removeprefix("local-dir:")))
+            if folder is not None:
+                _check_weights(folder)
             lengths = _saved_lengths(name, repository, revision, cache_dir)
     except (AttributeError, TypeError) as error:
         if given or ":" not in name:

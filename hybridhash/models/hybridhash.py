@@ -397,22 +397,27 @@ def _add_identity(conv: nn.Conv2d) -> None:
     conv.weight[:, :, rows // 2, cols // 2].diagonal().add_(1.0)
 
 
+_EVERY_CFG = {
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "first_conv": "patch_embed.proj",
+    "classifier": "head.fc",
+    "license": "apache-2.0",
+}
+
+
 def _cfg(bits: int, nest: str) -> dict[str, Any]:
     return {
+        **_EVERY_CFG,
         "hf_hub_id": f"timm/{nest}",
         # Without the name timm reports a Hub that is down as a missing pytorch_model.bin.
         "hf_hub_filename": "model.safetensors",
         "num_classes": bits,
         "input_size": (3, 224, 224),
         "pool_size": (14, 14),
-        "fixed_input_size": True,
         "crop_pct": 0.875,
-        "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
     }
 
 
@@ -422,20 +427,16 @@ _NANO_WEIGHTS = Path(__file__).parent / "weights" / "hybridhash_nano.copies.safe
 
 def _nano_cfg(bits: int) -> dict[str, Any]:
     return {
+        **_EVERY_CFG,
         "file": str(_NANO_WEIGHTS),
         "num_classes": bits,
         "input_size": (3, 64, 64),
         "pool_size": (4, 4),
-        "fixed_input_size": True,
         # The whole photo, squashed to the square: nothing of it is cut off.
         "crop_pct": 1.0,
         "crop_mode": "squash",
-        "interpolation": "bicubic",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
     }
 
 

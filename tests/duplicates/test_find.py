@@ -207,6 +207,8 @@ def test_without_a_model_the_network_of_the_package_finds_the_copies(folder, tmp
     assert strict.radius < found.radius
     given = find_duplicates(folder, out=tmp_path / "codes", radius=3, progress=False)
     assert (given.radius, given.network_rate) == (3, None)
+    one = find_duplicates(folder / "0.png", false_pairs=1e-9, progress=False)  # nothing to estimate
+    assert (one.radius, one.network_rate, one.groups) == (0, None, [])
 
 
 def test_bad_input(folder, tmp_path):
